@@ -1,0 +1,89 @@
+# `make help` lists the targets. A fresh clone needs Python >= 3.10 and make, nothing else.
+
+PYTHON    ?= python3
+# Options for every `pip install`, e.g. PIP_FLAGS="--find-links wheels"
+PIP_FLAGS ?=
+# Options for pytest in `test` and `test-compat`, e.g. PYTEST_FLAGS="-m 'not slow'"
+PYTEST_FLAGS ?=
+
+VENV      := .venv
+OLDEST    := .venv-oldest
+NEWEST    := .venv-newest
+OLDEST_TRANSFORMERS := 5.5.0
+
+BIN       := $(VENV)/bin
+SPEC      := pyproject.toml constraints.txt
+PIP       := -m pip --disable-pip-version-check install $(PIP_FLAGS)
+
+# The embedded model is local: nothing here may ask the network for one. One thread a worker, so that two
+# xdist workers do not fight for two cores.
+OFFLINE   := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+TEST_ENV  := $(OFFLINE) OMP_NUM_THREADS=1
+PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format test-compat test-oldest test-newest bench train-embedded clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed ## install into .venv and run `squeeze demo`
+	$(OFFLINE) $(BIN)/squeeze demo
+
+test: lint ## lint, types and the test-suite
+	$(TEST_ENV) $(BIN)/python $(PYTEST)
+
+lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## let ruff fix and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-compat: test-oldest test-newest ## the test-suite with the oldest and the newest transformers
+
+test-oldest: $(OLDEST)/.installed ## ... with the oldest supported only
+	$(TEST_ENV) $(OLDEST)/bin/python $(PYTEST)
+
+# What is newest changes, so this one asks pip every time.
+test-newest: $(NEWEST)/.created ## ... with the newest only
+	grep -v '^transformers==' constraints.txt > $(NEWEST)/constraints.txt
+	$(NEWEST)/bin/python $(PIP) --upgrade -c $(NEWEST)/constraints.txt -e ".[all,dev]" transformers
+	$(TEST_ENV) $(NEWEST)/bin/python $(PYTEST)
+
+bench: $(VENV)/.installed ## measure what the cache costs (benchmarks/overheads.py)
+	$(OFFLINE) $(BIN)/python benchmarks/overheads.py
+
+train-embedded: $(VENV)/.installed ## train the embedded model again (resumes; needs a C++ compiler)
+	PYTHONPATH=src $(BIN)/python training/train.py --compile
+
+clean: ## remove environments, caches and outputs (build/ stays: training keeps checkpoints there)
+	rm -rf .venv .venv-oldest .venv-newest dist out squeeze-demo
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests training benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Installation: an empty file says that it was done, and it is done again when $(SPEC) change.
+
+%/.created:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.x" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv --clear $*
+	@touch $@
+
+.PRECIOUS: %/.created
+
+$(VENV)/.installed: $(SPEC) | $(VENV)/.created
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[all]"
+	@touch $@
+
+# This brings everything the plain installation does, so it counts as both.
+$(VENV)/.installed-dev: $(SPEC) | $(VENV)/.created
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[all,dev]"
+	@touch $(VENV)/.installed $@
+
+$(OLDEST)/.installed: $(SPEC) | $(OLDEST)/.created
+	grep -v '^transformers==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python $(PIP) -c $(OLDEST)/constraints.txt -e ".[all,dev]" transformers==$(OLDEST_TRANSFORMERS)
+	@touch $@

@@ -1,0 +1,69 @@
+"""Rules that divide the cache among the layers, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+from ..plan.plan import BudgetPlan
+from ..registry import Registry
+from .base import Allocation, Allocator, check_p
+from .fixed import Fixed
+from .inverted import Inverted
+from .pyramid import Pyramid
+from .random import Random
+from .squeeze import Squeeze, check_outliers
+from .uniform import Uniform
+
+__all__ = [
+    "ALLOCATORS",
+    "Allocation",
+    "Allocator",
+    "Fixed",
+    "Inverted",
+    "Pyramid",
+    "Random",
+    "Squeeze",
+    "Uniform",
+    "resolve_allocator",
+]
+
+ALLOCATORS: Registry[Allocator] = Registry("allocator")
+for _allocator in (Squeeze, Uniform, Pyramid, Random, Inverted):
+    ALLOCATORS.register(_allocator.name, _allocator)
+
+
+def resolve_allocator(
+    spec: str | Allocator | BudgetPlan | Sequence[int],
+    *,
+    p: float | None = None,
+    outliers: str | None = None,
+) -> Allocator:
+    """The allocator that ``spec`` names, is, or (a plan or list of budgets) fixes.
+
+    ``p`` and ``outliers`` are validated always and passed to named allocators that take them; others ignore
+    them, so that a sweep can pass them to all. An instance that was built with other values is a
+    :class:`ConfigError`, as is anything that is no allocator.
+    """
+    options: dict[str, object] = {}
+    if p is not None:
+        options["p"] = check_p(p)
+    if outliers is not None:
+        check_outliers(outliers)
+        options["outliers"] = outliers
+    if isinstance(spec, str):
+        taken = inspect.signature(ALLOCATORS.factory(spec)).parameters
+        return ALLOCATORS.create(spec, **{name: value for name, value in options.items() if name in taken})
+    if isinstance(spec, BudgetPlan | list | tuple):
+        return Fixed(spec)
+    if not isinstance(spec, Allocator):
+        raise ConfigError(
+            f"cannot use {spec!r} as an allocator: give one of {', '.join(ALLOCATORS)}, an Allocator, a "
+            "BudgetPlan, or a list of tokens per layer"
+        )
+    for name, value in options.items():
+        own = getattr(spec, name, None)
+        if not isinstance(spec, Fixed) and own is not None and own != value:
+            raise ConfigError(f"{name} was given twice: {value!r}, and {own!r} in {spec!r}; give it once")
+    return spec

@@ -1,0 +1,59 @@
+"""What an allocator is: a rule that divides the cache among the layers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import ConfigError
+from ..plan.budget import is_real
+from ..plan.plan import BudgetPlan
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Relative shares, one per layer, before floors, caps and rounding."""
+
+    shares: tuple[float, ...]  # not negative; 1.0 = the average layer
+    groups: tuple[int, ...]  # 1 = most important; all 1 without groups
+    warnings: tuple[str, ...] = ()
+    plan: BudgetPlan | None = None  # finished budgets, to be taken as they are instead of the shares
+
+
+class Allocator(ABC):
+    """A rule that divides the cache among the layers. Stateless: the same input gives the same shares."""
+
+    name: ClassVar[str]
+    needs_signal: ClassVar[bool]  # whether allocate() must be given the importance
+    p: float | None = None  # share that the least important group keeps; None: the rule has no such cut
+
+    @abstractmethod
+    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
+        """Shares of ``n_layers`` layers.
+
+        ``importance`` holds what the signal measured, oriented like the paper's cosine: a *high* value marks
+        a layer that matters *less*. Raises :class:`ConfigError` when a signal is needed but missing, not
+        finite, or not one value per layer.
+        """
+
+
+def check_p(p: object) -> float:
+    """``p`` as a float; :class:`ConfigError` unless it is a number in (0, 1]."""
+    if not is_real(p) or not 0 < p <= 1:
+        raise ConfigError(f"p must be a number above 0 and at most 1 (0.3 to 0.4 in the paper), got {p!r}")
+    return float(p)
+
+
+def check_importance(name: str, importance: Sequence[float] | None, n_layers: int) -> list[float]:
+    """The signal as floats, one finite value per layer; else :class:`ConfigError`."""
+    if importance is None:
+        raise ConfigError(f"allocator {name!r} needs the importance of every layer; give it a signal")
+    if len(importance) != n_layers:
+        raise ConfigError(f"allocator {name!r} got {len(importance)} importance values for {n_layers} layers")
+    for layer, value in enumerate(importance):
+        if not math.isfinite(value):
+            raise ConfigError(f"the importance of layer {layer} is {value}; it must be finite")
+    return [float(value) for value in importance]

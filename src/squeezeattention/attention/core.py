@@ -1,0 +1,181 @@
+"""Exact attention over a layer's tokens, in blocks of queries; never a [T, T] matrix.
+
+Shapes: B batch, H heads of the keys, G query heads per key head (grouped-query attention), q queries, N tokens,
+D width. Queries are packed as [B, H, G * q, D] so that keys and values are never repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from .visibility import Visibility
+
+#: Elements of one block of scores (B * heads * rows * N): about 32 MiB in fp32.
+_BLOCK_ELEMENTS = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How scores are made, besides the dot product."""
+
+    scale: float
+    softcap: float | None = None
+    """Scores become ``softcap * tanh(score / softcap)`` (Gemma 2)."""
+    sink_logits: torch.Tensor | None = None
+    """[Hq]: a learned extra logit per query head that takes part in the softmax only (GPT-OSS)."""
+
+    @property
+    def is_plain(self) -> bool:
+        return self.softcap is None and self.sink_logits is None
+
+    def logits(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """[B, H, R, D] x [B, H, N, D] -> fp32 [B, H, R, N]."""
+        logits = torch.matmul(query * self.scale, key.transpose(-1, -2)).float()
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def sink_column(self, heads: int, rows: int, like: torch.Tensor) -> torch.Tensor | None:
+        """The sink logits laid out for packed queries: [1, H, G * rows, 1]."""
+        if self.sink_logits is None:
+            return None
+        column = self.sink_logits.to(like).reshape(1, heads, -1, 1).expand(-1, -1, -1, rows)
+        return column.reshape(1, heads, -1, 1)
+
+
+def probabilities(logits: torch.Tensor, mask: torch.Tensor | None, sink: torch.Tensor | None) -> torch.Tensor:
+    """Softmax over the last dimension with a bool mask; rows that see nothing become zeros. In place."""
+    if mask is not None:
+        logits.masked_fill_(~mask, -torch.inf)
+    if sink is not None:
+        logits = torch.cat([logits, sink.expand(*logits.shape[:-1], 1)], dim=-1)
+        return logits.softmax(dim=-1)[..., :-1]
+    out = logits.softmax(dim=-1)
+    return out if mask is None else out.nan_to_num_(0.0)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visibility: Visibility,
+    scoring: Scoring,
+    *,
+    score_heads: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of several queries; optionally the attention each token received.
+
+    Args:
+        query: ``[B, Hq, q, D]``; key ``[B, H, N, D]``; value ``[B, H, N, Dv]``; H divides Hq.
+        score_heads: number of heads to gather scores for (the cache's KV heads), ``None`` for no scores.
+
+    Returns:
+        output ``[B, Hq, q, Dv]`` and, if asked for, fp32 ``[B, score_heads, N]``: softmax probability summed
+        over the queries, mean over the query heads of each group.
+    """
+    if visibility.fresh and visibility.ragged:
+        return _attend_rows(query, key, value, visibility, scoring, score_heads)
+    if visibility.is_causal and scoring.is_plain and score_heads is None:
+        out = F.scaled_dot_product_attention(
+            query, key, value, is_causal=query.shape[2] > 1, scale=scoring.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
+        return out, None
+    return _attend_blocks(query, key, value, visibility, scoring, score_heads)
+
+
+def _attend_rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring,
+    score_heads: int | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """A left-padded prompt, row by row without its padding: faster than any mask, and a row stays itself."""
+    batch, heads, length, _ = query.shape
+    out = query.new_zeros(batch, heads, length, value.shape[-1])
+    scores = None if score_heads is None else query.new_zeros(batch, score_heads, length, dtype=torch.float32)
+    padding = (visibility.queries < 0).sum(dim=1).tolist()
+    for row in range(batch):
+        first = padding[row] if len(padding) > 1 else padding[0]
+        if first == length:
+            continue
+        one = slice(row, row + 1)
+        part, mass = attend(
+            query[one, :, first:], key[one, :, first:], value[one, :, first:],
+            visibility.rows(row if len(padding) > 1 else 0, first), scoring, score_heads=score_heads,
+        )  # fmt: skip
+        out[one, :, first:] = part
+        if scores is not None and mass is not None:
+            scores[one, :, first:] = mass
+    return out, scores
+
+
+def _attend_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring,
+    score_heads: int | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    batch, query_heads, length, width = query.shape
+    heads, tokens = key.shape[1], key.shape[2]
+    group = query_heads // heads
+    rows = max(1, min(length, _BLOCK_ELEMENTS // max(1, batch * query_heads * tokens)))
+    out = query.new_empty(batch, query_heads, length, value.shape[-1])
+    scores = None if score_heads is None else query.new_zeros(batch, score_heads, tokens, dtype=torch.float32)
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
+        # Fresh tokens are in order: nothing behind the block's last query is visible.
+        seen = stop if visibility.fresh else tokens
+        first = 0
+        if visibility.fresh and visibility.window is not None:
+            first = max(0, start - visibility.window + 1)
+        mask = visibility.block(start, stop, seen)[..., first:].repeat(1, 1, group, 1)
+        packed = query[:, :, start:stop].reshape(batch, heads, group * (stop - start), width)
+        k, v = key[:, :, first:seen], value[:, :, first:seen]
+        if scoring.is_plain and scores is None:
+            part = F.scaled_dot_product_attention(packed, k, v, attn_mask=mask, scale=scoring.scale)
+        else:
+            sink = scoring.sink_column(heads, stop - start, packed.float())
+            mass = probabilities(scoring.logits(packed, k), mask, sink)
+            part = torch.matmul(mass.to(v.dtype), v)
+            if scores is not None:
+                scores[..., first:seen] += _grouped_mass(mass, scores.shape[1], query_heads)
+        out[:, :, start:stop] = part.reshape(batch, query_heads, stop - start, -1)
+    if visibility.ragged:
+        out.masked_fill_((visibility.queries < 0)[:, None, :, None], 0.0)
+    return out, scores
+
+
+def _grouped_mass(mass: torch.Tensor, score_heads: int, query_heads: int) -> torch.Tensor:
+    """[B, H, G * rows, N] -> [B, score_heads, N]: sum over rows, mean over the query heads of a score head."""
+    batch, _, _, tokens = mass.shape
+    per_query_head = mass.view(batch, query_heads, -1, tokens).sum(dim=2)
+    return per_query_head.view(batch, score_heads, -1, tokens).mean(dim=2)
+
+
+def attend_one(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scoring: Scoring,
+    *,
+    score_heads: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of a decode step: one query ``[B, Hq, 1, D]``, mask bool ``[B or 1, H or 1, N]`` or ``None``.
+
+    Returns output ``[B, Hq, 1, Dv]`` and, if asked for, the scores as in :func:`attend`.
+    """
+    batch, query_heads, _, width = query.shape
+    heads = key.shape[1]
+    packed = query.reshape(batch, heads, query_heads // heads, width)
+    if mask is not None:
+        mask = mask[:, :, None, :]
+    if scoring.is_plain and score_heads is None:
+        out = F.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scoring.scale)
+        return out.reshape(batch, query_heads, 1, -1), None
+    sink = scoring.sink_column(heads, 1, packed.float())
+    mass = probabilities(scoring.logits(packed, key), mask, sink)
+    out = torch.matmul(mass.to(value.dtype), value).reshape(batch, query_heads, 1, -1)
+    if score_heads is None:
+        return out, None
+    return out, mass.view(batch, score_heads, query_heads // score_heads, -1).mean(dim=2)

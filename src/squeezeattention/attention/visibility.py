@@ -1,0 +1,47 @@
+"""Which stored token each query may see, from positions alone, a block of queries at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Causal order, holes, padding and a native sliding window, never as one [T, T] matrix.
+
+    A query at position ``i`` sees the token at position ``j`` if ``0 <= j <= i`` and, in a windowed layer,
+    ``j > i - window``. Padding queries (position -1) see nothing.
+    """
+
+    queries: torch.Tensor
+    """[B or 1, q] int64 positions, -1 = padding."""
+    tokens: torch.Tensor
+    """[B or 1, H or 1, N] int64 positions, -1 = hole."""
+    window: int | None
+    fresh: bool
+    """True if the tokens are the queries themselves: nothing was stored before."""
+    ragged: bool
+    """True if there may be padding queries or holes among the tokens."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Plain causal attention over the queries' own tokens: the fastest kernels apply."""
+        return (
+            self.fresh and not self.ragged and (self.window is None or self.queries.shape[1] <= self.window)
+        )
+
+    def block(self, start: int, stop: int, columns: int | None = None) -> torch.Tensor:
+        """Mask of queries ``start:stop``: bool ``[B or 1, H or 1, stop - start, columns or N]``."""
+        query = self.queries[:, None, start:stop, None]
+        token = self.tokens[..., None, :columns]
+        seen = (token >= 0) & (token <= query)
+        if self.window is not None:
+            seen &= token > query - self.window
+        return seen
+
+    def rows(self, row: int, first: int) -> Visibility:
+        """The part of one row from column ``first`` on (fresh tokens only), its left padding cut off."""
+        queries = self.queries[row : row + 1, first:]
+        return Visibility(queries, queries[:, None], self.window, fresh=True, ragged=False)

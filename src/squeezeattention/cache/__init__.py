@@ -1,0 +1,1 @@
+"""The cache: layers of bounded stores behind transformers' Cache interface."""

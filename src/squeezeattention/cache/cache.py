@@ -1,0 +1,395 @@
+"""SqueezeCache: a transformers cache that is squeezed in two dimensions, layers and tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ..allocators import Allocator, resolve_allocator
+from ..attention.rope import Rerotation
+from ..errors import (
+    BudgetError,
+    CacheStateError,
+    ConfigError,
+    InputError,
+    SqueezeError,
+    UnsupportedFeatureError,
+    UnsupportedModelError,
+)
+from ..hf.attachment import attach
+from ..plan import Budget, BudgetPlan
+from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
+from ..signals import Signal, resolve_signal
+from .layer import SqueezeLayer
+from .memory import MemoryReport
+from .planning import Planner
+from .step import Step
+
+
+class SqueezeCache(Cache):
+    """KV cache whose layers hold different numbers of tokens, chosen per prompt (SqueezeAttention, ICLR 2025).
+
+    Pass it as ``past_key_values`` to ``model.generate(...)`` or ``model(...)``. The prompt is attended to
+    exactly; at its end every layer is cut to its budget, and each decode step keeps it there.
+
+    A prompt ends with the call of ``generate`` that reads it, before the first single-token forward after it,
+    or when :meth:`compact` is called or anything is asked of the cache (:attr:`plan`, :meth:`lengths`, ...);
+    forwards of several tokens before that are chunks of one prompt. More tokens later are a new turn: they
+    see what was kept, and the layers are planned again at the turn's end. :meth:`reset` makes it as new.
+
+    Args:
+        model: a decoder-only transformers model. It is attached to while caches of it are alive; any other
+            cache on it works as before.
+        budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of the longest row);
+            text such as "512MiB" = bytes of keys and values per sequence.
+        policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
+        allocator: "squeeze" (the paper), "uniform", "pyramid", "random", "inverted", a :class:`BudgetPlan` or a
+            list of tokens per layer (both fix the budgets, and ``budget`` is not used).
+        p: share of the average budget that the least important group keeps, in (0, 1].
+        signal: what tells important layers from others; "cosine" is the paper's.
+        outliers: "keep" (the paper) or "clamp", for the "squeeze" family.
+        positions: "original" or "cache" (re-rotated sinks, StreamingLLM on RoPE models).
+        sinks: leading tokens that StreamingLLM keeps (default 4).
+        new_tokens: how many tokens will be generated, if known (``generate`` tells): no layer is given more
+            than it can use.
+
+    Raises:
+        ConfigError, BudgetError, UnknownNameError: an argument cannot work.
+        UnsupportedModelError: the model cannot be carried exactly.
+        PlanError: the plan is of another model.
+    """
+
+    layers: list[SqueezeLayer]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        budget: int | float | str | Budget = 0.2,
+        policy: str | EvictionPolicy = "h2o",
+        allocator: str | Allocator | BudgetPlan | Sequence[int] = "squeeze",
+        p: float | None = None,
+        *,
+        signal: str | Signal = "cosine",
+        outliers: str | None = None,
+        positions: str | None = None,
+        sinks: int | None = None,
+        new_tokens: int | None = None,
+    ) -> None:
+        self._budget = Budget.parse(budget)
+        self.policy = _resolve_policy(policy, positions=positions, sinks=sinks)
+        self.allocator = resolve_allocator(allocator, p=p, outliers=outliers)
+        self.signal = resolve_signal(signal)
+        self._new_tokens = _check_new_tokens(new_tokens)
+        if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
+            raise BudgetError(
+                f"a budget of {self._budget.value} tokens a layer is too small: {self.policy.name} needs at least "
+                f"{self.policy.minimum}"
+            )
+        self._lease(model)
+        layout = self._attachment.layout
+        if self._is_fixed:
+            self.allocator.allocate(None, layout.n_layers).plan.check_model(
+                layout.fingerprint, layout.n_layers
+            )
+        rerotation = None
+        if isinstance(self.policy, StreamingLLM) and self.policy.positions == "cache":
+            if any(layout.windows):
+                raise UnsupportedModelError('positions="cache" is for models without native sliding windows')
+            rerotation = Rerotation.build(layout.decoder, layout.attentions[0], layout.config)
+        self._planner = Planner(
+            self._budget, self.allocator, self.policy, self.signal.name, layout.windows, layout.fingerprint
+        )
+        super().__init__(
+            layers=[SqueezeLayer(i, w, self.policy, rerotation) for i, w in enumerate(layout.windows)]
+        )
+        self._clear()
+
+    def _lease(self, model: nn.Module) -> None:
+        """Attach to the model for as long as this cache lives."""
+        self._attachment = attach(model)
+        self._release = weakref.finalize(self, self._attachment.release)
+
+    @property
+    def _is_fixed(self) -> bool:
+        return not self.allocator.needs_signal and self.allocator.name == "fixed"
+
+    def _clear(self) -> None:
+        self._plan: BudgetPlan | None = None
+        self._next: list[int] = [0]  # position of each row's next token; one entry while all rows agree
+        self._padded = False
+        self._open = False  # a prompt is being read
+        self._in_prefill = False  # ... and its end will be told
+        self._failed: str | None = None
+        self._expected: int | None = None
+        self._rows = 0
+        self._held = [0] * len(self.layers)
+        self._peak = 0
+        self.signal.start(len(self.layers))
+
+    # ---------------------------------------------------------------- reading
+
+    @property
+    def plan(self) -> BudgetPlan | None:
+        """The plan of the current prompt; ``None`` before the first one."""
+        self.compact()
+        return self._plan
+
+    def lengths(self) -> list[int]:
+        """Tokens that each layer holds now (of the longest row)."""
+        self.compact()
+        return [layer.tokens_held() for layer in self.layers]
+
+    def kept_positions(self, layer: int) -> torch.Tensor:
+        """Original positions that a layer holds: int64 ``[batch, kv_heads, slots]``, ascending.
+
+        Position 0 is a row's first real token; -1 marks an empty slot (they come first).
+        """
+        self.compact()
+        if not -len(self.layers) <= layer < len(self.layers):
+            raise ConfigError(f"layer {layer} does not exist: the model has {len(self.layers)} layers")
+        store = self.layers[layer].store
+        if store.keys is None:
+            return torch.empty(0, 0, 0, dtype=torch.int64)
+        batch, heads = store.keys.shape[:2]
+        positions = store.used_positions().expand(batch, heads, -1).sort(dim=-1).values
+        return positions[..., (positions >= 0).any(0).any(0)].clone()
+
+    def memory(self) -> MemoryReport:
+        """Bytes held, at peak, and of a full cache; measured from the storages."""
+        self.compact()
+        return MemoryReport(tuple(layer.memory(self._rows) for layer in self.layers), self._peak)
+
+    # -------------------------------------------------------------- lifecycle
+
+    def compact(self) -> None:
+        """End the prompt that is being read, if any: plan it and cut every layer to its budget."""
+        if not self._open or self._in_prefill or self._failed:
+            return
+        importance = None if not self._observes else self.signal.values()
+        expected = self._expected
+        if self._new_tokens is not None:
+            expected = max(self._next) + self._new_tokens
+        try:
+            plan = self._planner.plan(
+                importance=importance,
+                prompt_tokens=max(self._next),
+                total_tokens=expected,
+                bytes_per_token=[layer.store.bytes_per_token for layer in self.layers],
+            )
+        except SqueezeError:
+            self._failed = "its prompt could not be planned"
+            raise
+        newest = [after - 1 for after in self._next]
+        for layer, budget in zip(self.layers, plan.budgets, strict=True):
+            layer.compact(budget, newest, self._padded)
+            self._note_bytes(layer)
+        self._plan = plan
+        self._open = False
+
+    @contextlib.contextmanager
+    def prefilling(self) -> Iterator[SqueezeCache]:
+        """Forwards inside are chunks of one prompt, whatever their length; it ends with the block.
+
+        What the cache held before is an earlier turn.
+        """
+        self.compact()
+        self._in_prefill = True
+        try:
+            yield self
+        finally:
+            self._in_prefill = False
+        self.compact()
+
+    def reset(self) -> None:
+        """Forget everything; the next prompt gets what a fresh cache gives."""
+        for layer in self.layers:
+            layer.clear()
+        self._clear()
+
+    def detach(self) -> None:
+        """Take this cache off its model (also happens when it is garbage collected). It cannot be used after."""
+        self._release()
+        self._failed = "it was detached from its model"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SqueezeCache:
+        """An independent cache with the same content, for example to answer several questions on one context."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        shared = {"_attachment", "_release", "_planner", "policy", "allocator", "_plan"}
+        for name, value in self.__dict__.items():
+            twin.__dict__[name] = value if name in shared else copy.deepcopy(value, memo)
+        twin._lease(self._attachment.model)
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UnsupportedFeatureError(
+            "a SqueezeCache belongs to a live model and cannot be pickled; save its plan"
+        )
+
+    # ---------------------------------------------------- called by the model
+
+    def _expect(self, total_tokens: int) -> None:
+        """``generate`` will not go beyond so many columns."""
+        self._expected = total_tokens
+
+    def _check_new_prompt(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
+        """A non-empty cache goes on with a longer text; anything else is a forgotten reset."""
+        seen = self.get_seq_length()
+        mask = model_kwargs.get("attention_mask")
+        columns = input_ids.shape[1] if mask is None else mask.shape[1]
+        if seen and columns <= seen and model_kwargs.get("inputs_embeds") is None:
+            raise CacheStateError(
+                f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
+                "text so far to go on with it, or call cache.reset() for a new prompt"
+            )
+
+    @property
+    def _observes(self) -> bool:
+        return not self._is_fixed
+
+    def _begin(self, decoder: nn.Module, arguments: dict[str, Any]) -> Step:
+        """Check one forward pass and describe it. Nothing is changed unless all is well."""
+        if self._failed:
+            raise CacheStateError(
+                f"this cache is unusable because {self._failed}; call cache.reset() or make a new one"
+            )
+        if decoder is not self._attachment.layout.decoder:
+            raise CacheStateError("this cache belongs to another model; make a SqueezeCache for each model")
+        given = arguments.get("input_ids")
+        if given is None:
+            given = arguments.get("inputs_embeds")
+        if given is None or given.shape[1] == 0 or given.shape[0] == 0:
+            raise InputError("the prompt is empty: give at least one token")
+        rows, length = given.shape[:2]
+        if self._rows and rows != self._rows:
+            raise InputError(
+                f"this cache holds a batch of {self._rows}, but {rows} rows were given; call cache.reset()"
+            )
+        single = length == 1 and self.get_seq_length() > 0 and not self._in_prefill
+        real = self._new_mask(arguments.get("attention_mask"), rows, length, decoding=single)
+        if single and real is None:
+            self.compact()
+        decoding = single and real is None
+        if not decoding and not self._open:
+            self._open = True
+        self._rows = rows
+        return Step(self, length, self._next, real, decoding, observe=not decoding and self._observes)
+
+    def _new_mask(self, mask: Any, rows: int, length: int, *, decoding: bool) -> torch.Tensor | None:
+        """The padding of the new tokens: bool ``[rows, length]``, or ``None`` if there is none."""
+        if mask is None:
+            return None
+        if isinstance(mask, dict):
+            raise InputError("prepared masks are not supported; pass the 2-D attention_mask of the tokenizer")
+        if mask.ndim != 2:
+            raise InputError(
+                f"attention_mask must be 2-D [batch, tokens], got {tuple(mask.shape)}: a custom pattern cannot be "
+                "followed once tokens are evicted"
+            )
+        total = self.get_seq_length() + length
+        if mask.shape != (rows, total) and mask.shape != (rows, length):
+            raise InputError(
+                f"attention_mask has shape {tuple(mask.shape)}, but {rows} rows of {total} tokens were seen in all"
+            )
+        new = mask[:, -length:].bool()
+        if bool(new.all()):
+            return None
+        if bool((new[:, :-1] & ~new[:, 1:]).any()):
+            raise InputError(
+                "right padding (a pad after a real token) cannot be cached exactly; pad on the left: "
+                'tokenizer.padding_side = "left"'
+            )
+        if not self._in_prefill and mask.shape[1] == total and not bool(mask.any(1).all()):
+            row = int((~mask.bool().any(1)).nonzero()[0])
+            raise InputError(f"row {row} is all padding; every row needs at least one real token")
+        return new
+
+    def _end(self, step: Step, *, failed: bool) -> None:
+        """After a forward pass: count its tokens, or mark the cache if it died half way."""
+        if failed:
+            self._failed = "a forward pass with it failed half way"
+            return
+        if step.real is None:
+            self._next = [after + step.length for after in self._next]
+        else:
+            self._padded = True
+            counts = step.real.sum(1).tolist()
+            before = self._next * len(counts) if len(self._next) == 1 else self._next
+            self._next = [after + count for after, count in zip(before, counts, strict=True)]
+
+    def _note_bytes(self, layer: SqueezeLayer) -> None:
+        """Keep the peak up to date after a layer's storage changed."""
+        self._held[layer.index] = layer.store.kv_bytes()
+        self._peak = max(self._peak, sum(self._held))
+
+    # ----------------------------------------------- the rest of the interface
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        self.layers[0].crop()
+
+    def activate_past_recording(self) -> None:
+        raise UnsupportedFeatureError(
+            "assisted and prompt-lookup decoding roll the cache back, which an evicting cache cannot do; use greedy, "
+            "sampling or beam search"
+        )
+
+    def early_initialization(self, *args: Any, **kwargs: Any) -> None:
+        raise UnsupportedFeatureError(
+            "a SqueezeCache takes its shapes from the first prompt; there is nothing to do early"
+        )
+
+    def _select(self, rows: torch.Tensor) -> None:
+        for layer in self.layers:
+            layer.select_rows(rows)
+        chosen = rows.tolist()
+        if len(self._next) > 1:
+            self._next = [self._next[row] for row in chosen]
+        self._rows = len(chosen)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._select(torch.arange(self._rows).repeat_interleave(repeats))
+
+    @property
+    def batch_size(self) -> int:
+        return self._rows or -1
+
+    def __repr__(self) -> str:
+        return (
+            f"SqueezeCache(budget={self._budget}, policy={self.policy!r}, allocator={self.allocator.name!r}, "
+            f"layers={len(self.layers)}, seen={self.get_seq_length()})"
+        )
+
+
+def _resolve_policy(
+    policy: str | EvictionPolicy, *, positions: str | None, sinks: int | None
+) -> EvictionPolicy:
+    options = {
+        name: value for name, value in (("positions", positions), ("sinks", sinks)) if value is not None
+    }
+    if options and policy != "streaming_llm" and isinstance(policy, str):
+        if positions == "original" and sinks is None:
+            options = {}  # the only thing the other policies can do
+        else:
+            raise ConfigError(
+                f"{', '.join(options)} is an option of policy 'streaming_llm', not of {policy!r}"
+            )
+    return resolve_policy(policy, **options)
+
+
+def _check_new_tokens(count: int | None) -> int | None:
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+        raise ConfigError(f"new_tokens must be an integer >= 0 or None, got {count!r}")
+    return count

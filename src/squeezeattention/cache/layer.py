@@ -1,0 +1,284 @@
+"""One layer of the cache: its tokens, its budget, and attention over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+
+from ..attention.core import Scoring, attend, attend_one
+from ..attention.rope import Rerotation
+from ..attention.visibility import Visibility
+from ..errors import CacheStateError, UnsupportedFeatureError
+from ..policies import EvictionPolicy, Tokens
+from ..policies.ranking import survivors, victim
+from .memory import LayerMemory
+from .step import ACTIVE, Step
+from .store import LayerStore, ring_slots
+
+#: Computes plain causal attention of a fresh prompt the way the model would: (query, key, value) -> output.
+Native = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class SqueezeLayer(CacheLayerMixin):
+    """Tokens of one decoder layer.
+
+    While a prompt is read (``budget is None``, or a new turn) tokens are appended; :meth:`compact` cuts them to
+    the budget; after that each decode step replaces one token in place. transformers sees a layer that has
+    *seen* everything and asks for the mask of new tokens only: which stored token is visible is decided here.
+    """
+
+    is_compileable = False
+    is_croppable = False
+    is_sliding = False
+
+    def __init__(
+        self, index: int, window: int | None, policy: EvictionPolicy, rerotation: Rerotation | None = None
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.window = window
+        self.policy = policy
+        self.rerotation = rerotation
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.store = LayerStore()
+        self.seen = 0
+        self.budget: int | None = None
+        self._ring: int | None = None
+        self._lossy = False  # something was evicted
+        self._may_have_holes = False  # slots may stay empty although later ones are in use
+        self._sink_keys: torch.Tensor | None = None
+        self.is_initialized = False
+
+    # -------------------------------------------------- called by transformers
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take the new tokens in; return all keys and values that attention needs now."""
+        step = ACTIVE.step
+        if step is None or step.cache.layers[self.index] is not self:
+            raise CacheStateError(
+                "this cache was used outside the model it was made for; make a SqueezeCache for each model "
+                "and pass it as past_key_values to that model's forward or generate"
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        positions = step.positions(key_states.device)
+        if step.decoding:
+            self._insert(step, key_states, value_states, positions)
+        else:
+            self.store.append(key_states, value_states, positions)
+        self.seen += step.length
+        step.cache._note_bytes(self)
+        return self.store.view()
+
+    def get_seq_length(self) -> int:
+        """Columns seen so far (padding included), not columns stored."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, self.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.15
+
+    def reset(self) -> None:
+        self.clear()
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        raise UnsupportedFeatureError(
+            "a SqueezeCache cannot be cropped: evicted tokens are gone. Assisted and prompt-lookup decoding need "
+            "cropping; use plain greedy, sampling or beam search"
+        )
+
+    def offload(self) -> None:
+        raise UnsupportedFeatureError("a SqueezeCache does not offload its layers; it is small on purpose")
+
+    prefetch = offload
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.select_rows(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self.select_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if not self.store.is_empty:
+            rows = torch.arange(self.batch_size, device=self.device)
+            self.select_rows(rows.repeat_interleave(repeats))
+
+    @property
+    def batch_size(self) -> int:
+        return -1 if self.store.keys is None else self.store.keys.shape[0]
+
+    # ---------------------------------------------------------------- storing
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        self.store.select_rows(rows)
+        if self._sink_keys is not None:
+            self._sink_keys = self._sink_keys.index_select(0, rows.to(self._sink_keys.device))
+
+    def _insert(self, step: Step, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
+        """Put one token a row in its place, evicting one where the layer is full."""
+        budget, store = self._require_budget(), self.store
+        slot: int | torch.Tensor
+        if self._ring is not None:
+            newest = max(step.start)
+            if len(step.start) == 1:
+                ring = self._ring
+                slot = newest if newest < ring else ring + (newest - ring) % (budget - ring)
+            else:
+                slot = ring_slots(positions, self._ring, budget)[:, None]
+            columns = max(store.used, min(budget, newest + 1))
+        elif store.used < budget:
+            slot, columns = store.used, store.used + 1
+        else:
+            tokens = Tokens(store.used_positions(), positions[:, None], store.used_scores())
+            slot, columns = victim(self.policy, tokens, budget, self.window), store.used
+        if store.reserve(columns, budget):
+            step.cache._note_bytes(self)
+        store.used = columns
+        store.insert(slot, keys, values, positions)
+        if self.rerotation is not None and self._ring and max(step.start) + 1 > budget:
+            self._move_sinks(positions, budget)
+
+    def _move_sinks(self, positions: torch.Tensor, budget: int) -> None:
+        """Turn the sinks' keys so that they sit right before the oldest token of the window."""
+        keys, rerotation, sinks = self.store.keys, self.rerotation, self._ring
+        if keys is None or rerotation is None or sinks is None:
+            return
+        shift = (positions + 1 - budget).clamp(min=0)
+        here = keys[:, :, :sinks]
+        if self._sink_keys is None:
+            self._sink_keys = here.clone()
+        else:  # a row that is not full yet still has its sinks as they were, or is still filling them
+            unmoved = (shift == 0)[:, None, :, None]
+            self._sink_keys = (
+                torch.where(unmoved, here, self._sink_keys) if len(shift) > 1 else self._sink_keys
+            )
+        here.copy_(rerotation(self._sink_keys, shift))
+
+    def compact(self, budget: int, newest: list[int], padded: bool) -> None:
+        """Cut the layer to ``budget`` tokens; ``newest`` is the position of each row's last token."""
+        if self.window is not None:
+            budget = min(budget, self.window)
+        store = self.store
+        if self._sink_keys is not None and store.keys is not None:
+            store.keys[:, :, : self._sink_keys.shape[2]] = self._sink_keys
+            self._sink_keys = None
+        self.budget = budget
+        self._ring = self._ring_at(budget)
+        fits = store.used <= budget and not padded and not self._lossy
+        if fits:
+            return
+        # A ring slot belongs to certain positions: those evicted in an earlier turn leave it empty for a while.
+        self._may_have_holes = self._lossy
+        self._lossy = self._lossy or store.used > budget
+        last = torch.tensor(newest, device=self.device)[:, None, None]
+        tokens = Tokens(store.used_positions(), last, store.used_scores())
+        index = survivors(self.policy, tokens, budget, self.window)
+        slots = columns = None
+        if self._ring is not None:
+            shape = torch.broadcast_shapes(index.shape[:2], tokens.positions.shape[:2])
+            kept = tokens.positions.expand(*shape, -1).gather(-1, index.clamp(min=0).expand(*shape, -1))
+            index = index.expand(*shape, -1)
+            slots, columns = ring_slots(kept, self._ring, budget), min(budget, max(newest) + 1)
+        store.keep(index, slots, columns)
+
+    def _ring_at(self, budget: int) -> int | None:
+        """Leading tokens with a slot of their own, or ``None`` where slots must be searched.
+
+        A natively windowed layer has no use for a sink that its window has left behind. With room for the
+        whole window a plain ring is just that; with less, the sinks must go as they leave it: search.
+        """
+        ring = self.policy.ring
+        if not ring or self.window is None:
+            return ring
+        return 0 if budget >= self.window else None
+
+    def _require_budget(self) -> int:
+        if self.budget is None:
+            raise CacheStateError(
+                f"layer {self.index} has no budget yet: nothing was read before this decode step"
+            )
+        return self.budget
+
+    # -------------------------------------------------------------- attention
+
+    def attend(
+        self,
+        step: Step,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scoring: Scoring,
+        native: Native | None,
+    ) -> torch.Tensor:
+        """Attention of the step's queries ``[B, Hq, q, D]`` over what :meth:`update` returned.
+
+        ``key`` and ``value`` are as the model made them of that (MLA expands its latents first).
+        ``native`` computes plain causal attention of a fresh prompt, where the model's own kernel can.
+        """
+        store = self.store
+        score_heads = None
+        if self.policy.needs_scores and store.keys is not None:
+            score_heads = store.keys.shape[1]
+        if step.decoding:
+            out, mass = attend_one(
+                query, key, value, self._decode_mask(step), scoring, score_heads=score_heads
+            )
+        else:
+            visibility = Visibility(
+                queries=step.positions(query.device),
+                tokens=store.used_positions(),
+                window=self.window,
+                fresh=store.used == step.length,
+                ragged=step.real is not None,
+            )
+            if native is not None and visibility.is_causal and scoring.is_plain and score_heads is None:
+                return native(query, key, value)
+            out, mass = attend(query, key, value, visibility, scoring, score_heads=score_heads)
+        if mass is not None:
+            store.add_scores(mass)
+        return out
+
+    def _decode_mask(self, step: Step) -> torch.Tensor | None:
+        """Visible slots, bool ``[B or 1, H or 1, used]``; ``None`` if all are."""
+        rows_full = len(step.start) == 1 or min(step.start) + 1 >= self.store.used
+        in_window = self.window is None or self._ring is not None
+        if rows_full and in_window and not self._may_have_holes:
+            return None
+        positions = self.store.used_positions()
+        visible = positions >= 0
+        if self.window is not None:
+            visible &= positions > step.positions(positions.device)[:, None] - self.window
+        return visible
+
+    # -------------------------------------------------------------- reporting
+
+    def tokens_held(self) -> int:
+        """Tokens of the longest row and head."""
+        if self.store.is_empty:
+            return 0
+        return int((self.store.used_positions() >= 0).sum(-1).max())
+
+    def memory(self, rows: int) -> LayerMemory:
+        seen = self.seen if self.window is None else min(self.seen, self.window)
+        return LayerMemory(
+            tokens=self.tokens_held(),
+            bytes=self.store.kv_bytes(),
+            index_bytes=self.store.index_bytes() + (0 if self._sink_keys is None else self._sink_keys.nbytes),
+            full_bytes=rows * seen * self.store.bytes_per_token,
+        )

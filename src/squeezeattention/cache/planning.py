@@ -1,0 +1,78 @@
+"""From what a prompt showed to the budgets of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..allocators.base import Allocator
+from ..errors import BudgetError
+from ..plan import Budget, BudgetPlan, build_plan
+from ..policies import EvictionPolicy
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Everything about a plan that does not depend on the prompt."""
+
+    budget: Budget
+    allocator: Allocator
+    policy: EvictionPolicy
+    signal: str
+    windows: tuple[int | None, ...]
+    fingerprint: str
+
+    def plan(
+        self,
+        *,
+        importance: Sequence[float] | None,
+        prompt_tokens: int,
+        total_tokens: int | None,
+        bytes_per_token: Sequence[int],
+    ) -> BudgetPlan:
+        """Budgets for a prompt.
+
+        Args:
+            importance: signal value per layer, ``None`` if the allocator needs none.
+            prompt_tokens: real tokens of the longest row, earlier turns included.
+            total_tokens: prompt and new tokens, if known: no layer can use more.
+            bytes_per_token: of each layer, for one sequence.
+        """
+        base = self.budget.base_tokens(prompt_tokens, sum(bytes_per_token))
+        floor = self.policy.minimum
+        if base < floor:
+            if self.budget.kind != "share":
+                raise BudgetError(
+                    f"a budget of {self.budget} is {base} tokens a layer, but {self.policy.name} needs at least {floor}"
+                )
+            base = floor  # a share of a very short prompt: keep what the policy needs to work
+        # Without word of how long the answer gets, a layer can use the prompt, or what was asked for if more.
+        most = max(prompt_tokens, total_tokens if total_tokens is not None else base)
+        caps = [most if window is None else min(most, window) for window in self.windows]
+
+        def attempt(tokens: int) -> BudgetPlan:
+            return build_plan(
+                self.allocator, importance=importance, base_budget=tokens, caps=caps, floor=floor,
+                signal=self.signal if importance is not None else None, policy=self.policy.name,
+                prompt_tokens=prompt_tokens, model=self.fingerprint,
+            )  # fmt: skip
+
+        plan = attempt(base)
+        if self.budget.kind == "bytes" and len(set(bytes_per_token)) > 1:
+            plan = self._within_bytes(attempt, base, floor, bytes_per_token)
+        return plan
+
+    def _within_bytes(self, attempt, base: int, floor: int, bytes_per_token: Sequence[int]) -> BudgetPlan:  # type: ignore[no-untyped-def]
+        """Layers of unequal width: moving a token moves bytes, so look for the largest base that fits."""
+        limit = int(self.budget.value)
+
+        def cost(plan: BudgetPlan) -> int:
+            return sum(b * size for b, size in zip(plan.budgets, bytes_per_token, strict=True))
+
+        low, high = floor, base
+        if cost(attempt(low)) > limit:
+            raise BudgetError(f"a budget of {self.budget} cannot hold {floor} tokens a layer")
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if cost(attempt(middle)) <= limit else (low, middle - 1)
+        return attempt(low)

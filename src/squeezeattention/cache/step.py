@@ -1,0 +1,53 @@
+"""What one forward pass is about: made before the first layer runs, read by every layer."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .cache import SqueezeCache
+
+
+@dataclass
+class Step:
+    """One forward pass over ``length`` new tokens a row."""
+
+    cache: SqueezeCache
+    length: int
+    start: list[int]
+    """Position of each row's first new real token (one entry if all rows agree)."""
+    real: torch.Tensor | None
+    """[B, length] bool, False = padding; ``None`` = no padding in these tokens."""
+    decoding: bool
+    """One new token a row, and the prompt is over."""
+    observe: bool
+    """Prompt tokens whose signal is wanted."""
+    handles: list[Any] = field(default_factory=list)
+    """Hooks of this pass, removed at its end."""
+    _positions: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """[B or 1, length] int64 positions of the new tokens on ``device``, -1 = padding."""
+        found = self._positions.get(device)
+        if found is None:
+            start = torch.tensor(self.start, device=device)[:, None]
+            if self.real is None:
+                found = start if self.length == 1 else start + torch.arange(self.length, device=device)
+            else:
+                real = self.real.to(device)
+                found = (start + real.long().cumsum(1) - 1).masked_fill(~real, -1)
+            self._positions[device] = found
+        return found
+
+
+class _Active(threading.local):
+    """The step that this thread's model is in, if its cache is ours."""
+
+    step: Step | None = None
+
+
+ACTIVE = _Active()

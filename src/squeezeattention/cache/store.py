@@ -1,0 +1,235 @@
+"""The tokens of one layer: keys, values, positions and scores in flat buffers.
+
+While a prompt is read, a store grows by :meth:`LayerStore.append`. Once the layer's budget is known it is cut
+by :meth:`LayerStore.keep`; from then on a step writes one token by :meth:`LayerStore.insert` and nothing moves::
+
+    column      0 ...                          used        capacity
+    keys      [ s0 s1 s2 s3 | newest and older ....  | spare room ]    [B, H, capacity, D]
+    positions [ 0  1  2  3  | 37 38 39 30 31 ... 36  | -1  -1  -1 ]    [B or 1, H or 1, capacity]
+
+A *ring* store (sinks and the newest tokens) has a slot of its own for each position, ``slot(p) = p`` for a sink
+and ``s + (p - s) mod (budget - s)`` otherwise: no head pointer, no search, and rows of different length (left
+padding) are right without knowing of each other. Other policies overwrite the slot of their victim.
+Positions have one row (or head) for all where all agree.
+"""
+
+from __future__ import annotations
+
+import torch
+
+#: Spare room when an unfilled layer runs out of columns: at least this many tokens, at most an eighth.
+_GROWTH = 32
+
+
+def _copy_if_view(tensor: torch.Tensor) -> torch.Tensor:
+    """Detach, and copy a slice of something bigger (fused qkv) so that the rest can be freed."""
+    tensor = tensor.detach()
+    if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor
+
+
+def _storage_bytes(*tensors: torch.Tensor | None) -> int:
+    """Bytes of the distinct storages behind ``tensors``."""
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None
+    }
+    return sum(storages.values())
+
+
+def ring_slots(positions: torch.Tensor, sinks: int, budget: int) -> torch.Tensor:
+    """Slot of each position in a ring store (empty positions give a slot, too: mask them)."""
+    return torch.where(positions < sinks, positions, sinks + (positions - sinks) % (budget - sinks))
+
+
+class LayerStore:
+    """Buffers of one layer. ``used`` columns hold tokens (or holes, position -1); see the module's diagram."""
+
+    def __init__(self) -> None:
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+        self.positions: torch.Tensor | None = None
+        self.scores: torch.Tensor | None = None
+        self.used = 0
+
+    # ------------------------------------------------------------------ views
+
+    @property
+    def is_empty(self) -> bool:
+        return self.keys is None
+
+    @property
+    def capacity(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def view(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys ``[B, H, used, D]`` and values ``[B, H, used, Dv]`` (views)."""
+        if self.keys is None or self.values is None:
+            raise RuntimeError("an empty store has no view")
+        if self.used == self.capacity:
+            return self.keys, self.values
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+    def used_positions(self) -> torch.Tensor:
+        """``[B or 1, H or 1, used]`` int64, -1 = hole."""
+        if self.positions is None:
+            raise RuntimeError("an empty store has no positions")
+        return self.positions[..., : self.used]
+
+    def used_scores(self) -> torch.Tensor | None:
+        """``[B, H, used]`` fp32, or ``None``."""
+        return None if self.scores is None else self.scores[..., : self.used]
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's key and value in this layer, for one sequence."""
+        if self.keys is None or self.values is None:
+            return 0
+        heads = self.keys.shape[1]
+        return heads * (
+            self.keys.shape[3] * self.keys.element_size() + self.values.shape[3] * self.values.element_size()
+        )
+
+    def kv_bytes(self) -> int:
+        """Bytes of the key and value storages, measured."""
+        return _storage_bytes(self.keys, self.values)
+
+    def index_bytes(self) -> int:
+        """Bytes of positions and scores, measured."""
+        return _storage_bytes(self.positions, self.scores)
+
+    # ----------------------------------------------------------------- prompt
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
+        """Add ``q`` tokens behind the others: ``[B, H, q, D]`` twice, positions ``[B or 1, q]``."""
+        keys, values = _copy_if_view(keys), _copy_if_view(values)
+        positions = positions[:, None, :]
+        if self.keys is None:
+            self.keys, self.values, self.positions = keys, values, positions
+        else:
+            old_keys, old_values = self.view()
+            old_positions = self.used_positions()
+            rows = max(old_positions.shape[0], positions.shape[0])
+            heads = old_positions.shape[1]
+            self.keys = torch.cat([old_keys, keys], dim=2)
+            self.values = torch.cat([old_values, values], dim=2)
+            self.positions = torch.cat(
+                [
+                    old_positions.expand(rows, heads, -1),
+                    positions.expand(rows, heads, -1),
+                ],
+                dim=-1,
+            )
+        self.used += keys.shape[2]
+        if self.scores is not None:
+            self.scores = torch.nn.functional.pad(self.scores, (0, self.used - self.scores.shape[-1]))
+
+    def add_scores(self, scores: torch.Tensor) -> None:
+        """Add ``[B, H, used]`` fp32 to the running sums (started at zero)."""
+        if self.scores is None:
+            self.scores = scores
+        else:
+            self.scores[..., : self.used] += scores
+
+    def keep(
+        self, index: torch.Tensor, slots: torch.Tensor | None = None, columns: int | None = None
+    ) -> None:
+        """Keep only the tokens ``index`` (``[B or 1, H or 1, m]`` columns, -1 = none), freeing the rest.
+
+        ``slots`` (same shape) says where each goes; without it they stay in the order given. ``columns`` is
+        the new width (``m`` if not given).
+        """
+        keys, values = self.view()
+        positions = self.used_positions()
+        source = index
+        if slots is not None or columns not in (None, index.shape[-1]):
+            width = columns if columns is not None else index.shape[-1]
+            source = torch.full((*index.shape[:2], width + 1), -1, dtype=index.dtype, device=index.device)
+            if slots is None:
+                source[..., : index.shape[-1]] = index
+            else:  # the extra column swallows the absent ones
+                source.scatter_(-1, slots.masked_fill(index < 0, width), index)
+            source = source[..., :width]
+        hole, take = source < 0, source.clamp(min=0)
+        self.keys = _gather_tokens(keys, take)
+        self.values = _gather_tokens(values, take)
+        shape = (
+            max(positions.shape[0], take.shape[0]),
+            max(positions.shape[1], take.shape[1]),
+        )
+        self.positions = (
+            positions.expand(*shape, -1).gather(-1, take.expand(*shape, -1)).masked_fill(hole, -1)
+        )
+        if self.scores is not None:
+            shape = self.scores.shape[:2]
+            self.scores = self.scores.gather(-1, take.expand(*shape, -1)).masked_fill(hole, 0.0)
+        self.used = source.shape[-1]
+
+    # ----------------------------------------------------------------- decode
+
+    def reserve(self, columns: int, most: int) -> bool:
+        """Make room for ``columns`` columns; spare room never goes past ``most``. True if anything moved."""
+        if columns <= self.capacity:
+            return False
+        wanted = min(most, columns + max(_GROWTH, columns // 8))
+        extra = max(wanted, columns) - self.used
+        keys, values = self.view()
+        pad = torch.nn.functional.pad
+        self.keys = pad(keys, (0, 0, 0, extra))
+        self.values = pad(values, (0, 0, 0, extra))
+        self.positions = pad(self.used_positions(), (0, extra), value=-1)
+        if self.scores is not None:
+            self.scores = pad(self.scores[..., : self.used], (0, extra))
+        return True
+
+    def insert(
+        self, slot: int | torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
+    ) -> None:
+        """Write one token a row in place: ``[B, H, 1, D]`` twice, positions ``[B or 1, 1]``.
+
+        ``slot`` is a column for all, or int64 ``[B or 1, H or 1, 1]``.
+        """
+        if self.keys is None or self.values is None or self.positions is None:
+            raise RuntimeError("insert needs a store that holds a prompt")
+        keys, values = keys.detach(), values.detach()
+        positions = positions[:, None, :]
+        if isinstance(slot, int):
+            self.keys[:, :, slot : slot + 1] = keys
+            self.values[:, :, slot : slot + 1] = values
+            self.positions[:, :, slot : slot + 1] = positions
+            if self.scores is not None:
+                self.scores[:, :, slot] = 0.0
+            return
+        batch, heads = self.keys.shape[:2]
+        everywhere = slot.expand(batch, heads, 1)
+        self.keys.scatter_(2, everywhere[..., None].expand(-1, -1, -1, keys.shape[-1]), keys)
+        self.values.scatter_(2, everywhere[..., None].expand(-1, -1, -1, values.shape[-1]), values)
+        shape = (max(self.positions.shape[0], slot.shape[0]), max(self.positions.shape[1], slot.shape[1]))
+        if self.positions.shape[:2] != shape:
+            self.positions = self.positions.expand(*shape, -1).contiguous()
+        self.positions.scatter_(-1, slot.expand(*shape, 1), positions.expand(*shape, 1))
+        if self.scores is not None:
+            self.scores.scatter_(-1, everywhere, 0.0)
+
+    # ------------------------------------------------------------------- rows
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        """Reorder or repeat rows: ``rows`` holds indices into the batch."""
+        if self.keys is None or self.values is None or self.positions is None:
+            return
+        rows = rows.to(self.keys.device)
+        self.keys = self.keys.index_select(0, rows)
+        self.values = self.values.index_select(0, rows)
+        if self.positions.shape[0] > 1:
+            self.positions = self.positions.index_select(0, rows)
+        if self.scores is not None:
+            self.scores = self.scores.index_select(0, rows)
+
+
+def _gather_tokens(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """``source`` [B, H, N, D] at ``index`` [B or 1, H or 1, m] along N, contiguous."""
+    if index.shape[:2] == (1, 1):
+        return source.index_select(2, index[0, 0])
+    batch, heads, _, width = source.shape
+    index = index.expand(batch, heads, -1)[..., None].expand(-1, -1, -1, width)
+    return source.gather(2, index)

@@ -1,0 +1,46 @@
+"""Every error that a user's mistake can cause, under one base class.
+
+A message says what was wrong, what was given and what would do.
+"""
+
+from __future__ import annotations
+
+
+class SqueezeError(Exception):
+    """Base class of all errors raised on purpose by this library."""
+
+
+class ConfigError(SqueezeError, ValueError):
+    """An argument has a value that cannot work (budget, p, dtype, combination of options)."""
+
+
+class UnknownNameError(ConfigError):
+    """A policy, allocator, signal or shape name is not registered; the message lists those that are."""
+
+
+class BudgetError(ConfigError):
+    """A budget cannot be understood or is too small for the policy."""
+
+
+class PlanError(SqueezeError, ValueError):
+    """A budget plan is damaged, breaks its own invariants, or belongs to another model."""
+
+
+class UnsupportedModelError(SqueezeError, TypeError):
+    """The model cannot be carried exactly (ALiBi, encoder-decoder, unknown attention arguments, ...)."""
+
+
+class UnsupportedFeatureError(SqueezeError, NotImplementedError):
+    """The model is fine, but what was asked for cannot work on a cache that forgets (crop, ...)."""
+
+
+class InputError(SqueezeError, ValueError):
+    """The prompt cannot be used: empty, an all-padding row, right padding, an unreadable file, ..."""
+
+
+class CacheStateError(SqueezeError, RuntimeError):
+    """The cache is in a state in which the call makes no sense (another model, a failed step, ...)."""
+
+
+class MissingExtraError(SqueezeError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""

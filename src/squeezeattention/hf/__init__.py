@@ -1,0 +1,1 @@
+"""Everything that touches a transformers model: its layout, its attention functions, its generate."""

@@ -1,0 +1,68 @@
+"""Every touch of transformers that has changed between releases, in one place (supported: >= 5.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from ..errors import UnsupportedModelError
+
+OLDEST = (5, 5)
+
+
+def check_version() -> None:
+    """Refuse a transformers release from before the cache and mask interfaces this library stands on."""
+    numbers = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if numbers < OLDEST:
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} is too old: squeezeattention needs >= {OLDEST[0]}.{OLDEST[1]}"
+        )
+
+
+def implementation(config: Any) -> str:
+    """Name of the attention implementation a config asks for ("sdpa", "eager", ...)."""
+    return str(config._attn_implementation or "eager")
+
+
+def set_implementation(config: Any, name: str | None) -> None:
+    """Set it without the checks of ``set_attn_implementation``, which know built-in names only."""
+    config._attn_implementation_internal = name
+
+
+def raw_implementation(config: Any) -> str | None:
+    """What :func:`set_implementation` would restore."""
+    found: str | None = config._attn_implementation_internal
+    return found
+
+
+def uses_interface(model: Any) -> bool:
+    """Whether the model's attention goes through transformers' ``AttentionInterface``."""
+    return bool(type(model)._can_set_attn_implementation())
+
+
+def attention_function(name: str, default: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """The registered attention function ``name``, or ``default`` ("eager" is the model's own)."""
+    if name == "eager":
+        return default
+    found: Callable[..., Any] | None = ALL_ATTENTION_FUNCTIONS.get(name, default)
+    return found
+
+
+def mask_function(name: str) -> Callable[..., Any]:
+    """The registered mask builder ``name``."""
+    found: Callable[..., Any] = ALL_MASK_ATTENTION_FUNCTIONS[name]
+    return found
+
+
+def has_mask_function(name: str) -> bool:
+    return name in ALL_MASK_ATTENTION_FUNCTIONS
+
+
+def register(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
+    """Make an implementation name known. Other models and other names are not affected."""
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, mask)

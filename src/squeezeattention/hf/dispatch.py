@@ -1,0 +1,140 @@
+"""The attention and mask functions a model calls while attached.
+
+They are registered under names that carry the model's own implementation (``squeeze_sdpa``, ``squeeze_eager``,
+...): with a step of ours under way they serve our cache, otherwise they hand over to that implementation, so an
+attached model with any other cache computes exactly what it did before. Nothing global is replaced.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..attention.core import Scoring
+from ..cache.layer import Native
+from ..cache.step import ACTIVE, Step
+from ..errors import CacheStateError, UnsupportedFeatureError, UnsupportedModelError
+from . import compat
+
+PREFIX = "squeeze_"
+
+#: Arguments that reach an attention function and do not change what it computes here.
+_HARMLESS = frozenset({
+    "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal",
+    "output_router_logits", "return_dict", "logits_to_keep", "num_items_in_batch", "past_key_values",
+    "layer_past", "head_mask", "position_embeddings", "token_type_ids", "labels", "cu_seq_lens_q", "cu_seq_lens_k",
+    "max_length_q", "max_length_k",
+})  # fmt: skip
+#: Implementations that compute plain causal attention when they are given no mask.
+_NATIVE = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+
+def implementation_name(own: str) -> str:
+    """Registered name that serves our caches and falls back to ``own``; registered on first use."""
+    if own.startswith(PREFIX):
+        return own
+    name = PREFIX + own
+    if not compat.has_mask_function(own):
+        raise UnsupportedModelError(
+            f"the model's attention implementation {own!r} builds no mask this library knows; load the model with "
+            'attn_implementation="sdpa" or "eager"'
+        )
+    compat.register(name, _attention(own), _mask(own))
+    return name
+
+
+def _attention(own: str) -> Callable[..., Any]:
+    def squeeze_attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        step = ACTIVE.step
+        if step is None:
+            return _own_function(own, module)(
+                module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+            )
+        if dropout:
+            raise UnsupportedFeatureError(
+                "attention dropout is on: call model.eval() before using a SqueezeCache"
+            )
+        native: Native | None = None
+        if own in _NATIVE:
+
+            def native(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+                function = _own_function(own, module)
+                return function(module, q, k, v, None, scaling=scaling, dropout=0.0, **kwargs)[0]
+
+        return run_layer(step, module, query, key, value, scaling=scaling, native=native, **kwargs), None
+
+    return squeeze_attention
+
+
+def _own_function(own: str, module: torch.nn.Module) -> Callable[..., Any]:
+    eager = vars(sys.modules[type(module).__module__]).get("eager_attention_forward")
+    function = compat.attention_function(own, eager)
+    if function is None:
+        raise UnsupportedModelError(f"{type(module).__name__} has no {own!r} attention to hand over to")
+    return function
+
+
+def _mask(own: str) -> Callable[..., Any]:
+    def squeeze_mask(*args: Any, **kwargs: Any) -> Any:
+        if ACTIVE.step is None:
+            return compat.mask_function(own)(*args, **kwargs)
+        if kwargs.get("use_vmap"):
+            raise UnsupportedModelError(
+                "this model adds its own pattern to the causal mask, which a compacted cache cannot follow"
+            )
+        return None  # the cache decides by positions what is visible
+
+    return squeeze_mask
+
+
+def run_layer(
+    step: Step,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scaling: float | None,
+    native: Native | None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Attention of one layer under our cache: query ``[B, Hq, q, D]`` -> ``[B, q, Hq, Dv]``."""
+    unknown = [name for name, given in kwargs.items() if given is not None and name not in _HARMLESS]
+    if unknown:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} passes attention arguments that are not understood: {', '.join(sorted(unknown))}"
+        )
+    index: int = module.layer_idx  # type: ignore[assignment]
+    layer = step.cache.layers[index]
+    if sliding_window is not None and sliding_window != layer.window:
+        raise UnsupportedModelError(
+            f"layer {index} of {type(module).__name__} attends in a window of {sliding_window} tokens, but its config "
+            f"says {layer.window}"
+        )
+    if layer.store.used != key.shape[2]:
+        raise CacheStateError(
+            f"layer {index} was given {key.shape[2]} keys where its cache holds {layer.store.used}: the model does "
+            "not attend to what its cache returned"
+        )
+    scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+
+    def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return native(q, k, v).transpose(1, 2)  # type: ignore[misc]
+
+    out = layer.attend(step, query, key, value, scoring, None if native is None else plain)
+    return out.transpose(1, 2).contiguous()

@@ -1,0 +1,135 @@
+"""What a model looks like to this library: its decoder, its layers, their attention and windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedModelError
+from . import compat
+from .falcon import FALCON_FAMILIES, check_falcon
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of one model. Nothing here is copied: these are the model's own modules."""
+
+    decoder: nn.Module
+    """The module that owns the list of layers and runs them."""
+    layers: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module, ...]
+    windows: tuple[int | None, ...]
+    """Native sliding window of each layer (tokens, the query's own included), ``None`` = full attention."""
+    config: Any
+    """The text decoder's config."""
+    fingerprint: str
+    """Short name of the architecture's shape; plans carry it."""
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+
+def inspect_model(model: nn.Module) -> Layout:
+    """Find the parts of a decoder-only transformers model; raises :class:`UnsupportedModelError`."""
+    compat.check_version()
+    name = type(model).__name__
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or config is None or not hasattr(config, "get_text_config"):
+        raise UnsupportedModelError(f"expected a transformers model, got {name}")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder model; only decoder-only models are supported"
+        )
+    text = config.get_text_config(decoder=True)
+    family = str(text.model_type)
+    if getattr(text, "alibi", False) or getattr(text, "position_embedding_type", None) == "alibi":
+        raise UnsupportedModelError(
+            f"{name} uses ALiBi, whose bias depends on where a token is stored; ALiBi models are not supported"
+        )
+    windows = _windows(text, name)
+    decoder, layers, attentions = _find_decoder(model, len(windows), name)
+    owner = next(m for m in model.modules() if hasattr(m, "config") and _contains(m, decoder))
+    if family in FALCON_FAMILIES:
+        check_falcon(text, name)
+    elif not compat.uses_interface(_pretrained(model, owner)):
+        raise UnsupportedModelError(
+            f"{name} ({family}) computes attention itself instead of through transformers' AttentionInterface, "
+            "so it cannot be carried exactly; supported families: `squeeze models`"
+        )
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
+    width = getattr(text, "head_dim", None) or text.hidden_size // max(1, text.num_attention_heads)
+    return Layout(
+        decoder=decoder,
+        layers=tuple(layers),
+        attentions=tuple(attentions),
+        windows=windows,
+        config=text,
+        fingerprint=f"{family}-{len(layers)}x{heads}x{width}",
+    )
+
+
+def _pretrained(model: nn.Module, fallback: nn.Module) -> nn.Module:
+    """The transformers model itself, inside whatever wraps it (PEFT, ...)."""
+    return next((m for m in model.modules() if hasattr(type(m), "_can_set_attn_implementation")), fallback)
+
+
+def _contains(module: nn.Module, part: nn.Module) -> bool:
+    return any(child is part for child in module.modules())
+
+
+def _windows(config: Any, name: str) -> tuple[int | None, ...]:
+    """Native window of each layer from the config; refuses layers that are not causal attention."""
+    count = int(config.num_hidden_layers)
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        types = ["full_attention" if window is None else "sliding_attention"] * count
+    known = {"full_attention", "sliding_attention"}
+    unknown = sorted(set(types) - known)
+    if unknown:
+        raise UnsupportedModelError(
+            f"{name} has layers of type {', '.join(unknown)}; supported: {', '.join(known)}"
+        )
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(f"{name} shares one layer's keys and values with others; not supported")
+    if "sliding_attention" in types and not isinstance(window, int):
+        raise UnsupportedModelError(f"{name} has sliding layers, but its config gives no sliding_window")
+    return tuple(window if kind == "sliding_attention" else None for kind in types[:count])
+
+
+def _find_decoder(
+    model: nn.Module, count: int, name: str
+) -> tuple[nn.Module, list[nn.Module], list[nn.Module]]:
+    """The module that owns a list of ``count`` layers with one attention module each."""
+    for module in model.modules():
+        for child in module.children():
+            if not isinstance(child, nn.ModuleList) or len(child) != count:
+                continue
+            attentions = [_attention_of(layer) for layer in child]
+            found = [attention for attention in attentions if attention is not None]
+            if len(found) == count:
+                return module, list(child), found
+    raise UnsupportedModelError(
+        f"no list of {count} decoder layers with one attention module each was found in {name}; "
+        "only decoder-only transformers models are supported"
+    )
+
+
+def _attention_of(layer: nn.Module) -> nn.Module | None:
+    """The module of a layer that owns its ``layer_idx`` and talks to the cache."""
+    for module in layer.modules():
+        if "Attention" in type(module).__name__ and isinstance(getattr(module, "layer_idx", None), int):
+            return module
+    return None
+
+
+def first_parameter_device(module: nn.Module) -> torch.device:
+    """Device of a module's first parameter."""
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,86 @@
+"""From an allocator and a prompt's measurements to a checked plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..errors import BudgetError
+from .fit import fit_budgets
+from .plan import BudgetPlan
+
+if TYPE_CHECKING:
+    from ..allocators.base import Allocator
+
+
+def build_plan(
+    allocator: Allocator,
+    *,
+    importance: Sequence[float] | None,
+    base_budget: int,
+    caps: Sequence[int | None],
+    floor: int = 1,
+    signal: str | None = None,
+    policy: str | None = None,
+    prompt_tokens: int | None = None,
+    model: str | None = None,
+) -> BudgetPlan:
+    """Divide ``base_budget`` tokens per layer among ``len(caps)`` layers as ``allocator`` sees fit.
+
+    An allocator that carries finished budgets (:class:`~squeezeattention.allocators.Fixed`) has them taken
+    as they are: ``base_budget`` and ``caps`` do not change them. Raises :class:`BudgetError` when the floors
+    cannot be paid, :class:`PlanError` for a finished plan of another model.
+    """
+    values = None if importance is None else tuple(float(value) for value in importance)
+    allocation = allocator.allocate(values, len(caps))
+    if allocation.plan is not None:
+        allocation.plan.check_model(model, len(caps))
+        return _verbatim(allocation.plan, caps, floor, policy, prompt_tokens, model)
+    return BudgetPlan(
+        budgets=tuple(fit_budgets(allocation.shares, base_budget, caps, floor)),
+        groups=allocation.groups,
+        base_budget=base_budget,
+        caps=tuple(caps),
+        allocator=allocator.name,
+        importance=values,
+        floor=floor,
+        signal=signal,
+        policy=policy,
+        p=allocator.p,
+        prompt_tokens=prompt_tokens,
+        model=model,
+        warnings=allocation.warnings,
+    ).check()
+
+
+def _verbatim(
+    plan: BudgetPlan,
+    caps: Sequence[int | None],
+    floor: int,
+    policy: str | None,
+    prompt_tokens: int | None,
+    model: str | None,
+) -> BudgetPlan:
+    """The given budgets under this prompt's facts; its groups, importance, signal and p stay on record."""
+    for layer, (budget, cap) in enumerate(zip(plan.budgets, caps, strict=True)):
+        least = floor if cap is None else min(floor, cap)
+        if budget < least:
+            raise BudgetError(
+                f"layer {layer} has a fixed budget of {budget} tokens, but needs at least {least}; raise it"
+            )
+    warnings = plan.warnings
+    if None not in (plan.policy, policy) and plan.policy != policy:
+        warnings += (f"the fixed budgets were planned for the policy {plan.policy}, not for {policy}",)
+    return replace(
+        plan,
+        allocator="fixed",
+        base_budget=-(-plan.total // plan.n_layers),
+        caps=(None,) * plan.n_layers,
+        exact_total=plan.total,
+        floor=min(floor, *plan.budgets),
+        policy=policy,
+        prompt_tokens=prompt_tokens,
+        model=plan.model if model is None else model,
+        warnings=warnings,
+    ).check()

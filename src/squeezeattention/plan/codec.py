@@ -1,0 +1,126 @@
+"""Budget plans as JSON: strict to read, atomic to write."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import uuid4
+
+from ..errors import PlanError
+
+if TYPE_CHECKING:
+    from .plan import BudgetPlan
+
+FORMAT = "squeezeattention-plan"
+VERSION = 1
+
+Reader = Callable[[str, object], object]
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PlanError(f"field {name!r} must be a whole number, got {value!r}")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PlanError(f"field {name!r} must be a number, got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise PlanError(f"field {name!r} holds a number that is too large: {str(value)[:20]}...") from None
+
+
+def _string(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise PlanError(f"field {name!r} must be text, got {value!r}")
+    return value
+
+
+def _optional(reader: Reader) -> Reader:
+    return lambda name, value: None if value is None else reader(name, value)
+
+
+def _list_of(reader: Reader) -> Reader:
+    def read(name: str, value: object) -> tuple[object, ...]:
+        if not isinstance(value, list | tuple):
+            raise PlanError(f"field {name!r} must be a list, got {value!r}")
+        return tuple(reader(f"{name}[{i}]", item) for i, item in enumerate(value))
+
+    return read
+
+
+_READERS: dict[str, Reader] = {
+    "budgets": _list_of(_integer),
+    "groups": _list_of(_integer),
+    "base_budget": _integer,
+    "caps": _list_of(_optional(_integer)),
+    "allocator": _string,
+    "importance": _optional(_list_of(_number)),
+    "floor": _integer,
+    "signal": _optional(_string),
+    "policy": _optional(_string),
+    "p": _optional(_number),
+    "prompt_tokens": _optional(_integer),
+    "model": _optional(_string),
+    "exact_total": _optional(_integer),
+    "warnings": _list_of(_string),
+}
+
+
+def encode(plan: BudgetPlan) -> dict[str, Any]:
+    """The plan as plain JSON values; tuples become lists."""
+    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {"format": FORMAT, "version": VERSION, **lists}
+
+
+def decode(data: object) -> dict[str, Any]:
+    """Constructor arguments of a plan, every type checked; raises :class:`PlanError`."""
+    if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+        raise PlanError(f'this is not a budget plan: it has no "format": "{FORMAT}"')
+    version = data.get("version")
+    if isinstance(version, bool) or version != VERSION:
+        raise PlanError(f"cannot read version {version!r} of the plan format; this release reads {VERSION}")
+    if missing := [name for name in _READERS if name not in data]:
+        raise PlanError(f"the plan lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    if unknown := [str(name) for name in data if name not in {*_READERS, "format", "version"}]:
+        raise PlanError(f"the plan has unknown fields: {', '.join(unknown)}; known: {', '.join(_READERS)}")
+    return {name: reader(name, data[name]) for name, reader in _READERS.items()}
+
+
+def write_json(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
+    """Write beside the target, then rename over it: a reader sees the old file or the new one, never half."""
+    try:
+        target = Path(path)
+        scratch = target.with_name(f".{uuid4().hex}.tmp")
+        try:
+            scratch.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            os.replace(scratch, target)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"cannot write the budget plan to {os.fspath(path)}: {error}") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The JSON value in a file; raises :class:`PlanError` with the path."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PlanError(f"{os.fspath(path)}: not a budget plan, not UTF-8 text ({error})") from error
+    except (OSError, ValueError) as error:
+        raise PlanError(f"cannot read the budget plan {os.fspath(path)}: {error}") from error
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{os.fspath(path)}: not a budget plan, not JSON ({error})") from error
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,0 +1,69 @@
+"""Budget plans for people to read."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from .plan import BudgetPlan
+
+_BAR = 24
+_WIDTH = 100
+
+
+def plan_text(plan: BudgetPlan) -> str:
+    """A fixed-width table in plain ASCII: header, one row per layer, group sizes, warnings."""
+    largest = max(plan.budgets, default=0)
+    width = max(len("budget"), len(str(largest)))
+    lines = [_title(plan), f"{'layer':>5}  {'importance':>10}  {'group':>5}  {'budget':>{width}}"]
+    for layer, (importance, group, budget) in enumerate(_rows(plan)):
+        bar = "#" * max(1, round(_BAR * budget / largest))
+        lines.append(f"{layer:>5}  {importance:>10}  {group:>5}  {budget:>{width}}  {bar}")
+    lines.append(_group_sizes(plan))
+    for warning in plan.warnings:
+        lines += textwrap.wrap(f"warning: {warning}", _WIDTH, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def plan_rich(plan: BudgetPlan) -> Group:
+    """The same as a :class:`rich.console.Group`; needs ``rich``."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in ("layer", "importance", "group", "budget"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    largest = max(plan.budgets, default=0)
+    for layer, (importance, group, budget) in enumerate(_rows(plan)):
+        bar = ProgressBar(total=largest, completed=budget, width=_BAR)
+        table.add_row(str(layer), importance, group, str(budget), bar)
+    warnings = [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
+    return Group(Text(_title(plan), style="bold"), table, Text(_group_sizes(plan)), *warnings)
+
+
+def _rows(plan: BudgetPlan) -> list[tuple[str, str, int]]:
+    """Importance, group and budget of every layer."""
+    signal = ["-"] * plan.n_layers if plan.importance is None else [f"{x:.4f}" for x in plan.importance]
+    return [(x, f"G{g}", b) for x, g, b in zip(signal, plan.groups, plan.budgets, strict=True)]
+
+
+def _title(plan: BudgetPlan) -> str:
+    names = [f"{plan.allocator} plan"]
+    names += [f"{word} {name}" for word, name in (("policy", plan.policy), ("signal", plan.signal)) if name]
+    if plan.p is not None:
+        names.append(f"p {plan.p:g}")
+    names.append(f"base budget {plan.base_budget}")
+    if plan.prompt_tokens is not None:
+        names.append(f"prompt {plan.prompt_tokens}")
+    return " | ".join([*names, f"total {plan.total} tokens in {plan.n_layers} layers"])
+
+
+def _group_sizes(plan: BudgetPlan) -> str:
+    sizes = plan.group_sizes.items()
+    return "groups: " + ", ".join(f"G{g} {n} layer{'s' if n != 1 else ''}" for g, n in sizes)

@@ -1,0 +1,33 @@
+"""Eviction policies: which tokens a layer keeps. One short file each, one registry line each."""
+
+from __future__ import annotations
+
+from ..errors import ConfigError
+from ..registry import Registry
+from .base import EvictionPolicy, Tokens
+from .h2o import H2O
+from .sliding_window import SlidingWindow
+from .streaming_llm import StreamingLLM
+
+POLICIES: Registry[EvictionPolicy] = Registry("policy")
+POLICIES.register("sliding_window", SlidingWindow)
+POLICIES.register("streaming_llm", StreamingLLM)
+POLICIES.register("h2o", H2O)
+
+
+def resolve_policy(spec: str | EvictionPolicy, **options: object) -> EvictionPolicy:
+    """A policy from its registered name (with ``options``) or an :class:`EvictionPolicy` as it is.
+
+    Raises :class:`~squeezeattention.errors.UnknownNameError` or
+    :class:`~squeezeattention.errors.ConfigError`.
+    """
+    if isinstance(spec, EvictionPolicy):
+        if options:
+            raise ConfigError(f"options {options} go with a policy's name, not with the object {spec!r}")
+        return spec
+    if not isinstance(spec, str):
+        raise ConfigError(f"policy must be a name or an EvictionPolicy, got {spec!r}")
+    return POLICIES.create(spec, **options)
+
+
+__all__ = ["POLICIES", "EvictionPolicy", "H2O", "SlidingWindow", "StreamingLLM", "Tokens", "resolve_policy"]

@@ -1,0 +1,59 @@
+"""What an eviction policy is: one function that ranks a layer's tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens a layer holds, as a policy sees them.
+
+    Leading dimensions are 1 where all rows (or all KV heads) agree, so they broadcast.
+    """
+
+    positions: torch.Tensor
+    """[B or 1, H or 1, N] int64: original position of each slot in its row, -1 = empty slot."""
+    newest: torch.Tensor
+    """[B or 1, 1, 1] int64: position of the newest token of each row (while decoding: the incoming one)."""
+    scores: torch.Tensor | None = None
+    """[B, H, N] fp32: attention each token received so far (only if the policy asks for it)."""
+
+
+class EvictionPolicy(ABC):
+    """Decides which tokens of a layer stay.
+
+    A policy is stateless: one :meth:`priority` serves the cut after the prompt (the ``budget`` tokens of
+    highest priority stay) and each decode step (the token of lowest priority makes room). Ties go against
+    the older token. Empty slots, and tokens that have left a layer's native window, go first; that is
+    handled outside.
+    """
+
+    name: ClassVar[str]
+    #: Whether attention mass per token has to be gathered (costs a score pass in prefill).
+    needs_scores: ClassVar[bool] = False
+
+    @property
+    def minimum(self) -> int:
+        """Smallest budget (tokens) that makes sense for this policy."""
+        return 1
+
+    @property
+    def ring(self) -> int | None:
+        """``s`` if the kept set is always "the first s tokens and the newest others", else ``None``.
+
+        Such a set needs no ranking: the token at position ``p`` has a slot of its own that can be computed
+        (see :class:`~squeezeattention.cache.store.LayerStore`).
+        """
+        return None
+
+    @abstractmethod
+    def priority(self, tokens: Tokens, budget: int) -> torch.Tensor:
+        """Rank of each token, higher = kept longer. Broadcasts to ``[B, H, N]``; any real dtype."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

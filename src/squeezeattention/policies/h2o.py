@@ -1,0 +1,40 @@
+"""H2O (Zhang et al., NeurIPS 2023, arXiv 2306.14048): heavy hitters and the newest tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..errors import ConfigError
+from .base import EvictionPolicy, Tokens
+
+
+class H2O(EvictionPolicy):
+    """Keeps ``ceil(recent * budget)`` newest tokens and, of the others, those that received most attention.
+
+    Attention is the sum of softmax probabilities over all queries so far, per KV head (mean over the query
+    heads that share it), in fp32. A decode step ranks by the sums up to the step before.
+    """
+
+    name = "h2o"
+    needs_scores = True
+
+    def __init__(self, recent: float = 0.5) -> None:
+        if isinstance(recent, bool) or not isinstance(recent, (int, float)) or not 0 < recent < 1:
+            raise ConfigError(f"recent must be a share strictly between 0 and 1, got {recent!r}")
+        self.recent = float(recent)
+
+    @property
+    def minimum(self) -> int:
+        return 2
+
+    def priority(self, tokens: Tokens, budget: int) -> torch.Tensor:
+        if tokens.scores is None:
+            raise ConfigError("H2O ranks by attention scores, but none were gathered")
+        window = math.ceil(self.recent * budget)
+        is_recent = tokens.positions > tokens.newest - window
+        return tokens.scores.masked_fill(is_recent, math.inf)
+
+    def __repr__(self) -> str:
+        return f"H2O(recent={self.recent})"

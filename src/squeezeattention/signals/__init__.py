@@ -1,0 +1,23 @@
+"""Layer signals: how much each layer matters for this prompt. One short file each, one registry line each."""
+
+from __future__ import annotations
+
+from ..errors import ConfigError
+from ..registry import Registry
+from .base import AttentionSample, Signal
+from .cosine import Cosine
+
+SIGNALS: Registry[Signal] = Registry("signal")
+SIGNALS.register("cosine", Cosine)
+
+
+def resolve_signal(spec: str | Signal) -> Signal:
+    """A signal from its registered name, or a :class:`Signal` as it is."""
+    if isinstance(spec, Signal):
+        return spec
+    if not isinstance(spec, str):
+        raise ConfigError(f"signal must be a name or a Signal, got {spec!r}")
+    return SIGNALS.create(spec)
+
+
+__all__ = ["SIGNALS", "AttentionSample", "Cosine", "Signal", "resolve_signal"]

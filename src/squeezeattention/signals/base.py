@@ -1,0 +1,58 @@
+"""What a layer signal is: one number per layer, gathered while the prompt is read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionSample:
+    """The attention of a layer's prompt tokens, for signals that look at where a layer reads.
+
+    Nothing of size [T, T] is ever made: a signal samples rows of ``queries`` and asks for their probabilities.
+    """
+
+    queries: torch.Tensor
+    """[B, Hq, q, D] after rotary embedding."""
+    keys: torch.Tensor
+    """[B, H, N, D]; H divides Hq."""
+    values: torch.Tensor
+    """[B, H, N, Dv]."""
+    query_positions: torch.Tensor
+    """[B or 1, q] int64, -1 = padding."""
+    key_positions: torch.Tensor
+    """[B or 1, H or 1, N] int64, -1 = hole."""
+    probabilities: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    """rows (int64 indices into q, any device) -> probabilities [B, Hq, len(rows), N] fp32 and their
+    log-sum-exp [B, Hq, len(rows)], with the layer's mask, window, softcap and scale."""
+
+
+class Signal(ABC):
+    """Accumulates over the chunks of one prompt; ``values()`` is the only synchronisation with a device."""
+
+    name: ClassVar[str]
+    #: Whether :meth:`see_hidden` wants the residual stream around each attention block.
+    wants_hidden: ClassVar[bool] = False
+    #: Whether :meth:`see_attention` wants each layer's queries and keys.
+    wants_attention: ClassVar[bool] = False
+
+    @abstractmethod
+    def start(self, n_layers: int) -> None:
+        """Forget everything; a prompt for a model of ``n_layers`` layers follows."""
+
+    def see_hidden(
+        self, layer: int, before: torch.Tensor, after: torch.Tensor, real: torch.Tensor | None
+    ) -> None:
+        """Residual stream ``[B, q, W]`` before and after a layer's attention; ``real`` bool ``[B, q]``."""
+
+    def see_attention(self, layer: int, sample: AttentionSample) -> None:
+        """Attention of the prompt tokens just read."""
+
+    @abstractmethod
+    def values(self) -> list[float]:
+        """One number per layer over all prompt tokens seen. Higher = the layer matters *less*."""

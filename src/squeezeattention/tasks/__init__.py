@@ -1,0 +1,1 @@
+"""Seeded tasks on text that every Python installation has: no download, same text everywhere."""

@@ -1,0 +1,79 @@
+"""Long-range recall: facts scattered through real source code, asked for at the end.
+
+A fact is a comment line, ``# remember amber falcon: 48213``; a question repeats its head with the verb
+changed, ``# recall amber falcon:``, and the answer is the number. Names come from fixed word lists and
+are split by a hash into training and held-out pairs; numbers are drawn at random, so that nothing can be
+known without reading the context.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ADJECTIVES = (
+    "amber", "azure", "bold", "brave", "bright", "calm", "clever", "cold", "coral", "crimson", "dark", "deep",
+    "dusty", "eager", "early", "fancy", "fast", "gentle", "golden", "grand", "green", "happy", "hidden", "humble",
+    "icy", "jolly", "keen", "late", "light", "little", "lucky", "mellow", "misty", "noble", "old", "pale",
+    "proud", "quick", "quiet", "rapid", "red", "royal", "rusty", "shy", "silent", "silver", "tall", "young",
+)  # fmt: skip
+NOUNS = (
+    "anchor", "arrow", "badger", "beacon", "bridge", "candle", "canyon", "castle", "comet", "crane", "desert", "dragon",
+    "eagle", "ember", "falcon", "fern", "forest", "garden", "glacier", "harbor", "hawk", "island", "jungle", "kettle",
+    "lantern", "lion", "maple", "meadow", "mirror", "moon", "mountain", "ocean", "orchid", "otter", "panda", "pebble",
+    "planet", "raven", "river", "rocket", "saddle", "spider", "temple", "tiger", "tower", "valley", "willow", "wolf",
+)  # fmt: skip
+DIGITS = 5
+
+
+def is_held_out_name(name: str) -> bool:
+    """Whether a name is kept out of training (one in four, by hash)."""
+    return zlib.crc32(name.encode()) % 4 == 0
+
+
+def names(*, held_out: bool) -> list[str]:
+    """All ``adjective noun`` pairs of one side of the split, in a fixed order."""
+    pairs = (f"{a} {n}" for a in ADJECTIVES for n in NOUNS)
+    return [pair for pair in pairs if is_held_out_name(pair) == held_out]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and its number."""
+
+    name: str
+    value: str
+
+    @property
+    def statement(self) -> str:
+        return f"# remember {self.name}: {self.value}\n"
+
+    @property
+    def question(self) -> str:
+        return f"# recall {self.name}:"
+
+    @property
+    def answer(self) -> str:
+        """What the model should go on with after :attr:`question`."""
+        return f" {self.value}\n"
+
+
+def draw_facts(rng: random.Random, count: int, *, held_out: bool) -> list[Fact]:
+    """``count`` facts with different names and random five-digit numbers."""
+    chosen = rng.sample(names(held_out=held_out), count)
+    return [Fact(name, "".join(rng.choice("0123456789") for _ in range(DIGITS))) for name in chosen]
+
+
+def scatter(rng: random.Random, lines: Sequence[str], facts: Sequence[Fact]) -> str:
+    """Insert each fact as a line of its own at a random place between ``lines`` (which end in newlines)."""
+    places = sorted(rng.randrange(len(lines) + 1) for _ in facts)
+    text: list[str] = []
+    start = 0
+    for place, fact in zip(places, facts, strict=True):
+        text += lines[start:place]
+        text.append(fact.statement)
+        start = place
+    text += lines[start:]
+    return "".join(text)

@@ -1,0 +1,298 @@
+"""Every allocator builds a plan that spends the same total; each rule does what its paper says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from squeezeattention.allocators import (
+    ALLOCATORS,
+    Allocation,
+    Allocator,
+    Fixed,
+    Inverted,
+    Pyramid,
+    Random,
+    Squeeze,
+    Uniform,
+    resolve_allocator,
+)
+from squeezeattention.errors import BudgetError, ConfigError, PlanError, UnknownNameError
+from squeezeattention.plan import BudgetPlan, build_plan
+
+NAMES = ALLOCATORS.names()
+CUTTING = [Squeeze, Random, Inverted]
+# a small model whose first two layers are outliers; layer 9 is the one that recalls
+COSINES = [0.30, 0.88, 0.96, 0.985, 0.97, 0.975, 0.98, 0.965, 0.988, 0.99]
+CLEAR = [0.50, 0.52, 0.51, 0.70, 0.72, 0.95, 0.96, 0.94, 0.97, 0.95, 0.96, 0.93]  # groups of 3, 2, 7
+
+
+def plan_of(allocator: Allocator, importance: list[float] | None = None, **options: Any) -> BudgetPlan:
+    values = CLEAR if importance is None else importance
+    defaults = {"base_budget": 100, "caps": [None] * len(values), "floor": 1}
+    return build_plan(allocator, importance=values, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=100, deadline=None)
+@given(
+    importance=st.lists(st.floats(-1, 1), min_size=1, max_size=24),
+    base=st.integers(5, 2000),
+    cap=st.none() | st.integers(1, 4000),
+    p=st.floats(0.01, 1),
+    outliers=st.sampled_from(["keep", "clamp"]),
+)
+def test_spends_the_total(
+    name: str, importance: list[float], base: int, cap: int | None, p: float, outliers: str
+) -> None:
+    allocator = resolve_allocator(name, p=p, outliers=outliers)
+    n = len(importance)
+    plan = plan_of(allocator, importance, base_budget=base, caps=[cap] * n, floor=5)  # build_plan checks it
+    assert plan.total == n * (base if cap is None else min(base, cap))
+    assert plan == plan_of(allocator, importance, base_budget=base, caps=[cap] * n, floor=5)
+    shares = allocator.allocate(importance, n).shares
+    assert math.fsum(shares) == pytest.approx(n)
+
+
+@pytest.mark.parametrize("allocator", CUTTING)
+@pytest.mark.parametrize("base", [7, 100, 333])
+@pytest.mark.parametrize("importance", [CLEAR, COSINES])
+def test_p_1_is_exactly_uniform(allocator: type[Squeeze], base: int, importance: list[float]) -> None:
+    cut = plan_of(allocator(p=1), importance, base_budget=base)
+    assert (
+        cut.budgets == plan_of(Uniform(), importance, base_budget=base).budgets == (base,) * len(importance)
+    )
+    assert allocator(p=1).allocate(importance, len(importance)).shares == (1.0,) * len(importance)
+    assert cut.warnings == ()
+
+
+def test_squeeze_is_the_published_rule() -> None:
+    plan = plan_of(Squeeze(p=0.4))
+    assert plan.groups == (1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3)
+    assert plan.budgets == (184,) * 5 + (40,) * 7  # (12 - 7 * 0.4) / 5 = 1.84 of 100
+    assert plan.warnings == ()
+    assert (plan.allocator, plan.p, plan.importance) == ("squeeze", 0.4, tuple(CLEAR))
+
+
+def test_outliers_are_kept_as_published_but_never_silently() -> None:
+    plan = plan_of(Squeeze(), COSINES)
+    assert plan.groups == (1, 2) + (3,) * 8
+    assert plan.budgets == (360, 360) + (35,) * 8
+    (warning,) = plan.warnings
+    for part in ("layers 0, 1 of 10", "G1 1, G2 1, G3 8", 'outliers="clamp"'):
+        assert part in warning
+
+
+def test_clamp_takes_the_groups_back() -> None:
+    plan = plan_of(Squeeze(outliers="clamp"), COSINES)
+    assert plan.groups == (1, 1, 1, 3, 2, 2, 2, 1, 3, 3)
+    assert plan.warnings == ("clamped the outliers of the signal to 0.96: layers 0, 1",)
+    assert plan.importance == tuple(COSINES)  # the record shows what was measured
+
+
+def test_clamp_changes_nothing_without_outliers() -> None:
+    assert plan_of(Squeeze(outliers="clamp")) == plan_of(Squeeze())
+
+
+@pytest.mark.parametrize("n", [6, 8, 32])
+def test_a_single_outlier_group_warns(n: int) -> None:
+    values = [0.1, 0.5] + [0.9 + 0.001 * i for i in range(n - 2)]
+    assert len(plan_of(Squeeze(), values).warnings) == 1
+
+
+@pytest.mark.parametrize("allocator", CUTTING)
+@pytest.mark.parametrize("importance", [[0.9] * 8, [0.8, 0.9] * 4, [0.9, 0.8]])
+def test_too_few_levels_are_uniform_with_a_warning(allocator: type[Squeeze], importance: list[float]) -> None:
+    plan = plan_of(allocator(), importance)
+    assert plan.budgets == (100,) * len(importance)
+    assert set(plan.groups) == {1}
+    assert "uniform" in plan.warnings[0]
+
+
+@pytest.mark.parametrize("importance", [CLEAR, COSINES])
+def test_controls_spend_the_same_budgets_on_other_layers(importance: list[float]) -> None:
+    squeeze = plan_of(Squeeze(), importance)
+    for control in (Random(), Random(seed=5), Inverted()):
+        plan = plan_of(control, importance)
+        assert sorted(plan.budgets) == sorted(squeeze.budgets)
+        assert plan.group_sizes == squeeze.group_sizes
+        assert plan.budgets != squeeze.budgets
+
+
+def test_inverted_cuts_the_most_important_layers() -> None:
+    groups = plan_of(Inverted(), COSINES).groups
+    assert groups == (3, 3, 3, 3, 3, 3, 3, 3, 2, 1)
+
+
+def test_random_depends_on_its_seed_alone() -> None:
+    drawn = [plan_of(Random(seed=seed)).groups for seed in (0, 0, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
+def test_pyramid_decreases_from_2_minus_1_20th() -> None:
+    shares = Pyramid().allocate(None, 5).shares
+    assert shares == pytest.approx((1.95, 1.475, 1.0, 0.525, 0.05))
+    assert plan_of(Pyramid(beta=1)).budgets == plan_of(Uniform()).budgets
+    assert Pyramid().allocate(None, 1).shares == (1.0,)
+
+
+@pytest.mark.parametrize("p", [0, -0.1, 1.1, math.nan, math.inf, True, "0.3", None, 1j])
+@pytest.mark.parametrize("allocator", CUTTING)
+def test_p_out_of_range(allocator: type[Squeeze], p: Any) -> None:
+    with pytest.raises(ConfigError, match="p must be"):
+        allocator(p=p)
+
+
+@pytest.mark.parametrize("options", [{"groups": 1}, {"groups": True}, {"groups": 2.5}, {"outliers": "drop"}])
+def test_squeeze_options(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Squeeze(**options)
+
+
+def test_other_options() -> None:
+    for beta in (0.5, math.nan, math.inf, True, "20"):
+        with pytest.raises(ConfigError, match="beta"):
+            Pyramid(beta=beta)  # type: ignore[arg-type]
+    for seed in (1.5, True, None):
+        with pytest.raises(ConfigError, match="seed"):
+            Random(seed=seed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_signal_is_checked_where_it_is_needed(name: str) -> None:
+    allocator = ALLOCATORS.create(name)
+    for importance in (None, [0.5, 0.6], [0.5, 0.6, math.nan]):
+        if allocator.needs_signal:
+            with pytest.raises(ConfigError):
+                allocator.allocate(importance, 3)
+        else:
+            assert len(allocator.allocate(importance, 3).shares) == 3
+
+
+# --- fixed budgets
+
+
+def test_fixed_budgets_are_verbatim() -> None:
+    plan = build_plan(
+        Fixed([50, 3, 8]), importance=None, base_budget=999, caps=[20, 20, None], floor=3, policy="streaming"
+    )
+    assert plan.budgets == (50, 3, 8)
+    assert plan.caps == (None,) * 3
+    assert plan.exact_total == 61
+    assert (plan.allocator, plan.policy) == ("fixed", "streaming")
+
+
+def test_a_frozen_plan_keeps_its_record() -> None:
+    first = plan_of(Squeeze(), policy="streaming", signal="cosine", model="llama-12x2x64", prompt_tokens=900)
+    again = plan_of(Fixed(first), policy="streaming", model="llama-12x2x64", prompt_tokens=50)
+    kept = {"budgets", "groups", "importance", "signal", "p", "model"}
+    assert all(getattr(again, name) == getattr(first, name) for name in kept)
+    assert (again.allocator, again.prompt_tokens, again.warnings) == ("fixed", 50, ())
+    other = plan_of(Fixed(first), policy="h2o", model="llama-12x2x64")
+    assert "streaming, not for h2o" in other.warnings[0]
+
+
+def test_fixed_budgets_of_another_model() -> None:
+    with pytest.raises(PlanError, match="3 layers, but the model has 12"):
+        plan_of(Fixed([1, 2, 3]))
+    with pytest.raises(PlanError, match="llama-12x2x64"):
+        plan_of(Fixed(plan_of(Uniform(), model="llama-12x2x64")), model="gpt-12x2x64")
+
+
+def test_fixed_budgets_below_the_floor() -> None:
+    assert plan_of(Fixed([5] * 12), floor=5).budgets == (5,) * 12
+    assert plan_of(Fixed([3] * 12), floor=5, caps=[3] * 12).budgets == (3,) * 12
+    with pytest.raises(BudgetError, match="layer 0 has a fixed budget of 4 tokens, but needs at least 5"):
+        plan_of(Fixed([4] * 12), floor=5)
+
+
+# --- by name
+
+
+def test_names() -> None:
+    assert NAMES == ["inverted", "pyramid", "random", "squeeze", "uniform"]
+    for name in NAMES:
+        assert resolve_allocator(name, p=0.4, outliers="clamp").name == name
+
+
+def test_options_reach_those_that_take_them() -> None:
+    assert resolve_allocator("squeeze", p=0.4, outliers="clamp") == Squeeze(p=0.4, outliers="clamp")
+    assert resolve_allocator("random", p=0.4) == Random(p=0.4)
+    assert resolve_allocator("uniform", p=0.4) == Uniform()
+    assert resolve_allocator("squeeze").p == 0.35
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "options", [{"p": 0}, {"p": True}, {"p": "0.3"}, {"outliers": "drop"}, {"outliers": 1}]
+)
+def test_options_are_validated_even_where_they_are_not_used(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        resolve_allocator(name, **options)
+
+
+def test_instances_pass_through() -> None:
+    allocator = Squeeze(p=0.4)
+    assert resolve_allocator(allocator) is allocator
+    assert resolve_allocator(allocator, p=0.4) is allocator
+    assert isinstance(resolve_allocator(Uniform(), p=0.4), Uniform)
+    with pytest.raises(ConfigError, match="given twice"):
+        resolve_allocator(allocator, p=0.5)
+
+
+def test_budgets_become_fixed() -> None:
+    plan = plan_of(Squeeze())
+    for spec in (plan, list(plan.budgets), plan.budgets):
+        allocator = resolve_allocator(spec, p=0.9)
+        assert isinstance(allocator, Fixed)
+        assert plan_of(allocator).budgets == plan.budgets
+
+
+@pytest.mark.parametrize(
+    "spec", [[], [0], [-1], [1.5], [True], ["a"], (3, None), None, 7, 0.5, {"a": 1}, Squeeze]
+)
+def test_refuses_other_specs(spec: Any) -> None:
+    with pytest.raises(ConfigError):
+        resolve_allocator(spec)
+
+
+def test_refuses_a_broken_plan() -> None:
+    with pytest.raises(PlanError, match="invariant"):
+        resolve_allocator(replace(plan_of(Squeeze()), base_budget=7))
+
+
+def test_unknown_names_list_the_choices() -> None:
+    with pytest.raises(UnknownNameError, match=r"did you mean 'squeeze'.*pyramid"):
+        resolve_allocator("sqeeze")
+
+
+class Last(Allocator):
+    """All to the last layer: an allocator from outside the library."""
+
+    name = "last"
+    needs_signal = False
+
+    def allocate(self, importance: Any, n_layers: int) -> Allocation:
+        return Allocation((0.0,) * (n_layers - 1) + (1.0,), (2,) * (n_layers - 1) + (1,))
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    ALLOCATORS.register("last", Last)
+    yield
+    ALLOCATORS.unregister("last")
+
+
+@pytest.mark.usefixtures("registered")
+def test_an_allocator_of_ones_own() -> None:
+    plan = plan_of(resolve_allocator("last", p=0.3), floor=5, caps=[300] * 12)
+    assert plan.budgets == (82,) * 9 + (81,) * 2 + (300,)  # the cap's surplus goes round
+    assert plan.total == 1200
+    assert plan.group_sizes == {1: 1, 2: 11}
