@@ -26,7 +26,8 @@ from ..errors import CacheStateError, UnsupportedFeatureError
 from . import compat
 from .dispatch import implementation_name
 from .falcon import FALCON_FAMILIES
-from .falcon import install as install_falcon
+from .falcon import forward as falcon_forward
+from .shadow import scrub, shadow
 from .layout import Layout, inspect_model
 from .observe import observe_hidden
 from .residual import ResidualSpot, find_spots
@@ -106,8 +107,9 @@ class Attachment:
 
     def install(self) -> None:
         model, layout = self.model, self.layout
+        scrub(model, (_begin_step, _end_step))
         if layout.config.model_type in FALCON_FAMILIES:
-            self._undo.append(install_falcon(layout.attentions))
+            self._undo += [shadow(module, "forward", falcon_forward) for module in layout.attentions]
         else:
             self._switch_implementation(model)
         before = layout.decoder.register_forward_pre_hook(_begin_step, with_kwargs=True)
@@ -115,8 +117,8 @@ class Attachment:
         self._undo += [before.remove, after.remove]
         for owner in model.modules():
             if hasattr(type(owner), "_prepare_cache_for_generation"):
-                self._wrap(owner, "_prepare_cache_for_generation", _prepare_cache)
-                self._wrap(owner, "_prefill", _prefill)
+                self._undo.append(shadow(owner, "_prepare_cache_for_generation", _prepare_cache))
+                self._undo.append(shadow(owner, "_prefill", _prefill))
 
     def _switch_implementation(self, model: nn.Module) -> None:
         configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
@@ -126,33 +128,6 @@ class Attachment:
             own = compat.raw_implementation(config)
             compat.set_implementation(config, names[key])
             self._undo.append(functools.partial(compat.set_implementation, config, own))
-
-    def _wrap(self, owner: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
-        """Shadow a method on the instance; the class and other instances stay untouched."""
-        original = getattr(owner, name, None)
-        if original is None:
-            return
-        had = owner.__dict__.get(name)
-        attachment = weakref.ref(self)
-        names = list(inspect.signature(original).parameters)
-
-        @functools.wraps(original)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            me = attachment()
-            if me is None:
-                return original(*args, **kwargs)
-            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            return wrapper(me, original, arguments, args, kwargs)
-
-        owner.__dict__[name] = wrapped
-
-        def undo() -> None:
-            if had is None:
-                owner.__dict__.pop(name, None)
-            else:
-                owner.__dict__[name] = had
-
-        self._undo.append(undo)
 
 
 # ------------------------------------------------------------------- forward
@@ -198,47 +173,60 @@ def _close(step: Step, *, failed: bool) -> None:
 # ------------------------------------------------------------------ generate
 
 
-def _prepare_cache(
-    attachment: Attachment, original: Callable[..., Any], arguments: dict[str, Any], args: Any, kwargs: Any
-) -> Any:
+def _prepare_cache(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Check what ``generate`` is about to do; under ``squeeze()``, give it a cache."""
     from ..cache.cache import SqueezeCache
 
+    original = type(model)._prepare_cache_for_generation
+    arguments = _bound(original, model, args, kwargs)
     config, model_kwargs = arguments["generation_config"], arguments["model_kwargs"]
-    cache = model_kwargs.get("past_key_values")
-    make = attachment.make_cache
-    if cache is None and make is None:
-        return original(*args, **kwargs)
-    if cache is None or isinstance(cache, SqueezeCache):
-        mode = str(getattr(arguments.get("generation_mode"), "value", arguments.get("generation_mode")))
-        if "assisted" in mode:
-            raise UnsupportedFeatureError(
-                "assisted and prompt-lookup decoding roll the cache back, which an evicting cache cannot do; "
-                "use greedy, sampling or beam search"
-            )
-        if config.cache_implementation is not None:
-            raise UnsupportedFeatureError(
-                f"cache_implementation={config.cache_implementation!r} asks for another cache; a SqueezeCache "
-                "replaces it: leave cache_implementation unset"
-            )
-        if config.use_cache is False:
-            raise UnsupportedFeatureError("use_cache=False leaves nothing to squeeze; set use_cache=True")
+    cache, make = model_kwargs.get("past_key_values"), _cache_maker(model)
+    if isinstance(cache, SqueezeCache) or (cache is None and make is not None):
+        _refuse_unsupported(config, arguments.get("generation_mode"))
     if cache is None and make is not None:
         cache = model_kwargs["past_key_values"] = make()
     if isinstance(cache, SqueezeCache):
         cache._expect(int(arguments["max_cache_length"]) + 1)
-    return original(*args, **kwargs)
+    return original(model, *args, **kwargs)
 
 
-def _prefill(
-    attachment: Attachment, original: Callable[..., Any], arguments: dict[str, Any], args: Any, kwargs: Any
-) -> Any:
+def _prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The whole prompt of a ``generate`` call, in however many chunks, is one prompt: cut it at its end."""
     from ..cache.cache import SqueezeCache
 
+    original = type(model)._prefill
+    arguments = _bound(original, model, args, kwargs)
     cache = arguments["model_kwargs"].get("past_key_values")
     if not isinstance(cache, SqueezeCache):
-        return original(*args, **kwargs)
+        return original(model, *args, **kwargs)
     cache._check_new_prompt(arguments["input_ids"], arguments["model_kwargs"])
     with cache.prefilling():
-        return original(*args, **kwargs)
+        return original(model, *args, **kwargs)
+
+
+def _bound(function: Callable[..., Any], model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    return dict(inspect.signature(function).bind(model, *args, **kwargs).arguments)
+
+
+def _cache_maker(model: nn.Module) -> Callable[[], SqueezeCache] | None:
+    """What ``squeeze()`` set for the model that ``generate`` was called on, or one that contains it."""
+    for attached, attachment in list(_ATTACHMENTS.items()):
+        if attachment.make_cache is not None and (attached is model or model in attached.modules()):
+            return attachment.make_cache
+    return None
+
+
+def _refuse_unsupported(config: Any, mode: Any) -> None:
+    """Options of ``generate`` that cannot work with an evicting cache."""
+    if "assisted" in str(getattr(mode, "value", mode)):
+        raise UnsupportedFeatureError(
+            "assisted and prompt-lookup decoding roll the cache back, which an evicting cache cannot do; "
+            "use greedy, sampling or beam search"
+        )
+    if config.cache_implementation is not None:
+        raise UnsupportedFeatureError(
+            f"cache_implementation={config.cache_implementation!r} asks for another cache; a SqueezeCache "
+            "replaces it: leave cache_implementation unset"
+        )
+    if config.use_cache is False:
+        raise UnsupportedFeatureError("use_cache=False leaves nothing to squeeze; set use_cache=True")

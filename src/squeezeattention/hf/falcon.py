@@ -7,11 +7,9 @@ heads of the latter *before* they are cached; here only the real ones are.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..cache.step import ACTIVE
 from ..errors import UnsupportedModelError
@@ -43,32 +41,15 @@ def split_heads(module: Any, fused: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
 
-def make_forward(module: Any) -> Callable[..., Any]:
-    """A forward for one attention module: ours while a step of ours runs, the module's own otherwise."""
-    own = module.forward
+def forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Forward of an attention module: ours while a step of ours runs, its class's own otherwise."""
+    step = ACTIVE.step
+    if step is None:
+        return type(module).forward(module, hidden_states, *args, **kwargs)
+    query, key, value = split_heads(module, module.query_key_value(hidden_states))
+    cos, sin = kwargs["position_embeddings"]
     rotate = vars(sys.modules[type(module).__module__])["apply_rotary_pos_emb"]
-
-    def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        step = ACTIVE.step
-        if step is None:
-            return own(hidden_states, *args, **kwargs)
-        query, key, value = split_heads(module, module.query_key_value(hidden_states))
-        cos, sin = kwargs["position_embeddings"]
-        query, key = rotate(query, key, cos, sin)
-        key, value = step.cache.update(key, value, module.layer_idx)
-        out = run_layer(step, module, query, key, value, scaling=module.head_dim**-0.5, native=None)
-        return module.dense(out.flatten(2)), None
-
-    return forward
-
-
-def install(attentions: tuple[nn.Module, ...]) -> Callable[[], None]:
-    """Give every attention module its forward; returns what takes it back."""
-    for module in attentions:
-        module.__dict__["forward"] = make_forward(module)
-
-    def undo() -> None:
-        for module in attentions:
-            module.__dict__.pop("forward", None)
-
-    return undo
+    query, key = rotate(query, key, cos, sin)
+    key, value = step.cache.update(key, value, module.layer_idx)
+    out = run_layer(step, module, query, key, value, scaling=module.head_dim**-0.5, native=None)
+    return module.dense(out.flatten(2)), None
