@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .cache.cache import SqueezeCache
 from .cache.memory import LayerMemory, MemoryReport
+from .embedded import load_embedded
 from .errors import SqueezeError
 from .hf.handle import Handle, squeeze
 from .plan import Budget, BudgetPlan
@@ -26,5 +27,6 @@ __all__ = [
     "MemoryReport",
     "SqueezeCache",
     "SqueezeError",
+    "load_embedded",
     "squeeze",
 ]

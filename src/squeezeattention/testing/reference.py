@@ -34,8 +34,8 @@ class NaiveReference:
         self.policy, self.windows, self.kv_heads = policy, list(windows), kv_heads
         self.n_layers = len(self.windows)
         self.tokens: list[int] = []
-        # visible[layer][head][query] = set of positions the query may see
-        self.visible: list[list[list[set[int]]]] = [[[] for _ in range(kv_heads)] for _ in self.windows]
+        # masks[layer][head, query, position]: 0 where the query may see the position, "minus infinity" elsewhere
+        self.masks = [torch.empty(kv_heads, 0, 0, dtype=torch.float64) for _ in self.windows]
         # kept[layer][head] = set of positions held; mass[layer][head][position] = attention received
         self.kept: list[list[set[int]]] = [[set() for _ in range(kv_heads)] for _ in self.windows]
         self.mass: list[list[dict[int, float]]] = [[{} for _ in range(kv_heads)] for _ in self.windows]
@@ -53,12 +53,19 @@ class NaiveReference:
 
     def _give_mask(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         length = len(self.tokens)
-        mask = torch.full((self.kv_heads, length, length), torch.finfo(torch.float64).min, dtype=torch.float64)
-        for head in range(self.kv_heads):
-            for query, seen in enumerate(self.visible[module.layer_idx][head]):
-                mask[head, query, sorted(seen)] = 0.0
+        mask = self.masks[module.layer_idx][:, :length, :length]
         group = self.model.config.num_attention_heads // self.kv_heads
         return args, {**kwargs, "attention_mask": mask.repeat_interleave(group, dim=0)[None]}
+
+    def _show(self, layer: int, head: int, query: int, positions: set[int]) -> None:
+        """Let a query see these positions (inside its native window) and no others."""
+        if query >= self.masks[layer].shape[1]:
+            size, old = 2 * query + 64, self.masks[layer]
+            self.masks[layer] = torch.full(
+                (self.kv_heads, size, size), torch.finfo(torch.float64).min, dtype=torch.float64
+            )
+            self.masks[layer][:, : old.shape[1], : old.shape[2]] = old
+        self.masks[layer][head, query, sorted(self._in_window(layer, positions, query))] = 0.0
 
     def _take_weights(self, module: Any, args: Any, output: Any) -> None:
         weights = output[1]
@@ -90,8 +97,7 @@ class NaiveReference:
         for layer in range(self.n_layers):
             for head in range(self.kv_heads):
                 for query in range(first, len(self.tokens)):
-                    seen = self.kept[layer][head] | set(range(first, query + 1))
-                    self.visible[layer][head].append(self._in_window(layer, seen, query))
+                    self._show(layer, head, query, self.kept[layer][head] | set(range(first, query + 1)))
                 self.kept[layer][head] |= set(range(first, len(self.tokens)))
         return self._forward(len(tokens))
 
@@ -111,8 +117,7 @@ class NaiveReference:
             for head in range(self.kv_heads):
                 self.kept[layer][head].add(query)
                 self.kept[layer][head] = self._choose(layer, head, budget, query)
-                seen = self._in_window(layer, self.kept[layer][head], query)
-                self.visible[layer][head].append(seen)
+                self._show(layer, head, query, self.kept[layer][head])
         return self._forward(1)[0]
 
     def run(self, prompt: Sequence[int], budgets: Sequence[int], generated: Sequence[int]) -> torch.Tensor:

@@ -1,0 +1,42 @@
+"""The embedded model: a small Llama that came with the package, for demos and tests without a download.
+
+10 layers, width 256, 4 query and 2 KV heads of 64, 2,048-token byte-level BPE, fp16 on disk. Trained by ``training/``
+on the standard library's sources and on generated recall; see docs/embedded-model.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import SqueezeError
+
+FOLDER = Path(__file__).parent
+#: The name that the command line takes for it.
+NAME = "embedded"
+
+
+def load_embedded(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """``(model, tokenizer)``: a ``LlamaForCausalLM`` in evaluation mode and its fast tokenizer, offline.
+
+    Raises :class:`~squeezeattention.errors.SqueezeError` if the installation lacks the files.
+    """
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    missing = [n for n in ("config.json", "model.safetensors", "tokenizer.json") if not (FOLDER / n).exists()]
+    if missing:
+        raise SqueezeError(
+            f"the embedded model's {', '.join(missing)} is missing from {FOLDER}; reinstall the package"
+        )
+    model = LlamaForCausalLM.from_pretrained(FOLDER, dtype=dtype, local_files_only=True).eval()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(FOLDER / "tokenizer.json"),
+        eos_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        padding_side="left",
+        model_max_length=model.config.max_position_embeddings,
+    )
+    return model, tokenizer

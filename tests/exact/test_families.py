@@ -1,0 +1,103 @@
+"""Every family, policy and allocator against the naive reference and the stock cache."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from squeezeattention import POLICIES, SqueezeCache
+from squeezeattention.allocators import ALLOCATORS
+from squeezeattention.hf.layout import inspect_model
+from squeezeattention.testing import FAMILIES, NaiveReference, left_padded, teacher_forced, tiny_model
+
+LENGTHS = (41, 29, 37)
+STEPS = 64
+TOLERANCE = 1e-4
+
+
+def story(seed: int = 1) -> tuple[list[list[int]], torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(3, 101, (n,), generator=generator).tolist() for n in LENGTHS]
+    return rows, torch.randint(3, 101, (len(rows), STEPS), generator=generator)
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request):
+    model = tiny_model(request.param)
+    return model, inspect_model(model).windows
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_enough_budget_equals_the_stock_cache(family, policy):
+    model, _ = family
+    rows, generated = story()
+    stock = teacher_forced(model, DynamicCache(config=model.config), rows, generated)
+    cache = SqueezeCache(model, budget=max(LENGTHS) + STEPS, policy=policy)
+    ours = teacher_forced(model, cache, rows, generated)
+    for got, want in zip(ours, stock, strict=True):
+        assert (got - want).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("policy", ["sliding_window", "streaming_llm", "h2o"])
+@pytest.mark.parametrize("allocator", ALLOCATORS.names())
+def test_small_budgets_equal_the_reference(family, policy, allocator):
+    """Whole and in chunks, a left-padded batch, 64 steps; budgets hold after every one."""
+    model, windows = family
+    rows, generated = story()
+    results = []
+    for chunk in (None, 11):
+        cache = SqueezeCache(model, budget=17, policy=policy, allocator=allocator)
+
+        def held(cache=cache):
+            lengths = cache.lengths()
+            assert all(n <= b for n, b in zip(lengths, cache.plan.budgets, strict=True)), (
+                lengths,
+                cache.plan,
+            )
+
+        results.append(
+            (teacher_forced(model, cache, rows, generated, chunk=chunk, after_step=held), cache.plan)
+        )
+    (whole, plan), (chunked, plan_in_chunks) = results
+    assert plan.budgets == plan_in_chunks.budgets
+    kv_heads = cache.kept_positions(0).shape[1]
+    moved = 0.0
+    for index, row in enumerate(rows):
+        reference = NaiveReference(model, policy, windows, kv_heads)
+        want = reference.run(row, plan.budgets, generated[index].tolist())
+        assert (whole[index] - want).abs().max() <= TOLERANCE
+        assert (chunked[index] - want).abs().max() <= TOLERANCE
+        for layer in range(len(windows)):
+            kept = [{p for p in head if p >= 0} for head in cache.kept_positions(layer)[index].tolist()]
+            assert kept == reference.kept[layer]
+        with torch.no_grad():
+            full = model(input_ids=torch.tensor([row + generated[index].tolist()])).logits[0]
+        moved = max(moved, (full - want).abs().max().item())
+    assert moved > 100 * TOLERANCE, "evicting changed nothing: the comparison proves nothing"
+
+
+def test_a_row_in_a_batch_equals_the_row_alone(family):
+    model, _ = family
+    rows, generated = story(seed=2)
+    for policy in POLICIES:
+        budgets = [9, 26, 14, 19]
+        together = teacher_forced(
+            model, SqueezeCache(model, policy=policy, allocator=budgets), rows, generated
+        )
+        for index, row in enumerate(rows):
+            cache = SqueezeCache(model, policy=policy, allocator=budgets)
+            (alone,) = teacher_forced(model, cache, [row], generated[index : index + 1])
+            assert (together[index] - alone).abs().max() <= TOLERANCE
+
+
+def test_any_other_cache_on_an_attached_model_is_untouched(family):
+    model, _ = family
+    ids, mask = left_padded(story()[0])
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=mask).logits
+        cache = SqueezeCache(model, budget=16)
+        during = model(input_ids=ids, attention_mask=mask).logits
+        teacher_forced(model, cache, story()[0])
+        cache.detach()
+        after = model(input_ids=ids, attention_mask=mask).logits
+    assert torch.equal(before, during)
+    assert torch.equal(before, after)
