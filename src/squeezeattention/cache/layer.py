@@ -142,11 +142,13 @@ class SqueezeLayer(CacheLayerMixin):
             else:
                 slot = ring_slots(positions, self._ring, budget)[:, None]
             columns = max(store.used, min(budget, newest + 1))
+            self._lossy = self._lossy or newest >= budget
         elif store.used < budget:
             slot, columns = store.used, store.used + 1
         else:
             tokens = Tokens(store.used_positions(), positions[:, None], store.used_scores())
             slot, columns = victim(self.policy, tokens, budget, self.window), store.used
+            self._lossy = True
         if store.reserve(columns, budget):
             step.cache._note_bytes(self)
         store.used = columns

@@ -23,14 +23,18 @@ def load_embedded(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
 
     Raises :class:`~squeezeattention.errors.SqueezeError` if the installation lacks the files.
     """
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     missing = [n for n in ("config.json", "model.safetensors", "tokenizer.json") if not (FOLDER / n).exists()]
     if missing:
         raise SqueezeError(
             f"the embedded model's {', '.join(missing)} is missing from {FOLDER}; reinstall the package"
         )
-    model = LlamaForCausalLM.from_pretrained(FOLDER, dtype=dtype, local_files_only=True).eval()
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten below
+        model = LlamaForCausalLM(LlamaConfig.from_json_file(FOLDER / "config.json"))
+    model.load_state_dict(load_file(FOLDER / "model.safetensors"), strict=False)  # the output layer is tied
+    model = model.to(dtype).eval()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(FOLDER / "tokenizer.json"),
         eos_token="<|endoftext|>",

@@ -107,6 +107,7 @@ class NaiveReference:
         newest = len(self.tokens) - 1
         for layer, budget in enumerate(budgets):
             for head in range(self.kv_heads):
+                self.kept[layer][head] = self._in_window(layer, self.kept[layer][head], newest)
                 self.kept[layer][head] = self._choose(layer, head, budget, newest)
 
     def step(self, token: int) -> torch.Tensor:

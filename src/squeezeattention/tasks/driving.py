@@ -1,0 +1,85 @@
+"""Driving a model by hand: read a text into a cache, then decode greedily from it, with any cache."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .. import SqueezeCache
+
+
+def read(model: Any, cache: Any, tokens: Sequence[int], *, chunk: int | None = None) -> torch.Tensor:
+    """Read one text into a cache, whole or in chunks, and end it there; returns the last logits ``[1, V]``.
+
+    A :class:`SqueezeCache` is compacted when this returns.
+    """
+    ids = torch.tensor([list(tokens)], device=model.device)
+    if not isinstance(cache, SqueezeCache):
+        return _read_chunks(model, cache, ids, chunk)
+    with cache.prefilling():
+        return _read_chunks(model, cache, ids, chunk)
+
+
+def _read_chunks(model: Any, cache: Any, ids: torch.Tensor, chunk: int | None) -> torch.Tensor:
+    logits = torch.empty(0)
+    for part in ids.split(chunk or ids.shape[1], dim=1):
+        logits = forward(model, cache, part)
+    return logits
+
+
+@torch.no_grad()
+def forward(model: Any, cache: Any, ids: torch.Tensor) -> torch.Tensor:
+    """One forward pass of ``ids`` ``[B, q]`` on top of the cache; returns the last logits ``[B, V]``."""
+    start = cache.get_seq_length()
+    positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand(ids.shape[0], -1)
+    options: dict[str, Any] = {"logits_to_keep": 1} if _keeps_few_logits(type(model)) else {}
+    out = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **options)
+    logits: torch.Tensor = out.logits[:, -1]
+    return logits
+
+
+def _keeps_few_logits(kind: type) -> bool:
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+
+
+def repeated(cache: Any, rows: int) -> Any:
+    """An independent copy of a one-row cache with that row ``rows`` times, to go on in several ways at once."""
+    twin = copy.deepcopy(cache)
+    if rows > 1:
+        twin.batch_repeat_interleave(rows)
+    return twin
+
+
+def step_by_step(model: Any, cache: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Feed ``ids`` ``[B, q]`` one token at a time, as decode steps: budgets hold and plans stay as they are."""
+    logits = torch.empty(0)
+    for column in ids.split(1, dim=1):
+        logits = forward(model, cache, column)
+    return logits
+
+
+def greedy(
+    model: Any,
+    cache: Any,
+    logits: torch.Tensor,
+    steps: int,
+    *,
+    stop: Callable[[list[list[int]]], bool] | None = None,
+) -> list[list[int]]:
+    """Up to ``steps`` greedy tokens of every row, from the logits ``[B, V]`` of what was read last.
+
+    ``stop`` sees the tokens so far after each step and may end it.
+    """
+    rows: list[list[int]] = [[] for _ in range(logits.shape[0])]
+    for step in range(steps):
+        tokens = logits.argmax(-1)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.append(int(token))
+        if step == steps - 1 or (stop is not None and stop(rows)):
+            break
+        logits = forward(model, cache, tokens[:, None])
+    return rows

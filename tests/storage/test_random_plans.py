@@ -1,0 +1,28 @@
+"""Tens of thousands of random plans: totals, caps and floors always hold."""
+
+import random
+
+import pytest
+
+from squeezeattention.allocators import ALLOCATORS, resolve_allocator
+from squeezeattention.plan import build_plan
+
+
+@pytest.mark.parametrize("worker", range(4))
+def test_invariants_hold(worker):
+    rng = random.Random(worker)
+    names = ALLOCATORS.names()
+    for _ in range(12_000):
+        layers = rng.randint(1, 12)
+        base, floor = rng.randint(5, 300), rng.randint(1, 5)
+        caps = [rng.choice([None, rng.randint(1, 400)]) for _ in range(layers)]
+        allocator = resolve_allocator(rng.choice(names), p=rng.choice([None, 1.0, rng.uniform(0.01, 1)]))
+        importance = [rng.choice([0.3, 0.9, rng.random()]) for _ in range(layers)]
+        plan = build_plan(allocator, importance=importance, base_budget=base, caps=caps, floor=floor)
+        assert plan.check() is plan
+        most = float("inf") if None in caps else sum(caps)
+        assert plan.total == min(layers * base, most)
+        for budget, cap in zip(plan.budgets, caps, strict=True):
+            assert min(floor, cap or floor) <= budget <= (cap or budget)
+        again = build_plan(allocator, importance=importance, base_budget=base, caps=caps, floor=floor)
+        assert plan == again
