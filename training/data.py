@@ -11,7 +11,7 @@ from squeezeattention.tasks import corpus, recall
 
 IGNORE = -100
 #: Loss weight of an answer: its first digit says *which* fact was found, the others follow by copying.
-FIRST_DIGIT_WEIGHT = 8.0
+FIRST_DIGIT_WEIGHT = 5.0
 ANSWER_WEIGHT = 1.5
 
 
@@ -44,25 +44,19 @@ class Documents:
 
     def recall(self, length: int, facts: int | None = None) -> tuple[list[int], list[float]]:
         """Code with facts in it and one question a fact after it; numbers weigh nothing, answers much."""
-        encode = self.tokenizer.encode
-        cost = len(encode(recall.Fact("amber falcon", "0" * recall.DIGITS).statement).ids)
+        cost = len(self.tokenizer.encode(recall.Fact("amber falcon", "0" * recall.DIGITS).statement).ids)
         # Short contexts are nearly all facts and questions: telling names apart is what takes longest to learn.
         most = min(16, max(1, (length + 1) // (2 * cost if length <= 128 else 2 * cost + 6)))
         count = facts or self.rng.randint((most + 1) // 2, most)
         chosen = recall.draw_facts(self.rng, count, held_out=self.held_out)
-        stated: list[tuple[list[int], list[float]]] = []
-        asked: list[tuple[list[int], list[float]]] = []
-        for fact in chosen:
-            head = encode(fact.question.replace("recall", "remember")).ids
-            answer = encode(fact.answer).ids
-            stated.append((head + answer, [0.3] * len(head) + [0.0] * (len(answer) - 1) + [1.0]))
-            head = encode(fact.question).ids
-            weights = [ANSWER_WEIGHT, FIRST_DIGIT_WEIGHT] + [ANSWER_WEIGHT] * (len(answer) - 2)
-            asked.append((head + answer, [0.0] * len(head) + weights))
-        # The rest of the room is code; questions repeat where the context is long, for a dense signal.
-        self.rng.shuffle(asked)
-        if length >= 256:
-            asked = (asked * 4)[: max(len(asked), min(16, length // 64))]
+        stated = [self._line(fact.question.replace("recall", "remember"), fact.answer, 0.3, 0.0) for fact in chosen]
+        # Questions are drawn with replacement: were each asked once, the answer could be had by elimination,
+        # and the model would learn that instead of telling names apart.
+        drawn = self.rng.choices(chosen, k=max(count, min(16, length // 64)))
+        asked = [self._line(fact.question, fact.answer, 0.0, ANSWER_WEIGHT) for fact in drawn]
+        for _, weights in asked:
+            weights[-1 - recall.DIGITS] = FIRST_DIGIT_WEIGHT
+        # The rest of the room is code.
         taken = sum(len(tokens) for tokens, _ in stated + asked)
         lines = [(line, [1.0] * len(line)) for line in self._filler(max(0, length + 1 - taken), exact=True)]
         places = sorted(self.rng.randrange(len(lines) + 1) for _ in stated)
@@ -72,6 +66,11 @@ class Documents:
         tokens = [token for line, _ in parts for token in line][: length + 1]
         weights = [weight for _, line in parts for weight in line][: length + 1]
         return tokens, weights
+
+    def _line(self, head: str, answer: str, head_weight: float, weight: float) -> tuple[list[int], list[float]]:
+        """Tokens of one comment line and their weights in the loss."""
+        first, last = self.tokenizer.encode(head).ids, self.tokenizer.encode(answer).ids
+        return first + last, [head_weight] * len(first) + [weight] * len(last)
 
     def _filler(self, size: int, exact: bool = False) -> list[list[int]]:
         """Successive lines of one module (then another) holding at least, or exactly, ``size`` tokens."""

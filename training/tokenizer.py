@@ -20,7 +20,7 @@ def train_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex("\n"), "isolated"),
-            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Split(Regex(r" ?\d"), "isolated"),  # one digit a token, with the space before it
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -32,7 +32,7 @@ def train_tokenizer() -> Tokenizer:
         show_progress=False,
     )
     rng = random.Random(0)
-    facts = [fact for _ in range(40) for fact in recall.draw_facts(rng, 1000, held_out=False)]
+    facts = [fact for _ in range(1000) for fact in recall.draw_facts(rng, 40, held_out=False)]
     lines = "".join(fact.statement + fact.question + fact.answer for fact in facts)
     sources = [text for _, text in corpus.modules(held_out=False)]
     tokenizer.train_from_iterator([*sources, lines], trainer)

@@ -98,7 +98,7 @@ def code_loss(model: torch.nn.Module, documents: Documents, length: int = 512, r
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/embedded"))
-    parser.add_argument("--tokens", type=float, default=11e6, help="training tokens in all")
+    parser.add_argument("--tokens", type=float, default=9e6, help="training tokens in all")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -141,7 +141,7 @@ def main() -> None:
             stage = train.rng.randrange(stage)
         length = LENGTHS[stage]
         tokens, weights = train.batch(
-            args.batch_tokens // length, length, recall_share=0.9 if length <= 128 else 0.7
+            args.batch_tokens // length, length, recall_share=0.85 if length <= 128 else 0.6
         )
         loss = weighted_loss(forward, tokens.to(device), weights.to(device))
         loss.backward()

@@ -1,11 +1,12 @@
 """``squeeze demo``: the embedded model reads real source code and is asked for facts scattered in it."""
 
-from .report import findings, table, write_files
-from .run import Measured, Result, run
+from .measure import Measured, Result, run
+from .report import LEGEND, findings, table, to_json, write_files
 from .scenario import FULL, QUICK, Context, Settings, Variant, build_contexts
 
 __all__ = [
     "FULL",
+    "LEGEND",
     "QUICK",
     "Context",
     "Measured",
@@ -16,5 +17,6 @@ __all__ = [
     "findings",
     "run",
     "table",
+    "to_json",
     "write_files",
 ]

@@ -51,8 +51,8 @@ class Settings:
             value = getattr(self, name)
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
-        if self.facts > len(recall.names(held_out=True)):
-            raise ConfigError(f"there are names for {len(recall.names(held_out=True))} facts, not {self.facts}")
+        if self.facts > len(recall.NOUNS):
+            raise ConfigError(f"there are names for {len(recall.NOUNS)} facts, not for {self.facts}")
 
 
 FULL = Settings()
@@ -72,8 +72,8 @@ class Context:
 def build_contexts(tokenizer: Any, settings: Settings, *, salt: str = "") -> list[Context]:
     """The contexts of a seed, from held-out modules and held-out names; another ``salt`` gives others.
 
-    Raises :class:`InputError` if the standard library has no sources, :class:`ConfigError` if the facts do not
-    fit into ``settings.length``.
+    Raises :class:`InputError` if the standard library has no sources, :class:`ConfigError` if the facts do
+    not fit into ``settings.length``.
     """
     modules = corpus.modules(held_out=True)
     if not modules:
@@ -86,9 +86,7 @@ def build_contexts(tokenizer: Any, settings: Settings, *, salt: str = "") -> lis
     ]
 
 
-def _build_context(
-    tokenizer: Any, settings: Settings, rng: random.Random, source: str, text: str
-) -> Context:
+def _build_context(tokenizer: Any, settings: Settings, rng: random.Random, source: str, text: str) -> Context:
     def cost(part: str) -> int:
         return len(tokenizer(part, add_special_tokens=False).input_ids)
 
@@ -96,7 +94,8 @@ def _build_context(
     room = settings.length - sum(cost(fact.statement) for fact in facts)
     if room < settings.length // 4:
         raise ConfigError(
-            f"{settings.facts} facts leave no room for text in {settings.length} tokens; fewer facts or more tokens"
+            f"{settings.facts} facts leave no room for text in {settings.length} tokens; give fewer facts "
+            "or more tokens"
         )
     code = text.splitlines(keepends=True)
     lines: list[str] = []

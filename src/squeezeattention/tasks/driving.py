@@ -47,7 +47,7 @@ def _keeps_few_logits(kind: type) -> bool:
 
 
 def repeated(cache: Any, rows: int) -> Any:
-    """An independent copy of a one-row cache with that row ``rows`` times, to go on in several ways at once."""
+    """An independent copy of a one-row cache with its row ``rows`` times, to go on in several ways."""
     twin = copy.deepcopy(cache)
     if rows > 1:
         twin.batch_repeat_interleave(rows)
@@ -55,7 +55,7 @@ def repeated(cache: Any, rows: int) -> Any:
 
 
 def step_by_step(model: Any, cache: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Feed ``ids`` ``[B, q]`` one token at a time, as decode steps: budgets hold and plans stay as they are."""
+    """Feed ``ids`` ``[B, q]`` one token at a time, as decode steps: budgets hold, plans stay as they are."""
     logits = torch.empty(0)
     for column in ids.split(1, dim=1):
         logits = forward(model, cache, column)

@@ -1,7 +1,7 @@
 """Long-range recall: facts scattered through real source code, asked for at the end.
 
-A fact is a comment line, ``# remember amber falcon: 48213``; a question repeats its head with the verb
-changed, ``# recall amber falcon:``, and the answer is the number. Names come from fixed word lists and
+A fact is a comment line, ``# remember amber falcon 48213``; a question repeats its head with the verb
+changed, ``# recall amber falcon``, and the answer is the number. Names come from fixed word lists and
 are split by a hash into training and held-out pairs; numbers are drawn at random, so that nothing can be
 known without reading the context.
 """
@@ -48,11 +48,11 @@ class Fact:
 
     @property
     def statement(self) -> str:
-        return f"# remember {self.name}: {self.value}\n"
+        return f"# remember {self.name} {self.value}\n"
 
     @property
     def question(self) -> str:
-        return f"# recall {self.name}:"
+        return f"# recall {self.name}"
 
     @property
     def answer(self) -> str:
@@ -61,9 +61,13 @@ class Fact:
 
 
 def draw_facts(rng: random.Random, count: int, *, held_out: bool) -> list[Fact]:
-    """``count`` facts with different names and random five-digit numbers."""
-    chosen = rng.sample(names(held_out=held_out), count)
-    return [Fact(name, "".join(rng.choice("0123456789") for _ in range(DIGITS))) for name in chosen]
+    """``count`` facts (at most 48) with different nouns and random five-digit numbers."""
+    facts = []
+    for noun in rng.sample(NOUNS, count):
+        fitting = [f"{adjective} {noun}" for adjective in ADJECTIVES]
+        name = rng.choice([name for name in fitting if is_held_out_name(name) == held_out])
+        facts.append(Fact(name, "".join(rng.choice("0123456789") for _ in range(DIGITS))))
+    return facts
 
 
 def scatter(rng: random.Random, lines: Sequence[str], facts: Sequence[Fact]) -> str:

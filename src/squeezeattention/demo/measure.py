@@ -68,7 +68,9 @@ class Result:
 Progress = Callable[[int, str], None]
 
 
-def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lambda total, what: None) -> Result:
+def run(
+    model: Any, tokenizer: Any, settings: Settings, progress: Progress = lambda total, what: None
+) -> Result:
     """Measure the full cache and every configuration of ``settings`` on the same questions."""
     began = time.perf_counter()
     contexts = build_contexts(tokenizer, settings)
@@ -107,9 +109,7 @@ def _variant_cache(
     )  # fmt: skip
 
 
-def _measure_full(
-    model: Any, tokenizer: Any, settings: Settings, row: Measured, context: Context
-) -> None:
+def _measure_full(model: Any, tokenizer: Any, settings: Settings, row: Measured, context: Context) -> None:
     cache = DynamicCache(config=model.config)
     logits = read(model, cache, context.tokens)
     size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
@@ -160,9 +160,7 @@ def _decode_steps(model: Any, cache: Any, logits: torch.Tensor, steps: int) -> I
 # ------------------------------------------------------------------ reference
 
 
-def _measure_reference(
-    model: Any, tokenizer: Any, result: Result, progress: Callable[[str], None]
-) -> None:
+def _measure_reference(model: Any, tokenizer: Any, result: Result, progress: Callable[[str], None]) -> None:
     """The layer whose cut hurts recall most stays whole, the others share the rest.
 
     Chosen by answers, on a context of its own: what a perfect signal might find, no method.
@@ -215,7 +213,7 @@ def _layer_that_recalls(
 def _one_whole(
     tokens: int, budget: float, settings: Settings, n_layers: int, layer: int
 ) -> Sequence[int] | None:
-    """``budget`` of the context in all, one layer whole; ``None`` if that leaves the others next to nothing."""
+    """``budget`` of the context in all, one layer whole; ``None`` if the others would get next to nothing."""
     total = n_layers * max(1, round(budget * tokens))
     whole = tokens + settings.decode_tokens
     rest, extra = divmod(total - whole, n_layers - 1) if n_layers > 1 else (0, 0)

@@ -1,0 +1,62 @@
+"""The commands put together; what an error looks like and which exit code it has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..errors import SqueezeError
+from . import demo, generate, listing, plan
+from .console import complain, notice
+
+
+class _Group(TyperGroup):
+    """Errors of a user: one line, exit code 2. Ctrl-C: 130. Anything else is a bug: traceback and 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SqueezeError as error:
+            complain(error)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            notice("interrupted")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="SqueezeAttention: a KV cache whose layers hold as many tokens as they need.",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"squeezeattention {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("generate")(generate.generate)
+app.command("plan")(plan.plan)
+app.command("demo")(demo.demo)
+app.command("models")(listing.models)
+app.command("policies")(listing.policies)
+app.command("allocators")(listing.allocators)
+app.command("signals")(listing.signals)

@@ -1,0 +1,164 @@
+"""``squeeze generate``: text from a model with a squeezed cache."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import SqueezeCache
+from ..errors import ConfigError
+from . import options
+from .console import ERR, print_json
+from .inputs import check_target, load_model, read_prompts, tokenize
+
+
+def generate(
+    model_name: options.Model,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file (- is stdin)."),
+    ] = None,
+    prompt: options.PromptText = None,
+    budget: options.BudgetText = "0.2",
+    policy: options.Policy = "h2o",
+    allocator: options.AllocatorName = "squeeze",
+    p: options.P = None,
+    outliers: options.Outliers = None,
+    positions: options.Positions = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=1, help="Length of the text.")
+    ] = 128,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")
+    ] = False,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the draws; with --sample.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    chunk_size: options.ChunkSize = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    save_plan: Annotated[
+        Path | None, typer.Option("--save-plan", metavar="FILE", help="Write the prompt's plan as JSON.")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is made.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Go on with a text, with a squeezed cache. The prompt is -f FILE, -p TEXT, or stdin.
+
+    The text goes to stdout; the plan, the memory and the speed go to stderr.
+    """
+    if stream and as_json:
+        raise ConfigError("--stream prints text and --json prints one object: choose one of them")
+    if temperature <= 0:
+        raise ConfigError(f"the temperature must be above 0, got {temperature:g}")
+    check_target(save_plan)
+    given = read_prompts([] if file is None else [file], prompt)[0]
+    spec = options.allocator_of(allocator)
+    options.check(budget, policy, spec, p, outliers)
+
+    import torch
+
+    model, tokenizer = load_model(model_name, dtype, device)
+    tokens = tokenize(model, tokenizer, given, max_new_tokens)
+    cache = SqueezeCache(model, budget, policy, spec, p, outliers=outliers, positions=positions)
+    torch.manual_seed(seed)
+    watch = _Watch(tokenizer if stream else None)
+    ids = torch.tensor([tokens], device=model.device)
+    settings: dict[str, Any] = {"do_sample": sample}
+    if sample:
+        settings["temperature"] = temperature
+    if chunk_size is not None:
+        settings["prefill_chunk_size"] = chunk_size
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=_pad_token(model, tokenizer),
+        streamer=watch,
+        **settings,
+    )
+    new = output[0, len(tokens) :].tolist()
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    timings = watch.timings(len(new))
+    made, memory = cache.plan, cache.memory()
+    if save_plan is not None and made is not None:
+        made.save(save_plan)
+    if as_json:
+        print_json({
+            "model": model_name,
+            "prompt": given.source,
+            "prompt_tokens": len(tokens),
+            "text": text,
+            "tokens": new,
+            "plan": None if made is None else made.to_dict(),
+            "memory": {
+                "bytes": memory.bytes,
+                "index_bytes": memory.index_bytes,
+                "peak_bytes": memory.peak_bytes,
+                "full_bytes": memory.full_bytes,
+                "saved": memory.saved,
+            },
+            "timings": timings,
+        })  # fmt: skip
+        return
+    if not stream:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    ERR.rule("report", style="dim")
+    if made is not None:
+        ERR.print(made)
+    ERR.print(f"memory: {memory}", soft_wrap=True)
+    ERR.print(_speed_text(len(tokens), len(new), timings), soft_wrap=True)
+    if save_plan is not None:
+        ERR.print(f"plan saved: {save_plan}", soft_wrap=True)
+
+
+def _pad_token(model: Any, tokenizer: Any) -> int | None:
+    """Any: nothing is padded; without one ``generate`` remarks on it."""
+    for value in (
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        model.config.get_text_config().eos_token_id,
+    ):
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _speed_text(prompt_tokens: int, new_tokens: int, timings: dict[str, float | None]) -> str:
+    rate = timings["tokens_per_s"]
+    decode = "" if rate is None else f", then {rate:.1f} tokens/s"
+    return f"speed: {prompt_tokens} tokens read in {timings['prefill_s']:.2f} s, {new_tokens} new{decode}"
+
+
+class _Watch:
+    """A streamer that keeps the time, and prints if it is given a tokenizer."""
+
+    def __init__(self, tokenizer: Any | None) -> None:
+        self._printer: Any = None
+        if tokenizer is not None:
+            from transformers import TextStreamer
+
+            self._printer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        """Called with the prompt, then with each token."""
+        self._times.append(time.perf_counter())
+        if self._printer is not None:
+            self._printer.put(value)
+
+    def end(self) -> None:
+        if self._printer is not None:
+            self._printer.end()
+
+    def timings(self, new_tokens: int) -> dict[str, float | None]:
+        """Seconds until the first new token, of the others, and their rate (``None`` if there are none)."""
+        start, first, *_, last = [*self._times, self._times[-1]]
+        decode = last - first
+        rate = (new_tokens - 1) / decode if new_tokens > 1 and decode > 0 else None
+        return {"prefill_s": first - start, "decode_s": decode, "tokens_per_s": rate}

@@ -1,0 +1,140 @@
+"""What the user hands over: prompts, models, output paths."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..embedded import NAME, load_embedded
+from ..errors import ConfigError, InputError, SqueezeError
+from .console import notice
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text and where it came from."""
+
+    source: str
+    text: str
+
+
+def read_prompts(files: list[Path], text: str | None) -> list[Prompt]:
+    """The prompts of ``-f`` (``-`` is stdin), of ``-p``, or else of stdin; raises :class:`InputError`."""
+    if files and text is not None:
+        raise InputError("give the prompt once: with -f FILE or with -p TEXT")
+    if text is not None:
+        return [_checked("the text of -p", text)]
+    if files:
+        return [_read_stdin() if str(path) == "-" else _read_file(path) for path in files]
+    if sys.stdin.isatty():
+        raise InputError("no prompt: give -f FILE or -p TEXT, or pipe a text in")
+    return [_read_stdin()]
+
+
+def _read_stdin() -> Prompt:
+    return _decoded("stdin", sys.stdin.buffer.read())
+
+
+def _read_file(path: Path) -> Prompt:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the prompt {path}: {error.strerror or error}") from error
+    return _decoded(str(path), data)
+
+
+def _decoded(source: str, data: bytes) -> Prompt:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise InputError(f"cannot read the prompt {source}: it is not UTF-8 text")
+    return _checked(source, text)
+
+
+def _checked(source: str, text: str) -> Prompt:
+    if not text.strip():
+        raise InputError(f"the prompt is empty: {source}")
+    return Prompt(source, text)
+
+
+def tokenize(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 0) -> list[int]:
+    """The prompt's tokens; a remark where the model was not made for so many."""
+    tokens: list[int] = list(tokenizer(prompt.text, verbose=False).input_ids)
+    if not tokens:
+        raise InputError(f"the prompt has no tokens: {prompt.source}")
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and len(tokens) + new_tokens > longest:
+        notice(
+            f"{prompt.source}: {len(tokens)} tokens and {new_tokens} new ones are more than the {longest} "
+            "positions that the model was made for"
+        )
+    return tokens
+
+
+def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
+    """``(model, tokenizer)`` of "embedded", a local folder or a name on the hub.
+
+    Raises :class:`InputError` if it cannot be loaded, :class:`ConfigError` for an unknown dtype or device.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    wanted = _dtype(dtype)
+    place = _device(device)
+    if name == NAME:
+        logging.disable_progress_bar()
+        model, tokenizer = load_embedded(torch.float32 if wanted == "auto" else wanted)
+        return model.to(place), tokenizer
+    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+        raise InputError(f"cannot load the model {name}: there is no such folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted).eval()
+    except SqueezeError:
+        raise
+    except Exception as error:  # whatever a damaged or foreign folder makes the loaders raise
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(
+            f"cannot load the model {name!r}: {first.strip()} (give {NAME!r}, a folder of a causal language "
+            "model, or its name on the hub)"
+        ) from error
+    return model.to(place), tokenizer
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if name != "auto" and name not in names:
+        raise ConfigError(f"unknown dtype {name!r}; choose one of: auto, {', '.join(names)}")
+    return names.get(name, "auto")
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"cannot use the device {name!r}: {reason}") from error
+    return device
+
+
+def check_target(path: Path | None) -> None:
+    """Before any work is done: :class:`InputError` if a file cannot be put there."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"cannot write to {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write to {path}: there is no folder {path.parent}")

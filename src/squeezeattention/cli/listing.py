@@ -1,0 +1,129 @@
+"""What there is to choose from: models, policies, allocators, signals."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from ..allocators import ALLOCATORS
+from ..policies import POLICIES
+from ..registry import Registry
+from ..signals import SIGNALS
+from . import options
+from .console import OUT, print_json
+
+
+class Family(NamedTuple):
+    """Architectures that are listed in one line."""
+
+    title: str
+    traits: str
+    tested: tuple[str, ...]  # names in squeezeattention.testing.FAMILIES
+
+
+FAMILIES = (
+    Family("Llama 2 and 3", "MHA or GQA, RoPE", ("llama", "llama-mha")),
+    Family("Mistral", "GQA, RoPE, with or without a native sliding window", ("mistral", "mistral-window")),
+    Family("Mixtral", "GQA, RoPE, mixture of experts", ("mixtral",)),
+    Family(
+        "Falcon",
+        "MQA, GQA or MHA, RoPE, parallel attention and MLP or one after the other",
+        ("falcon-7b", "falcon-new", "falcon-mha"),
+    ),
+    Family("OPT", "MHA, learned positions", ("opt",)),
+    Family(
+        "GPT-NeoX, Pythia",
+        "MHA, partial RoPE, parallel attention and MLP or one after the other",
+        ("gpt-neox", "gpt-neox-sequential"),
+    ),
+    Family("GPT-2", "MHA, learned positions", ("gpt2",)),
+    Family("Qwen2, Qwen2.5", "GQA, RoPE, biases", ("qwen2",)),
+    Family("Qwen3", "GQA, RoPE, norms on queries and keys, optional window", ("qwen3", "qwen3-window")),
+    Family("Qwen3-MoE", "GQA, RoPE, mixture of experts", ("qwen3-moe",)),
+    Family("Gemma 2", "GQA, every other layer windowed, capped logits", ("gemma2",)),
+    Family("Gemma 3 (text)", "GQA, mostly windowed layers, two RoPE bases", ("gemma3",)),
+    Family("Phi-1, Phi-2", "MHA or GQA, partial RoPE, parallel attention and MLP", ("phi",)),
+    Family("Phi-3, Phi-4", "GQA, RoPE, optional window", ("phi3", "phi3-window")),
+    Family("StableLM", "MHA or GQA, partial RoPE", ("stablelm",)),
+    Family("Granite", "GQA, RoPE, scaled residuals", ("granite",)),
+    Family("OLMo 2", "MHA or GQA, RoPE, norms after attention", ("olmo2",)),
+    Family("Cohere Command R", "GQA, RoPE, parallel attention and MLP", ("cohere",)),
+    Family(
+        "gpt-oss", "GQA, RoPE, mixture of experts, learned sinks, every other layer windowed", ("gpt-oss",)
+    ),
+    Family("StarCoder2", "GQA, RoPE, optional window", ("starcoder2",)),
+    Family("DeepSeek-V3", "MLA (expanded keys and values are held), mixture of experts", ("deepseek-v3",)),
+)
+
+REFUSED = (
+    ("BLOOM, MPT, Falcon-RW", "ALiBi or attention of their own: the bias depends on where a token is stored"),
+    ("T5, BART, Whisper, ...", "encoder-decoder models: only decoder-only ones are supported"),
+    (
+        "GPT-J, GPT-Neo, CodeGen, XGLM",
+        "compute attention themselves, not through transformers' AttentionInterface",
+    ),
+    ("Mamba, Jamba, RecurrentGemma, Qwen3-Next", "recurrent or linear layers have no tokens to evict"),
+    ("Gemma 3n", "layers that share one another's keys and values"),
+)
+
+
+def models(as_json: options.Json = False) -> None:
+    """Model families that are carried exactly, and those that are refused."""
+    if as_json:
+        print_json({
+            "supported": [{"family": f.title, "traits": f.traits, "tested": f.tested} for f in FAMILIES],
+            "refused": [{"family": name, "why": why} for name, why in REFUSED],
+        })  # fmt: skip
+        return
+    supported, refused = Table(header_style="bold"), Table(header_style="bold")
+    supported.add_column("supported", no_wrap=True)
+    supported.add_column("traits")
+    for family in FAMILIES:
+        supported.add_row(family.title, family.traits)
+    refused.add_column("refused")
+    refused.add_column("why")
+    for name, why in REFUSED:
+        refused.add_row(name, why)
+    OUT.print(supported)
+    OUT.print(
+        "Each is tested against a plain reference with a tiny random model. Others work too if their "
+        "attention goes through transformers' AttentionInterface; what cannot be carried exactly is refused "
+        "with the reason."
+    )
+    OUT.print(refused)
+
+
+def policies(as_json: options.Json = False) -> None:
+    """Rules for which tokens a layer keeps."""
+    _list(POLICIES, as_json)
+
+
+def allocators(as_json: options.Json = False) -> None:
+    """Rules that divide the cache among the layers."""
+    _list(ALLOCATORS, as_json)
+
+
+def signals(as_json: options.Json = False) -> None:
+    """Measures of how much a layer matters."""
+    _list(SIGNALS, as_json)
+
+
+def _list(registry: Registry[Any], as_json: bool) -> None:
+    entries = {name: _summary(registry.factory(name)) for name in registry}
+    if as_json:
+        print_json(entries)
+        return
+    table = Table(header_style="bold")
+    table.add_column(registry.kind, no_wrap=True)
+    table.add_column("")
+    for name, summary in entries.items():
+        table.add_row(name, summary)
+    OUT.print(table)
+
+
+def _summary(factory: Any) -> str:
+    """First line of a factory's docstring."""
+    text = inspect.getdoc(factory) or ""
+    return text.partition("\n")[0]

@@ -1,0 +1,72 @@
+"""Options that several commands share, and the allocator that ``--allocator`` means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..allocators import ALLOCATORS, resolve_allocator
+from ..plan import Budget, BudgetPlan
+from ..policies import POLICIES
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help='"embedded" (comes with the package), a folder, or a name on the hub.'
+    ),
+]
+PromptText = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt itself.")]
+BudgetText = Annotated[
+    str,
+    typer.Option(
+        "--budget", "-b", metavar="BUDGET",
+        help="Size of the cache: share of the prompt (0.2, 20%), tokens per layer (256), or bytes (512MiB).",
+    ),
+]  # fmt: skip
+Policy = Annotated[str, typer.Option("--policy", help="Which tokens stay; see `squeeze policies`.")]
+AllocatorName = Annotated[
+    str,
+    typer.Option(
+        "--allocator", help="Which layers get more; see `squeeze allocators`. Or a saved plan.json."
+    ),
+]
+P = Annotated[
+    float | None,
+    typer.Option("--p", metavar="SHARE", help="Share of the average budget that the cut layers keep (0.35)."),
+]
+Outliers = Annotated[
+    str | None,
+    typer.Option(
+        "--outliers", metavar="keep|clamp", help="Outliers of the signal: as published, or clamped."
+    ),
+]
+Positions = Annotated[
+    str | None,
+    typer.Option("--positions", metavar="original|cache", help="Positions of StreamingLLM's sinks."),
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+ChunkSize = Annotated[
+    int | None,
+    typer.Option(
+        "--chunk-size", min=1, metavar="TOKENS", help="Read the prompt in pieces of so many tokens."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead.")]
+
+
+def check(
+    budget: str, policy: str, allocator: str | BudgetPlan, p: float | None, outliers: str | None
+) -> None:
+    """Before a model is loaded: raise what SqueezeCache would raise about these."""
+    Budget.parse(budget)
+    POLICIES.factory(policy)
+    resolve_allocator(allocator, p=p, outliers=outliers)
+
+
+def allocator_of(spec: str) -> str | BudgetPlan:
+    """The name of an allocator, or the plan in a file."""
+    is_file = spec.endswith(".json") or (spec not in ALLOCATORS and Path(spec).is_file())
+    return BudgetPlan.load(spec) if is_file else spec

@@ -1,0 +1,145 @@
+"""Plans of one or more prompts: signal by layer, groups, budgets."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from ..extras import require
+from ..plan import BudgetPlan
+from .canvas import COLOURS, GROUPS, INK, LARGE, NORMAL, SMALL, new_figure, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_NUMBERS = 16  # layers up to which cells carry their value
+_MOST_LABELS = 40  # prompts up to which each row is named
+_LONGEST_LABEL = 30
+_TICK_DISTANCE = 0.22
+
+
+def plan_figure(plans: Sequence[tuple[str, BudgetPlan]], *, title: str | None = None) -> Figure:
+    """Heat map of the signal (a row a prompt, a column a layer), the groups below it, and the budgets.
+
+    All plans must have the same number of layers, and a signal.
+    """
+    if not plans or len({plan.n_layers for _, plan in plans}) != 1:
+        raise ConfigError("a figure of plans needs at least one plan, all with the same number of layers")
+    values = [plan.importance for _, plan in plans]
+    if any(row is None for row in values):
+        raise ConfigError("a figure of plans needs plans that were made from a signal")
+    rows = [list(row) for row in values if row is not None]
+    n_layers, height = len(rows[0]), min(7.0, 0.34 * len(rows))
+    figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 3.9 + 2 * height)
+    signal, groups, budgets = figure.subplots(
+        3, 1, sharex=True, height_ratios=[height + 0.35, height + 0.35, 2.1]
+    )
+    name = plans[0][1].signal or "signal"
+    figure.suptitle(title or f"Layer {name} and budgets", fontsize=LARGE, color=INK)
+    _signal_map(figure, signal, rows, name)
+    _group_map(groups, [plan.groups for _, plan in plans])
+    _budget_bars(budgets, [plan for _, plan in plans])
+    for axes in (signal, groups):
+        _name_rows(axes, [label for label, _ in plans])
+    budgets.set_xticks(range(0, n_layers, max(1, math.ceil(n_layers / 20))))
+    budgets.set_xlabel("layer", fontsize=NORMAL, color=INK)
+    return figure
+
+
+def _signal_map(figure: Figure, axes: Axes, rows: list[list[float]], name: str) -> None:
+    flat = [value for row in rows for value in row]
+    low, high = min(flat), max(flat)
+    colors = require("matplotlib.colors", "plot")
+    norm: Any = colors.Normalize(low, high if high > low else low + 1e-6)
+    is_cosine = name == "cosine" and low < high < 1
+    if is_cosine:  # most layers lie close below 1: a scale that opens up towards 1
+        norm = colors.FuncNorm((_stretch, _unstretch), vmin=low, vmax=high)
+    image = axes.imshow(rows, aspect="auto", cmap="cividis", norm=norm)
+    bar = figure.colorbar(image, cax=axes.inset_axes((1.015, 0.0, 0.02, 1.0)))
+    if is_cosine:
+        ticks = _cosine_ticks(low, high, norm)
+        bar.ax.set_yticks(ticks, [f"{tick:.4g}" for tick in ticks])
+        bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=SMALL)
+    bar.outline.set_visible(False)
+    axes.set_title(f"{name} (high: attention changes little)", fontsize=NORMAL, color=INK, loc="left")
+    if len(rows[0]) <= _MOST_NUMBERS and len(rows) <= _MOST_LABELS:
+        for y, row in enumerate(rows):
+            for x, value in enumerate(row):
+                dark = float(norm(value)) < 0.55
+                axes.text(
+                    x, y, f"{value:.3f}".replace("0.", ".", 1), ha="center", va="center",
+                    fontsize=SMALL - 1, color="white" if dark else "black",
+                )  # fmt: skip
+
+
+def _stretch(cosine: Any) -> Any:
+    numpy = require("numpy", "plot")
+    return -numpy.log10(numpy.maximum(1 - numpy.asarray(cosine, dtype=float), 1e-9))
+
+
+def _unstretch(value: Any) -> Any:
+    numpy = require("numpy", "plot")
+    return 1 - 10.0 ** -numpy.asarray(value, dtype=float)
+
+
+def _cosine_ticks(low: float, high: float, norm: Any) -> list[float]:
+    """Round levels inside the range that are not too close to each other on the stretched scale."""
+    ticks: list[float] = []
+    for level in (0.9999, 0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8, 0.5, 0.0, -0.5):
+        if low <= level <= high and (not ticks or abs(norm(level) - norm(ticks[-1])) >= _TICK_DISTANCE):
+            ticks.append(level)
+    return ticks if len(ticks) > 1 else [low, high]
+
+
+def _group_map(axes: Axes, groups: Sequence[Sequence[int]]) -> None:
+    colors = require("matplotlib.colors", "plot")
+    patches = require("matplotlib.patches", "plot")
+    most = max(3, *(max(row) for row in groups))
+    palette = [GROUPS[0], *([GROUPS[1]] * (most - 2)), GROUPS[2]]
+    edges = [[index - 0.5 for index in range(count + 1)] for count in (len(groups[0]), len(groups))]
+    axes.pcolormesh(
+        *edges, groups, cmap=colors.ListedColormap(palette), vmin=0.5, vmax=most + 0.5, edgecolors="white",
+        linewidth=0.8 if len(groups) <= _MOST_LABELS else 0.2,
+    )  # fmt: skip
+    axes.invert_yaxis()
+    axes.set_title("group (the last one is cut)", fontsize=NORMAL, color=INK, loc="left")
+    present = sorted({group for row in groups for group in row})
+    handles = [patches.Patch(color=palette[group - 1], label=f"G{group}") for group in present]
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL)
+
+
+def _budget_bars(axes: Axes, plans: list[BudgetPlan]) -> None:
+    layers = range(plans[0].n_layers)
+    means = [statistics.fmean(plan.budgets[layer] for plan in plans) for layer in layers]
+    several = len(plans) > 1
+    axes.bar(layers, means, width=0.72, color=COLOURS[0], alpha=0.85, label="mean" if several else "budget")
+    if several:
+        x = [layer for plan in plans for layer in layers]
+        y = [budget for plan in plans for budget in plan.budgets]
+        axes.plot(x, y, "o", markersize=3, color=INK, alpha=0.6, label="each prompt", linestyle="none")
+    base = statistics.fmean(plan.base_budget for plan in plans)
+    axes.axhline(base, color=COLOURS[1], linestyle="--", linewidth=1.4, label=f"uniform ({base:.0f})")
+    axes.set_ylabel("tokens kept", fontsize=NORMAL, color=INK)
+    axes.set_title("budget", fontsize=NORMAL, color=INK, loc="left")
+    axes.set_ylim(0, max(max(plan.budgets) for plan in plans) * 1.08)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL)
+    tidy(axes)
+
+
+def _name_rows(axes: Axes, labels: list[str]) -> None:
+    step = max(1, math.ceil(len(labels) / _MOST_LABELS))
+    shown = range(0, len(labels), step)
+    axes.set_yticks(list(shown), [shortened(labels[i]) for i in shown])
+    axes.tick_params(labelsize=SMALL, length=0, colors=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def shortened(label: str) -> str:
+    """The end of a long label: of a path, the part that tells files apart."""
+    return label if len(label) <= _LONGEST_LABEL else "…" + label[1 - _LONGEST_LABEL :]

@@ -1,0 +1,157 @@
+"""Mistakes of a user: one line on stderr and exit code 2; a bug: 1; Ctrl-C: 130."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import squeezeattention.cli.generate as generate_command
+
+
+def _refused(result: Any, *words: str) -> None:
+    assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_file_that_is_not_there(squeeze: Any, tmp_path: Path) -> None:
+    for command in ("generate", "plan"):
+        _refused(squeeze(command, "embedded", "-f", tmp_path / "none"), "none", "No such file")
+
+
+def test_folder_as_prompt(squeeze: Any, tmp_path: Path) -> None:
+    _refused(squeeze("generate", "embedded", "-f", tmp_path), str(tmp_path), "directory")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_file_without_permission(squeeze: Any, prompt_file: Path) -> None:
+    prompt_file.chmod(0)
+    _refused(squeeze("generate", "embedded", "-f", prompt_file), str(prompt_file), "Permission")
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00a", b"abc\0def"])
+def test_binary_prompt(squeeze: Any, tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(data)
+    _refused(squeeze("generate", "embedded", "-f", path), str(path), "UTF-8 text")
+    _refused(squeeze("generate", "embedded", text=data), "stdin", "UTF-8 text")
+
+
+def test_empty_prompts(squeeze: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text(" \n")
+    _refused(squeeze("generate", "embedded", "-f", tmp_path / "empty"), "empty", str(tmp_path))
+    _refused(squeeze("generate", "embedded", "-p", ""), "empty")
+    _refused(squeeze("plan", "embedded", text=""), "empty", "stdin")
+
+
+def test_prompt_given_twice(squeeze: Any, prompt_file: Path) -> None:
+    _refused(squeeze("generate", "embedded", "-f", prompt_file, "-p", "x"), "once")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--policy", "h20"), ("unknown policy 'h20'", "did you mean 'h2o'", "streaming_llm")),
+        (("--allocator", "sqeeze"), ("unknown allocator", "did you mean 'squeeze'")),
+        (("--budget", "0"), ("budget", "512MiB")),
+        (("--budget", "1.5"), ("budget",)),
+        (("--budget", "ten"), ("'ten'",)),
+        (("--budget", "3", "--policy", "streaming_llm"), ("too small", "streaming_llm")),
+        (("--p", "0"), ("p must be",)),
+        (("--outliers", "drop"), ("keep", "clamp")),
+        (("--positions", "cache"), ("streaming_llm",)),
+        (("--dtype", "float8"), ("float8", "bfloat16")),
+        (("--device", "abacus"), ("abacus",)),
+        (("--temperature", "0"), ("temperature",)),
+        (("--stream", "--json"), ("--stream", "--json")),
+        (("--save-plan", "/no/such/folder/plan.json"), ("/no/such/folder",)),
+    ],
+)
+def test_bad_options(squeeze: Any, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    _refused(squeeze("generate", "embedded", "-p", "x = 1", *options), *words)
+
+
+def test_corrupt_plan(squeeze: Any, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    for text, word in (("{", "not JSON"), ('{"a": 1}', "not a budget plan"), ("", "not JSON")):
+        path.write_text(text)
+        _refused(squeeze("generate", "embedded", "-p", "x", "--allocator", path), str(path), word)
+    _refused(squeeze("generate", "embedded", "-p", "x", "--allocator", "none.json"), "none.json")
+
+
+def test_plan_of_another_model(squeeze: Any, model_folder: Path, prompt_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    squeeze("plan", model_folder, "-f", prompt_file, "-o", path)
+    _refused(squeeze("generate", "embedded", "-p", "x", "--allocator", path), "4 layers", "10")
+    _refused(squeeze("plan", model_folder, "-p", "x = 1", "--allocator", path), "measures nothing")
+
+
+def test_models_that_cannot_be_loaded(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    _refused(squeeze("generate", tmp_path / "none", "-p", "x"), "no such folder", "none")
+    _refused(squeeze("generate", tmp_path, "-p", "x"), str(tmp_path), "embedded")
+    _refused(squeeze("generate", "no body/no model", "-p", "x"), "no body/no model")
+
+
+def test_outputs_that_cannot_be_written(squeeze: Any, tmp_path: Path) -> None:
+    for option in ("-o", "--plot"):
+        _refused(squeeze("plan", "embedded", "-p", "x", option, tmp_path), "folder")
+    (tmp_path / "file").write_text("")
+    _refused(squeeze("demo", "--out", tmp_path / "file"), "is a file")
+
+
+def test_impossible_demos(squeeze: Any, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    _refused(squeeze("demo", "--length", 10, *out), "length", "64")
+    _refused(squeeze("demo", "--facts", 1000, *out), "1000")
+    _refused(squeeze("demo", "--length", 64, "--facts", 20, *out), "20 facts")
+    assert not (tmp_path / "out").exists()
+
+
+def test_usage_errors_exit_with_2(squeeze: Any) -> None:
+    assert squeeze("generate").exit_code == 2
+    assert squeeze("generate", "embedded", "--no-such-option").exit_code == 2
+    assert squeeze("generate", "embedded", "-p", "x", "-n", 0).exit_code == 2
+    assert squeeze("nothing").exit_code == 2
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 1)])
+def test_interrupts_and_bugs(
+    squeeze: Any, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException], code: int
+) -> None:
+    def fail(*args: Any) -> None:
+        raise raised("boom")
+
+    monkeypatch.setattr(generate_command, "load_model", fail)
+    assert squeeze("generate", "embedded", "-p", "x").exit_code == code
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_without_typer_one_line_names_the_extra() -> None:
+    done = _python("import sys; sys.modules['typer'] = None; from squeezeattention.cli import main; main()")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert 'pip install "squeezeattention[cli]"' in done.stderr
+
+
+def test_the_library_imports_without_any_extra() -> None:
+    done = _python(
+        "import sys\n"
+        "for name in ('typer', 'matplotlib'): sys.modules[name] = None\n"
+        "import squeezeattention, squeezeattention.plots, squeezeattention.demo\n"
+        "assert 'rich' not in sys.modules or 'rich.table' not in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,110 @@
+"""``squeeze generate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from squeezeattention import BudgetPlan, SqueezeCache, load_embedded
+
+
+def test_prints_only_the_text_to_stdout_and_a_report_to_stderr(squeeze: Any, prompt_file: Path) -> None:
+    result = squeeze("generate", "embedded", "-f", prompt_file, "--budget", "0.3", "-n", 6, "--policy", "h2o")
+    assert result.exit_code == 0, result.stderr
+    model, tokenizer = load_embedded()
+    ids = tokenizer(prompt_file.read_text(), return_tensors="pt").input_ids
+    cache = SqueezeCache(model, 0.3, "h2o")
+    out = model.generate(ids, past_key_values=cache, max_new_tokens=6, do_sample=False)
+    assert result.stdout == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) + "\n"
+    for word in ("squeeze plan", "layer", "memory:", "saved", "tokens/s"):
+        assert word in result.stderr
+
+
+def test_json_has_everything(squeeze: Any, prompt_file: Path) -> None:
+    result = squeeze("generate", "embedded", "-f", prompt_file, "-b", "32", "--json", "-n", 5)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert set(data) == {
+        "model", "prompt", "prompt_tokens", "text", "tokens", "plan", "memory", "timings",
+    }  # fmt: skip
+    assert data["model"] == "embedded"
+    assert data["prompt"] == str(prompt_file)
+    assert len(data["tokens"]) == 5
+    plan = BudgetPlan.from_dict(data["plan"])
+    assert plan.base_budget == 32
+    assert plan.prompt_tokens == data["prompt_tokens"]
+    memory = data["memory"]
+    assert set(memory) == {"bytes", "index_bytes", "peak_bytes", "full_bytes", "saved"}
+    assert memory["bytes"] < memory["peak_bytes"] <= memory["full_bytes"]
+    assert memory["saved"] == pytest.approx(1 - memory["bytes"] / memory["full_bytes"])
+    timings = data["timings"]
+    assert timings["prefill_s"] > 0
+    assert timings["tokens_per_s"] == pytest.approx(4 / timings["decode_s"])
+
+
+def test_one_new_token_has_no_rate(squeeze: Any) -> None:
+    result = squeeze("generate", "embedded", "-p", "import os\n", "-n", 1, "--json")
+    assert json.loads(result.stdout)["timings"]["tokens_per_s"] is None
+
+
+def test_stream_prints_the_same_text(squeeze: Any) -> None:
+    arguments = ("generate", "embedded", "--prompt", "def main(argument):\n", "-n", 8)
+    assert squeeze(*arguments, "--stream").stdout.strip() == squeeze(*arguments).stdout.strip()
+
+
+def test_prompt_from_stdin_file_and_option_agree(squeeze: Any, tmp_path: Path) -> None:
+    text = "class Reader:\n    def "
+    (tmp_path / "text").write_bytes(b"\xef\xbb\xbf" + text.encode())  # a byte order mark is no text
+    ways = (("-p", text), ("-f", tmp_path / "text"), (), ("-f", "-"))
+    outputs = {squeeze("generate", "embedded", *way, "-n", 4, text=text).stdout for way in ways}
+    assert len(outputs) == 1
+
+
+def test_options_reach_the_cache(squeeze: Any, model_folder: Path, prompt_file: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "plan.json"
+    result = squeeze(
+        "generate", model_folder, "-f", prompt_file, "--budget", "25%", "--policy", "streaming_llm",
+        "--allocator", "squeeze", "--p", "0.5", "--outliers", "clamp", "--positions", "cache",
+        "--dtype", "bfloat16", "--chunk-size", "40", "--max-new-tokens", "3", "--save-plan", saved, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    plan = BudgetPlan.load(saved)
+    assert plan == BudgetPlan.from_dict(json.loads(result.stdout)["plan"])
+    assert (plan.policy, plan.allocator, plan.p) == ("streaming_llm", "squeeze", 0.5)
+    again = squeeze("generate", model_folder, "-p", "x = 1", "--allocator", saved, "-n", 3, "--json",
+                    "--policy", "streaming_llm")  # fmt: skip
+    assert json.loads(again.stdout)["plan"]["budgets"] == list(plan.budgets)
+
+
+def test_sampling_follows_its_seed(squeeze: Any, model_folder: Path) -> None:
+    def text(seed: int) -> str:
+        result = squeeze(
+            "generate",
+            model_folder,
+            "-p",
+            "import ",
+            "-n",
+            12,
+            "--sample",
+            "--temperature",
+            1.5,
+            "--seed",
+            seed,
+        )
+        assert result.exit_code == 0, result.stderr
+        return str(result.stdout)
+
+    state = torch.random.get_rng_state()
+    assert text(1) == text(1) != text(2)
+    torch.random.set_rng_state(state)
+
+
+def test_more_tokens_than_positions_is_remarked(squeeze: Any, tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "long").write_text("a = 1\n" * 130)
+    result = squeeze("generate", model_folder, "-f", tmp_path / "long", "-n", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "more than the 512 positions" in result.stderr
