@@ -28,11 +28,13 @@ class Documents:
         ]
         self._weights = [len(lines) for lines in self.lines]
 
-    def batch(self, rows: int, length: int, recall_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        documents = [
-            self.recall(length) if self.rng.random() < recall_share else self.code(length)
-            for _ in range(rows)
-        ]
+    def batch(
+        self, rows: int, length: int, recall_share: float, copy_share: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        kinds = self.rng.choices(
+            [self.recall, self.copying, self.code], [recall_share, copy_share, 1 - recall_share - copy_share], k=rows
+        )
+        documents = [kind(length) for kind in kinds]
         tokens = torch.tensor([tokens for tokens, _ in documents])
         weights = torch.tensor([weights for _, weights in documents])
         return tokens, weights
@@ -66,6 +68,13 @@ class Documents:
         tokens = [token for line, _ in parts for token in line][: length + 1]
         weights = [weight for _, line in parts for weight in line][: length + 1]
         return tokens, weights
+
+    def copying(self, length: int) -> tuple[list[int], list[float]]:
+        """Random tokens, code, the same tokens again: the densest lesson in looking something up."""
+        size = self.rng.randint(min(8, length // 4), length // 2)
+        segment = [self.rng.randrange(2, self.tokenizer.get_vocab_size()) for _ in range(size)]
+        code = [token for line in self._filler(length + 1 - 2 * size, exact=True) for token in line]
+        return segment + code + segment, [0.0] * size + [1.0] * len(code) + [0.0] + [1.0] * (size - 1)
 
     def _line(self, head: str, answer: str, head_weight: float, weight: float) -> tuple[list[int], list[float]]:
         """Tokens of one comment line and their weights in the loss."""

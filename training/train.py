@@ -140,9 +140,8 @@ def main() -> None:
         if stage and train.rng.random() < 0.25:
             stage = train.rng.randrange(stage)
         length = LENGTHS[stage]
-        tokens, weights = train.batch(
-            args.batch_tokens // length, length, recall_share=0.85 if length <= 128 else 0.6
-        )
+        rows = args.batch_tokens // length
+        tokens, weights = train.batch(rows, length, recall_share=0.5, copy_share=0.3 if length <= 128 else 0.1)
         loss = weighted_loss(forward, tokens.to(device), weights.to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

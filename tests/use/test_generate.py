@@ -223,7 +223,7 @@ def assert_same_tokens(cache, row, reference):
     """Both hold the same visible tokens (one that left a native window may go sooner or later)."""
     newest = len(reference.tokens) - 1
     for layer, window in enumerate(reference.windows):
-        oldest = 0 if window is None else newest - window + 1
+        oldest = 0 if window is None else max(0, newest - window + 1)
         kept = [{p for p in head if p >= oldest} for head in cache.kept_positions(layer)[row].tolist()]
         assert kept == [{p for p in head if p >= oldest} for head in reference.kept[layer]], (row, layer)
 
@@ -249,7 +249,7 @@ def test_turns(family, policy, kind, batch, chunk):
         added, real = left_padded(new)
         text, mask = torch.cat([text, added], dim=1), torch.cat([mask, real], dim=1)
         out = model.generate(
-            text, attention_mask=mask, past_key_values=cache, max_new_tokens=12, min_new_tokens=12,
+            text, attention_mask=mask, past_key_values=cache, max_new_tokens=9, min_new_tokens=9,
             do_sample=False, output_logits=True, return_dict_in_generate=True,
             prefill_chunk_size=chunk if turn else None,
         )  # fmt: skip
@@ -463,7 +463,7 @@ def test_prompt_after_prompt(llama, policy, positions):
 
 
 @pytest.mark.parametrize("policy", POLICIES.names())
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [3])
 def test_copies_of_a_cache_go_their_own_ways(model, policy, batch):
     context = SqueezeCache(model, budget=10, policy=policy)
     ids, mask = left_padded(ROWS[:batch])

@@ -147,7 +147,7 @@ def _about_outliers(result: Result) -> str:
     if not captured:
         return ""
     return (
-        f"In {captured} of {len(plans)} plans as published, one or two layers with an extreme cosine took "
+        f"In {captured} of {len(plans)} plans as published, a few layers with an extreme cosine took "
         "the important groups by themselves and all others were cut."
     )
 
