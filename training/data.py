@@ -27,12 +27,14 @@ class Documents:
             for _, text in corpus.modules(held_out=held_out)
         ]
         self._weights = [len(lines) for lines in self.lines]
+        self._words = [tokenizer.encode(" " + word).ids[-1] for word in recall.ADJECTIVES + recall.NOUNS]
+        self._digits = [tokenizer.encode(f" {digit}").ids[-1] for digit in range(10)]
 
     def batch(
-        self, rows: int, length: int, recall_share: float, copy_share: float = 0.0
+        self, rows: int, length: int, recall_share: float, pair_share: float = 0.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         kinds = self.rng.choices(
-            [self.recall, self.copying, self.code], [recall_share, copy_share, 1 - recall_share - copy_share], k=rows
+            [self.recall, self.pairs, self.code], [recall_share, pair_share, 1 - recall_share - pair_share], k=rows
         )
         documents = [kind(length) for kind in kinds]
         tokens = torch.tensor([tokens for tokens, _ in documents])
@@ -69,12 +71,22 @@ class Documents:
         weights = [weight for _, line in parts for weight in line][: length + 1]
         return tokens, weights
 
-    def copying(self, length: int) -> tuple[list[int], list[float]]:
-        """Random tokens, code, the same tokens again: the densest lesson in looking something up."""
-        size = self.rng.randint(min(8, length // 4), length // 2)
-        segment = [self.rng.randrange(2, self.tokenizer.get_vocab_size()) for _ in range(size)]
-        code = [token for line in self._filler(length + 1 - 2 * size, exact=True) for token in line]
-        return segment + code + segment, [0.0] * size + [1.0] * len(code) + [0.0] + [1.0] * (size - 1)
+    def pairs(self, length: int) -> tuple[list[int], list[float]]:
+        """``falcon 4 river 7 falcon 4 ...``: a few words, a digit each, in random order again and again.
+
+        The densest lesson in looking up what followed a word: every second token of a known word counts.
+        """
+        words = self.rng.sample(self._words, self.rng.randint(2, 8))
+        values = {word: self.rng.choice(self._digits) for word in words}
+        tokens: list[int] = []
+        weights: list[float] = []
+        met: set[int] = set()
+        while len(tokens) <= length:
+            word = self.rng.choice(words)
+            tokens += [word, values[word]]
+            weights += [0.0, 2.0 if word in met else 0.0]
+            met.add(word)
+        return tokens[: length + 1], weights[: length + 1]
 
     def _line(self, head: str, answer: str, head_weight: float, weight: float) -> tuple[list[int], list[float]]:
         """Tokens of one comment line and their weights in the loss."""

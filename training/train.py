@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/embedded"))
     parser.add_argument("--tokens", type=float, default=9e6, help="training tokens in all")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
@@ -141,7 +141,7 @@ def main() -> None:
             stage = train.rng.randrange(stage)
         length = LENGTHS[stage]
         rows = args.batch_tokens // length
-        tokens, weights = train.batch(rows, length, recall_share=0.5, copy_share=0.3 if length <= 128 else 0.1)
+        tokens, weights = train.batch(rows, length, recall_share=0.45, pair_share=0.4 if length <= 128 else 0.05)
         loss = weighted_loss(forward, tokens.to(device), weights.to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -150,7 +150,7 @@ def main() -> None:
             optimizer.zero_grad(set_to_none=True)
         state["step"] += 1
         seen += tokens.numel()
-        if state["step"] % 50 == 0 or state["step"] == steps:
+        if state["step"] % 100 == 0 or state["step"] == steps:
             length = LENGTHS[state["stage"]]
             accuracy = recall_accuracy(model, held_out, length)
             line = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..device import execution_device
 from ..errors import UnsupportedModelError
 
 _REFUSED_TYPES = ("dynamic", "longrope")  # their frequencies depend on the length seen
@@ -60,16 +61,16 @@ class Rerotation:
 
     @torch.no_grad()
     def _is_exact(self, attention: torch.nn.Module, apply: Callable[..., Any]) -> bool:
-        device = next(attention.parameters()).device
+        device = execution_device(attention)
         generator = torch.Generator().manual_seed(0)
         try:
             keys = torch.randn(1, 1, 3, _head_dim(attention), generator=generator).to(device)
             at = torch.tensor([[0, 1, 2]], device=device)
             here, there = self._rotated(apply, keys, at), self._rotated(apply, keys, at + 57)
             moved = self(here, torch.tensor([[57]], device=device))
+            return bool((moved - there).abs().max() < 1e-3)
         except (TypeError, RuntimeError, ValueError, AttributeError):
             return False
-        return bool((moved - there).abs().max() < 1e-3)
 
     def _rotated(self, apply: Callable[..., Any], keys: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         cos, sin = self._rotary(keys, at)

@@ -85,7 +85,7 @@ class SqueezeCache(Cache):
         self._budget = Budget.parse(budget)
         self.policy = _resolve_policy(policy, positions=positions, sinks=sinks)
         self.allocator = resolve_allocator(allocator, p=p, outliers=outliers)
-        self.signal = resolve_signal(signal)
+        self.signal = copy.deepcopy(resolve_signal(signal))  # its sums are this cache's own
         self._new_tokens = _check_new_tokens(new_tokens)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
@@ -93,11 +93,20 @@ class SqueezeCache(Cache):
                 f"{self.policy.minimum}"
             )
         self._lease(model)
+        try:
+            layers = self._make_layers()
+        except BaseException:
+            self._release()
+            raise
+        super().__init__(layers=layers)
+        self._clear()
+
+    def _make_layers(self) -> list[SqueezeLayer]:
+        """The layers for the model's layout, once it is sure that plan and options fit it."""
         layout = self._attachment.layout
-        if self._is_fixed:
-            self.allocator.allocate(None, layout.n_layers).plan.check_model(
-                layout.fingerprint, layout.n_layers
-            )
+        plan = self.allocator.allocate(None, layout.n_layers).plan if self._is_fixed else None
+        if plan is not None:
+            plan.check_model(layout.fingerprint, layout.n_layers)
         rerotation = None
         if isinstance(self.policy, StreamingLLM) and self.policy.positions == "cache":
             if any(layout.windows):
@@ -106,15 +115,13 @@ class SqueezeCache(Cache):
         self._planner = Planner(
             self._budget, self.allocator, self.policy, self.signal.name, layout.windows, layout.fingerprint
         )
-        super().__init__(
-            layers=[SqueezeLayer(i, w, self.policy, rerotation) for i, w in enumerate(layout.windows)]
-        )
-        self._clear()
+        return [SqueezeLayer(i, w, self.policy, rerotation) for i, w in enumerate(layout.windows)]
 
     def _lease(self, model: nn.Module) -> None:
         """Attach to the model for as long as this cache lives."""
         self._attachment = attach(model)
         self._release = weakref.finalize(self, self._attachment.release)
+        self._detached = False
 
     @property
     def _is_fixed(self) -> bool:
@@ -125,6 +132,7 @@ class SqueezeCache(Cache):
         self._next: list[int] = [0]  # position of each row's next token; one entry while all rows agree
         self._padded = False
         self._open = False  # a prompt is being read
+        self._first_turn = True
         self._in_prefill = False  # ... and its end will be told
         self._failed: str | None = None
         self._expected: int | None = None
@@ -191,7 +199,7 @@ class SqueezeCache(Cache):
             layer.compact(budget, newest, self._padded)
             self._note_bytes(layer)
         self._plan = plan
-        self._open = False
+        self._open = self._first_turn = False
 
     @contextlib.contextmanager
     def prefilling(self) -> Iterator[SqueezeCache]:
@@ -215,8 +223,8 @@ class SqueezeCache(Cache):
 
     def detach(self) -> None:
         """Take this cache off its model (also happens when it is garbage collected). It cannot be used after."""
+        self._detached = True
         self._release()
-        self._failed = "it was detached from its model"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SqueezeCache:
         """An independent cache with the same content, for example to answer several questions on one context."""
@@ -239,20 +247,50 @@ class SqueezeCache(Cache):
         """``generate`` will not go beyond so many columns."""
         self._expected = total_tokens
 
-    def _check_new_prompt(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
-        """A non-empty cache goes on with a longer text; anything else is a forgotten reset."""
-        seen = self.get_seq_length()
-        mask = model_kwargs.get("attention_mask")
-        columns = input_ids.shape[1] if mask is None else mask.shape[1]
-        if seen and columns <= seen and model_kwargs.get("inputs_embeds") is None:
+    def _check_usable(self) -> None:
+        if self._detached:
+            raise CacheStateError("this cache was detached from its model; make a new SqueezeCache")
+        if self._failed:
+            raise CacheStateError(
+                f"this cache is unusable because {self._failed}; call cache.reset() or make a new one"
+            )
+
+    def _check_new_prompt(
+        self, input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: Any
+    ) -> None:
+        """The prompt of a ``generate`` call, before any chunk of it is read."""
+        self._check_usable()
+        seen, mask = self.get_seq_length(), model_kwargs.get("attention_mask")
+        embeddings = model_kwargs.get("inputs_embeds")
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+            columns = mask.shape[1]
+            self._check_rows(mask)
+        else:
+            given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
+            columns = max(given, getattr(generation_config, "_mask_length", None) or 0)
+        if seen and columns <= seen:
             raise CacheStateError(
                 f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
                 "text so far to go on with it, or call cache.reset() for a new prompt"
             )
 
+    def _check_rows(self, mask: torch.Tensor) -> None:
+        """Every row of a whole prompt has a real token, and its last token is real."""
+        mask = mask.bool()
+        empty = (~mask.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise InputError(f"row {empty[0]} is all padding; every row needs at least one real token")
+        if not bool(mask[:, -1].all()):
+            raise _right_padding()
+
     @property
     def _observes(self) -> bool:
         return not self._is_fixed
+
+    @property
+    def observes_hidden(self) -> bool:
+        """Whether the next prompt's residual stream will be looked at."""
+        return self._observes and self.signal.wants_hidden
 
     def _begin(self, decoder: nn.Module, arguments: dict[str, Any]) -> Step:
         """Check one forward pass and describe it. Nothing is changed unless all is well."""
@@ -273,7 +311,7 @@ class SqueezeCache(Cache):
                 f"this cache holds a batch of {self._rows}, but {rows} rows were given; call cache.reset()"
             )
         single = length == 1 and self.get_seq_length() > 0 and not self._in_prefill
-        real = self._new_mask(arguments.get("attention_mask"), rows, length, decoding=single)
+        real = self._new_mask(arguments.get("attention_mask"), rows, length)
         if single and real is None:
             self.compact()
         decoding = single and real is None
@@ -282,7 +320,7 @@ class SqueezeCache(Cache):
         self._rows = rows
         return Step(self, length, self._next, real, decoding, observe=not decoding and self._observes)
 
-    def _new_mask(self, mask: Any, rows: int, length: int, *, decoding: bool) -> torch.Tensor | None:
+    def _new_mask(self, mask: Any, rows: int, length: int) -> torch.Tensor | None:
         """The padding of the new tokens: bool ``[rows, length]``, or ``None`` if there is none."""
         if mask is None:
             return None
@@ -301,14 +339,12 @@ class SqueezeCache(Cache):
         new = mask[:, -length:].bool()
         if bool(new.all()):
             return None
-        if bool((new[:, :-1] & ~new[:, 1:]).any()):
-            raise InputError(
-                "right padding (a pad after a real token) cannot be cached exactly; pad on the left: "
-                'tokenizer.padding_side = "left"'
-            )
-        if not self._in_prefill and mask.shape[1] == total and not bool(mask.any(1).all()):
-            row = int((~mask.bool().any(1)).nonzero()[0])
-            raise InputError(f"row {row} is all padding; every row needs at least one real token")
+        if not self._in_prefill and mask.shape[1] == total:
+            self._check_rows(mask)
+        if self._first_turn:  # later turns may be padded where they begin: the middle of the text
+            turn = mask.bool()
+            if bool((turn[:, :-1] & ~turn[:, 1:]).any()):
+                raise _right_padding()
         return new
 
     def _end(self, step: Step, *, failed: bool) -> None:
@@ -371,6 +407,13 @@ class SqueezeCache(Cache):
             f"SqueezeCache(budget={self._budget}, policy={self.policy!r}, allocator={self.allocator.name!r}, "
             f"layers={len(self.layers)}, seen={self.get_seq_length()})"
         )
+
+
+def _right_padding() -> InputError:
+    return InputError(
+        "right padding (a pad after a real token) cannot be cached exactly; pad on the left: "
+        'tokenizer.padding_side = "left"'
+    )
 
 
 def _resolve_policy(

@@ -153,23 +153,23 @@ class SqueezeLayer(CacheLayerMixin):
             step.cache._note_bytes(self)
         store.used = columns
         store.insert(slot, keys, values, positions)
-        if self.rerotation is not None and self._ring and max(step.start) + 1 > budget:
-            self._move_sinks(positions, budget)
+        self._place_sinks()
 
-    def _move_sinks(self, positions: torch.Tensor, budget: int) -> None:
+    def _place_sinks(self) -> None:
         """Turn the sinks' keys so that they sit right before the oldest token of the window."""
         keys, rerotation, sinks = self.store.keys, self.rerotation, self._ring
-        if keys is None or rerotation is None or sinks is None:
+        if keys is None or rerotation is None or not sinks or not self._lossy:
             return
-        shift = (positions + 1 - budget).clamp(min=0)
+        window = self.store.used_positions()[:, 0, sinks:]  # a ring's heads agree
+        oldest = window.masked_fill(window < 0, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
+        shift = torch.where((window >= 0).any(-1, keepdim=True), oldest - sinks, 0)
         here = keys[:, :, :sinks]
         if self._sink_keys is None:
             self._sink_keys = here.clone()
-        else:  # a row that is not full yet still has its sinks as they were, or is still filling them
-            unmoved = (shift == 0)[:, None, :, None]
-            self._sink_keys = (
-                torch.where(unmoved, here, self._sink_keys) if len(shift) > 1 else self._sink_keys
-            )
+        elif (
+            len(shift) > 1
+        ):  # a row that is not full yet still has its sinks as they were, or is filling them
+            self._sink_keys = torch.where((shift == 0)[:, None, :, None], here, self._sink_keys)
         here.copy_(rerotation(self._sink_keys, shift))
 
     def compact(self, budget: int, newest: list[int], padded: bool) -> None:
@@ -198,6 +198,7 @@ class SqueezeLayer(CacheLayerMixin):
             index = index.expand(*shape, -1)
             slots, columns = ring_slots(kept, self._ring, budget), min(budget, max(newest) + 1)
         store.keep(index, slots, columns)
+        self._place_sinks()
 
     def _ring_at(self, budget: int) -> int | None:
         """Leading tokens with a slot of their own, or ``None`` where slots must be searched.

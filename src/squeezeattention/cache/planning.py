@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..allocators.base import Allocator
 from ..errors import BudgetError
 from ..plan import Budget, BudgetPlan, build_plan
 from ..policies import EvictionPolicy
+
+
+#: More tokens than any cache holds, and few enough to compute with.
+_ENDLESS = 2**40
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Planner:
             total_tokens: prompt and new tokens, if known: no layer can use more.
             bytes_per_token: of each layer, for one sequence.
         """
-        base = self.budget.base_tokens(prompt_tokens, sum(bytes_per_token))
+        base = min(self.budget.base_tokens(prompt_tokens, sum(bytes_per_token)), _ENDLESS)
         floor = self.policy.minimum
         if base < floor:
             if self.budget.kind != "share":

@@ -12,7 +12,6 @@ Any other cache on an attached model takes the model's own path, bit for bit.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 import weakref
@@ -23,49 +22,52 @@ from torch import nn
 
 from ..cache.step import ACTIVE, Step
 from ..errors import CacheStateError, UnsupportedFeatureError
-from . import compat
-from .dispatch import implementation_name
 from .falcon import FALCON_FAMILIES
 from .falcon import forward as falcon_forward
 from .shadow import scrub, shadow
 from .layout import Layout, inspect_model
 from .observe import observe_hidden
 from .residual import ResidualSpot, find_spots
+from .switch import Switch, switch_implementation
 
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
 
 _LOCK = threading.RLock()
-_ATTACHMENTS: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
+_ATTACHMENTS: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()  # by decoder
+_SPOTS: weakref.WeakKeyDictionary[nn.Module, tuple[ResidualSpot, ...]] = (
+    weakref.WeakKeyDictionary()
+)  # by decoder
 _CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
 
 
 def attach(model: nn.Module) -> Attachment:
-    """The model's attachment with one more user; undo with :meth:`Attachment.release`."""
+    """The attachment of the model's decoder with one more user; undo with :meth:`Attachment.release`."""
+    layout = inspect_model(model)
     with _LOCK:
-        attachment = _ATTACHMENTS.get(model)
+        attachment = _ATTACHMENTS.get(layout.decoder)
         if attachment is None:
-            attachment = Attachment(model, inspect_model(model))
-            _ATTACHMENTS[model] = attachment
+            attachment = _ATTACHMENTS[layout.decoder] = Attachment(model, layout)
         attachment.users += 1
-        if attachment.users == 1:
-            try:
-                attachment.install()
-            except BaseException:
-                attachment.release()
-                raise
+        try:
+            attachment.install(model)
+        except BaseException:
+            attachment.release()
+            raise
         return attachment
 
 
 class Attachment:
-    """See the module's docstring. Holds the model weakly: hooks must not keep it alive."""
+    """See the module's docstring. Holds modules weakly: neither hooks nor caches keep a model alive."""
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self._model = weakref.ref(model)
-        self._layout = weakref.WeakKeyDictionary({model: layout})
+        self.layout = layout
         self.users = 0
+        self.open_steps: list[Step] = []
+        self._switches: list[Switch] = []
+        self._shadowed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._undo: list[Callable[[], None]] = []
-        self._spots: tuple[ResidualSpot, ...] | None = None
         #: Makes the cache of a ``generate`` call that was given none; set by ``squeeze()``.
         self.make_cache: Callable[[], SqueezeCache] | None = None
 
@@ -77,19 +79,22 @@ class Attachment:
         return model
 
     @property
-    def layout(self) -> Layout:
-        return self._layout[self.model]
-
-    @property
     def spots(self) -> tuple[ResidualSpot, ...]:
-        """Where each layer's attention joins the residual stream (one probe per model)."""
-        if self._spots is None:
-            step, ACTIVE.step = ACTIVE.step, None
-            try:
-                self._spots = find_spots(self.model, self.layout)
-            finally:
-                ACTIVE.step = step
-        return self._spots
+        """Where each layer's attention joins the residual stream (one probe in a model's life)."""
+        decoder = self.layout.decoder
+        with _LOCK:
+            if decoder not in _SPOTS:
+                step, ACTIVE.step = ACTIVE.step, None
+                try:
+                    _SPOTS[decoder] = find_spots(self.model, self.layout)
+                finally:
+                    ACTIVE.step = step
+            return _SPOTS[decoder]
+
+    def check(self) -> None:
+        """Before a step: if the user has set another attention implementation meanwhile, wrap that one."""
+        for switch in self._switches:
+            switch.renew()
 
     def release(self) -> None:
         """One user less; the last one restores the model."""
@@ -97,37 +102,34 @@ class Attachment:
             self.users -= 1
             if self.users > 0:
                 return
+            for step in list(self.open_steps):  # a forward that was interrupted
+                close_step(step, failed=True)
             while self._undo:
                 self._undo.pop()()
-            model = self._model()
-            if model is not None and _ATTACHMENTS.get(model) is self:
-                del _ATTACHMENTS[model]
+            for switch in self._switches:
+                switch.release()
+            self._switches.clear()
+            decoder = self.layout.decoder_ref()
+            if decoder is not None and _ATTACHMENTS.get(decoder) is self:
+                del _ATTACHMENTS[decoder]
 
-    # ------------------------------------------------------------- installing
-
-    def install(self) -> None:
-        model, layout = self.model, self.layout
-        scrub(model, (_begin_step, _end_step))
-        if layout.config.model_type in FALCON_FAMILIES:
-            self._undo += [shadow(module, "forward", falcon_forward) for module in layout.attentions]
-        else:
-            self._switch_implementation(model)
-        before = layout.decoder.register_forward_pre_hook(_begin_step, with_kwargs=True)
-        after = layout.decoder.register_forward_hook(_end_step, always_call=True)
-        self._undo += [before.remove, after.remove]
+    def install(self, model: nn.Module) -> None:
+        """Put everything in place; what is there already stays as it is."""
+        layout = self.layout
+        if not self._undo:
+            scrub(model, (_begin_step, _end_step), set(_ATTACHMENTS) - {layout.decoder})
+            if layout.config.model_type in FALCON_FAMILIES:
+                self._undo += [shadow(module, "forward", falcon_forward) for module in layout.attentions]
+            else:
+                self._switches = switch_implementation(model)
+            before = layout.decoder.register_forward_pre_hook(_begin_step, with_kwargs=True)
+            after = layout.decoder.register_forward_hook(_end_step, always_call=True)
+            self._undo += [before.remove, after.remove]
         for owner in model.modules():
-            if hasattr(type(owner), "_prepare_cache_for_generation"):
+            if hasattr(type(owner), "_prepare_cache_for_generation") and owner not in self._shadowed:
                 self._undo.append(shadow(owner, "_prepare_cache_for_generation", _prepare_cache))
                 self._undo.append(shadow(owner, "_prefill", _prefill))
-
-    def _switch_implementation(self, model: nn.Module) -> None:
-        configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-        configs = {key: c for key, c in configs.items() if hasattr(c, "_attn_implementation_internal")}
-        names = {key: implementation_name(compat.implementation(c)) for key, c in configs.items()}
-        for key, config in configs.items():
-            own = compat.raw_implementation(config)
-            compat.set_implementation(config, names[key])
-            self._undo.append(functools.partial(compat.set_implementation, config, own))
+                self._shadowed.add(owner)
 
 
 # ------------------------------------------------------------------- forward
@@ -137,37 +139,39 @@ def _begin_step(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Before the decoder runs: if its cache is ours, open a step."""
     from ..cache.cache import SqueezeCache
 
-    cache = next((kwargs[n] for n in _CACHE_NAMES if isinstance(kwargs.get(n), SqueezeCache)), None)
-    bound = kwargs
+    if ACTIVE.step is not None:  # an interrupted forward (Ctrl-C) that never reached its end
+        close_step(ACTIVE.step, failed=True)
+    if args:
+        names = list(inspect.signature(decoder.forward).parameters)
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+    cache = next((kwargs[name] for name in _CACHE_NAMES if isinstance(kwargs.get(name), SqueezeCache)), None)
     if cache is None:
-        if not any(isinstance(arg, SqueezeCache) for arg in args):
-            return
-        names = list(inspect.signature(decoder.forward).parameters)
-        bound = {**dict(zip(names, args, strict=False)), **kwargs}
-        cache = next(arg for arg in args if isinstance(arg, SqueezeCache))
-    elif args:
-        names = list(inspect.signature(decoder.forward).parameters)
-        bound = {**dict(zip(names, args, strict=False)), **kwargs}
-    if ACTIVE.step is not None:  # a forward that died before its hook ran
-        _close(ACTIVE.step, failed=True)
-    step = cache._begin(decoder, bound)
-    if step.observe and cache.signal.wants_hidden:
-        attachment = cache._attachment
-        step.handles = observe_hidden(step, cache.signal, attachment.layout, attachment.spots)
+        return
+    attachment = cache._attachment
+    attachment.check()
+    spots = attachment.spots if cache.observes_hidden else ()
+    step = cache._begin(decoder, kwargs)
+    attachment.open_steps.append(step)
+    if step.observe and spots:
+        step.handles = observe_hidden(step, cache.signal, attachment.layout, spots)
     ACTIVE.step = step
 
 
 def _end_step(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     step = ACTIVE.step
     if step is not None:
-        _close(step, failed=output is None)
+        close_step(step, failed=output is None)
 
 
-def _close(step: Step, *, failed: bool) -> None:
-    ACTIVE.step = None
+def close_step(step: Step, *, failed: bool) -> None:
+    """A forward pass is over, one way or the other."""
+    if ACTIVE.step is step:
+        ACTIVE.step = None
     for handle in step.handles:
         handle.remove()
-    step.cache._end(step, failed=failed)
+    if step in step.cache._attachment.open_steps:
+        step.cache._attachment.open_steps.remove(step)
+        step.cache._end(step, failed=failed)
 
 
 # ------------------------------------------------------------------ generate
@@ -177,7 +181,7 @@ def _prepare_cache(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Check what ``generate`` is about to do; under ``squeeze()``, give it a cache."""
     from ..cache.cache import SqueezeCache
 
-    original = type(model)._prepare_cache_for_generation
+    original: Callable[..., Any] = type(model)._prepare_cache_for_generation  # type: ignore[assignment]
     arguments = _bound(original, model, args, kwargs)
     config, model_kwargs = arguments["generation_config"], arguments["model_kwargs"]
     cache, make = model_kwargs.get("past_key_values"), _cache_maker(model)
@@ -194,12 +198,12 @@ def _prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The whole prompt of a ``generate`` call, in however many chunks, is one prompt: cut it at its end."""
     from ..cache.cache import SqueezeCache
 
-    original = type(model)._prefill
+    original: Callable[..., Any] = type(model)._prefill  # type: ignore[assignment]
     arguments = _bound(original, model, args, kwargs)
     cache = arguments["model_kwargs"].get("past_key_values")
     if not isinstance(cache, SqueezeCache):
         return original(model, *args, **kwargs)
-    cache._check_new_prompt(arguments["input_ids"], arguments["model_kwargs"])
+    cache._check_new_prompt(arguments["input_ids"], arguments["model_kwargs"], arguments["generation_config"])
     with cache.prefilling():
         return original(model, *args, **kwargs)
 
@@ -209,9 +213,9 @@ def _bound(function: Callable[..., Any], model: nn.Module, args: Any, kwargs: An
 
 
 def _cache_maker(model: nn.Module) -> Callable[[], SqueezeCache] | None:
-    """What ``squeeze()`` set for the model that ``generate`` was called on, or one that contains it."""
-    for attached, attachment in list(_ATTACHMENTS.items()):
-        if attachment.make_cache is not None and (attached is model or model in attached.modules()):
+    """What ``squeeze()`` set for the decoder inside the model that ``generate`` was called on."""
+    for decoder, attachment in list(_ATTACHMENTS.items()):
+        if attachment.make_cache is not None and any(module is decoder for module in model.modules()):
             return attachment.make_cache
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -20,18 +21,21 @@ class Handle:
         # A cache made now shows a mistake in the settings at once, not in the middle of a generation.
         first = SqueezeCache(model, **settings)
         attachment = attach(model)
+        first.detach()
         if attachment.make_cache is not None:
             attachment.release()
             raise CacheStateError("this model is already squeezed; call detach() on the earlier handle first")
         self._attachment: Any = attachment
-        self._model, self._settings = model, settings
+        self._model, self._settings = weakref.ref(model), settings
         self.cache: SqueezeCache | None = None
         """The cache of the latest ``generate`` call."""
         attachment.make_cache = self._make_cache
-        first.detach()
 
     def _make_cache(self) -> SqueezeCache:
-        self.cache = SqueezeCache(self._model, **self._settings)
+        model = self._model()
+        if model is None:
+            raise CacheStateError("the model of this handle is gone")
+        self.cache = SqueezeCache(model, **self._settings)
         return self.cache
 
     @property

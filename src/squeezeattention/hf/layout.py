@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..errors import UnsupportedModelError
+from ..errors import CacheStateError, UnsupportedModelError
 from . import compat
 from .falcon import FALCON_FAMILIES, check_falcon
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of one model. Nothing here is copied: these are the model's own modules."""
+    """The parts of one model, held weakly: neither hooks nor caches keep a model alive."""
 
-    decoder: nn.Module
-    """The module that owns the list of layers and runs them."""
-    layers: tuple[nn.Module, ...]
-    attentions: tuple[nn.Module, ...]
+    decoder_ref: weakref.ref[nn.Module]
+    layer_refs: tuple[weakref.ref[nn.Module], ...]
+    attention_refs: tuple[weakref.ref[nn.Module], ...]
     windows: tuple[int | None, ...]
     """Native sliding window of each layer (tokens, the query's own included), ``None`` = full attention."""
     config: Any
@@ -29,8 +28,28 @@ class Layout:
     """Short name of the architecture's shape; plans carry it."""
 
     @property
+    def decoder(self) -> nn.Module:
+        """The module that owns the list of layers and runs them."""
+        return _alive(self.decoder_ref)
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        return tuple(map(_alive, self.layer_refs))
+
+    @property
+    def attentions(self) -> tuple[nn.Module, ...]:
+        return tuple(map(_alive, self.attention_refs))
+
+    @property
     def n_layers(self) -> int:
-        return len(self.layers)
+        return len(self.layer_refs)
+
+
+def _alive(reference: weakref.ref[nn.Module]) -> nn.Module:
+    module = reference()
+    if module is None:
+        raise CacheStateError("the model of this cache is gone")
+    return module
 
 
 def inspect_model(model: nn.Module) -> Layout:
@@ -52,6 +71,10 @@ def inspect_model(model: nn.Module) -> Layout:
         )
     windows = _windows(text, name)
     decoder, layers, attentions = _find_decoder(model, len(windows), name)
+    if all(getattr(attention, "is_causal", True) is False for attention in attentions):
+        raise UnsupportedModelError(
+            f"{name} is an encoder: its attention is not causal, so it has no cache to squeeze"
+        )
     owner = next(m for m in model.modules() if hasattr(m, "config") and _contains(m, decoder))
     if family in FALCON_FAMILIES:
         check_falcon(text, name)
@@ -63,9 +86,9 @@ def inspect_model(model: nn.Module) -> Layout:
     heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
     width = getattr(text, "head_dim", None) or text.hidden_size // max(1, text.num_attention_heads)
     return Layout(
-        decoder=decoder,
-        layers=tuple(layers),
-        attentions=tuple(attentions),
+        decoder_ref=weakref.ref(decoder),
+        layer_refs=tuple(map(weakref.ref, layers)),
+        attention_refs=tuple(map(weakref.ref, attentions)),
         windows=windows,
         config=text,
         fingerprint=f"{family}-{len(layers)}x{heads}x{width}",
@@ -94,7 +117,7 @@ def _windows(config: Any, name: str) -> tuple[int | None, ...]:
     unknown = sorted(set(types) - known)
     if unknown:
         raise UnsupportedModelError(
-            f"{name} has layers of type {', '.join(unknown)}; supported: {', '.join(known)}"
+            f"{name} has layers of type {', '.join(unknown)}; supported: {', '.join(sorted(known))}"
         )
     if getattr(config, "num_kv_shared_layers", 0):
         raise UnsupportedModelError(f"{name} shares one layer's keys and values with others; not supported")
@@ -116,8 +139,8 @@ def _find_decoder(
             if len(found) == count:
                 return module, list(child), found
     raise UnsupportedModelError(
-        f"no list of {count} decoder layers with one attention module each was found in {name}; "
-        "only decoder-only transformers models are supported"
+        f"no list of {count} decoder layers with one attention module each (one that knows its layer_idx) was "
+        f"found in {name}; see `squeeze models` for the supported families"
     )
 
 
@@ -127,9 +150,3 @@ def _attention_of(layer: nn.Module) -> nn.Module | None:
         if "Attention" in type(module).__name__ and isinstance(getattr(module, "layer_idx", None), int):
             return module
     return None
-
-
-def first_parameter_device(module: nn.Module) -> torch.device:
-    """Device of a module's first parameter."""
-    parameter = next(module.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

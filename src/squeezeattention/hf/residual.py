@@ -8,14 +8,16 @@ attention and MLP in parallel. One forward of a few tokens tells which child of 
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from ..device import execution_device
 from ..errors import UnsupportedModelError
-from .layout import Layout, first_parameter_device
+from .layout import Layout
 
 _PROBE_TOKENS = 6
 
@@ -61,13 +63,14 @@ def find_spots(model: nn.Module, layout: Layout) -> tuple[ResidualSpot, ...]:
                 handles.append(child.register_forward_hook(_child_recorder(record, name), with_kwargs=True))
         vocabulary = int(layout.config.vocab_size)
         ids = torch.arange(_PROBE_TOKENS).mul(7).add(3).remainder(vocabulary)[None]
-        mode = model.training
+        modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
             with torch.no_grad():
-                model(input_ids=ids.to(first_parameter_device(model)), use_cache=False)
+                model(input_ids=ids.to(execution_device(model)), use_cache=False)
         finally:
-            model.train(mode)
+            for module, mode in modes.items():
+                module.training = mode
     finally:
         for handle in handles:
             handle.remove()
@@ -75,7 +78,11 @@ def find_spots(model: nn.Module, layout: Layout) -> tuple[ResidualSpot, ...]:
 
 
 def _recorder(record: dict[str, Any], key: str) -> Any:
+    thread = threading.get_ident()  # another thread may run the same model meanwhile
+
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != thread:
+            return
         tensor = first_tensor(args, kwargs)
         record[key] = None if tensor is None else tensor.detach().double().cpu().clone()
 
@@ -83,14 +90,22 @@ def _recorder(record: dict[str, Any], key: str) -> Any:
 
 
 def _output_recorder(record: dict[str, Any], key: str) -> Any:
+    thread = threading.get_ident()
+
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         record[key] = output_tensor(output).detach().double().cpu().clone()
 
     return hook
 
 
 def _child_recorder(record: dict[str, Any], name: str) -> Any:
+    thread = threading.get_ident()
+
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         given, made = first_tensor(args, kwargs), output_tensor(output)
         if given is not None and isinstance(made, torch.Tensor):
             seen = _Seen(name, given.detach().double().cpu().clone(), made.detach().double().cpu().clone())

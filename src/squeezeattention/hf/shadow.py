@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from . import compat
 from .dispatch import PREFIX
+from .switch import is_switched
 
 
 def shadow(owner: nn.Module, name: str, function: Callable[..., Any]) -> Callable[[], None]:
@@ -20,18 +22,26 @@ def shadow(owner: nn.Module, name: str, function: Callable[..., Any]) -> Callabl
     before = owner.__dict__.get(name)
     owner.__dict__[name] = types.MethodType(function, owner)
 
+    reference = weakref.ref(owner)
+
     def undo() -> None:
+        module = reference()
+        if module is None:
+            return
         if before is None:
-            owner.__dict__.pop(name, None)
+            module.__dict__.pop(name, None)
         else:
-            owner.__dict__[name] = before
+            module.__dict__[name] = before
 
     return undo
 
 
-def scrub(model: nn.Module, hooks: tuple[Callable[..., Any], ...]) -> None:
-    """Wipe what a deep copy of an attached model has inherited, before it is attached to itself."""
+def scrub(model: nn.Module, hooks: tuple[Callable[..., Any], ...], attached: set[nn.Module]) -> None:
+    """Wipe what a deep copy of an attached model has inherited; ``attached`` decoders are left alone."""
+    alive = {id(part) for decoder in attached for part in decoder.modules()}
     for module in model.modules():
+        if id(module) in alive:
+            continue
         for table in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, hook in table.items() if hook in hooks]:
                 del table[key]
@@ -39,9 +49,9 @@ def scrub(model: nn.Module, hooks: tuple[Callable[..., Any], ...]) -> None:
             if isinstance(value, types.MethodType) and value.__func__.__module__.startswith(_OURS):
                 del module.__dict__[name]
         config = getattr(module, "config", None)
-        name = getattr(config, "_attn_implementation_internal", None)
-        if isinstance(name, str) and name.startswith(PREFIX):
-            compat.set_implementation(config, name.removeprefix(PREFIX))
+        given = getattr(config, "_attn_implementation_internal", None)
+        if isinstance(given, str) and given.startswith(PREFIX) and not is_switched(config):
+            compat.set_implementation(config, given.removeprefix(PREFIX))
 
 
 _OURS = __name__.rpartition(".")[0]
