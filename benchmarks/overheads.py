@@ -2,8 +2,8 @@
 
 A random Llama (8 layers, width 512, 8 heads and 2 KV heads of 64, fp32) reads a prompt of 4,096 tokens and goes on,
 with transformers' own DynamicCache and with a SqueezeCache of each policy at a 20 % budget. Variants are interleaved,
-round by round, and compared by the median of their per-round ratios, so that a busy machine shifts both sides. Peak memory is the growth of
-the process's resident set, each variant in a process of its own.
+round by round, and compared by the median of their per-round ratios, so that a busy machine shifts both sides. Peak
+memory is the growth of the process's resident set, each variant in a process of its own.
 """
 
 from __future__ import annotations

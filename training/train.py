@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 import torch
-from data import Documents
-from tokenizer import END_OF_TEXT, PAD, train_tokenizer
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from data import Documents
+from tokenizer import END_OF_TEXT, PAD, train_tokenizer
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 PASS = 0.9

@@ -51,9 +51,7 @@ def test_json_and_files(squeeze: Any, tmp_path: Path) -> None:
         assert row["interval"][0] <= row["right"] / 6 <= row["interval"][1]
         assert row["tokens_per_s"] > 0
         plans = [BudgetPlan.from_dict(plan) for plan in row["plans"]]
-        for held, peak, whole, plan in zip(
-            row["bytes"], row["peak_bytes"], full["bytes"], plans, strict=True
-        ):
+        for held, peak, whole, plan in zip(row["bytes"], row["peak_bytes"], full["bytes"], plans, strict=True):
             assert held <= plan.total * 2 * 2 * 64 * 4  # keys and values, 2 heads of 64, fp32
             assert held < whole == peak
 

@@ -54,9 +54,7 @@ def test_small_budgets_equal_the_reference(family, policy, allocator):
                 cache.plan,
             )
 
-        results.append(
-            (teacher_forced(model, cache, rows, generated, chunk=chunk, after_step=held), cache.plan)
-        )
+        results.append((teacher_forced(model, cache, rows, generated, chunk=chunk, after_step=held), cache.plan))
     (whole, plan), (chunked, plan_in_chunks) = results
     assert plan.budgets == plan_in_chunks.budgets
     kv_heads = cache.kept_positions(0).shape[1]
@@ -80,9 +78,7 @@ def test_a_row_in_a_batch_equals_the_row_alone(family):
     rows, generated = story(seed=2)
     for policy in POLICIES:
         budgets = [9, 26, 14, 19]
-        together = teacher_forced(
-            model, SqueezeCache(model, policy=policy, allocator=budgets), rows, generated
-        )
+        together = teacher_forced(model, SqueezeCache(model, policy=policy, allocator=budgets), rows, generated)
         for index, row in enumerate(rows):
             cache = SqueezeCache(model, policy=policy, allocator=budgets)
             (alone,) = teacher_forced(model, cache, [row], generated[index : index + 1])

@@ -65,9 +65,7 @@ def test_spends_the_total(
 @pytest.mark.parametrize("importance", [CLEAR, COSINES])
 def test_p_1_is_exactly_uniform(allocator: type[Squeeze], base: int, importance: list[float]) -> None:
     cut = plan_of(allocator(p=1), importance, base_budget=base)
-    assert (
-        cut.budgets == plan_of(Uniform(), importance, base_budget=base).budgets == (base,) * len(importance)
-    )
+    assert cut.budgets == plan_of(Uniform(), importance, base_budget=base).budgets == (base,) * len(importance)
     assert allocator(p=1).allocate(importance, len(importance)).shares == (1.0,) * len(importance)
     assert cut.warnings == ()
 
@@ -230,9 +228,7 @@ def test_options_reach_those_that_take_them() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "options", [{"p": 0}, {"p": True}, {"p": "0.3"}, {"outliers": "drop"}, {"outliers": 1}]
-)
+@pytest.mark.parametrize("options", [{"p": 0}, {"p": True}, {"p": "0.3"}, {"outliers": "drop"}, {"outliers": 1}])
 def test_options_are_validated_even_where_they_are_not_used(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         resolve_allocator(name, **options)
@@ -255,9 +251,7 @@ def test_budgets_become_fixed() -> None:
         assert plan_of(allocator).budgets == plan.budgets
 
 
-@pytest.mark.parametrize(
-    "spec", [[], [0], [-1], [1.5], [True], ["a"], (3, None), None, 7, 0.5, {"a": 1}, Squeeze]
-)
+@pytest.mark.parametrize("spec", [[], [0], [-1], [1.5], [True], ["a"], (3, None), None, 7, 0.5, {"a": 1}, Squeeze])
 def test_refuses_other_specs(spec: Any) -> None:
     with pytest.raises(ConfigError):
         resolve_allocator(spec)

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from squeezeattention.errors import BudgetError, ConfigError
 from squeezeattention.plan import fit_budgets
 
-SHARE = st.one_of(
-    st.sampled_from([0.0, 0.35, 1.0, 1.65]), st.floats(0, 10), st.floats(0, 1e300), st.just(5e-324)
-)
+SHARE = st.one_of(st.sampled_from([0.0, 0.35, 1.0, 1.65]), st.floats(0, 10), st.floats(0, 1e300), st.just(5e-324))
 CAP = st.one_of(st.none(), st.integers(1, 400))
 
 
@@ -88,9 +86,7 @@ def test_whole_shares_are_met_exactly(budgets: list[int]) -> None:
         ([2, 3, 5], 1, [None] * 3, 1, [1, 1, 1]),
     ],
 )
-def test_examples(
-    shares: list[float], base: int, caps: list[int | None], floor: int, expected: list[int]
-) -> None:
+def test_examples(shares: list[float], base: int, caps: list[int | None], floor: int, expected: list[int]) -> None:
     assert fit_budgets(shares, base, caps, floor) == expected
 
 
@@ -108,9 +104,7 @@ def test_examples(
         ([1, math.inf], 5, [None, None], 1, ConfigError),
     ],
 )
-def test_refuses(
-    shares: list[float], base: int, caps: list[int | None], floor: int, error: type[Exception]
-) -> None:
+def test_refuses(shares: list[float], base: int, caps: list[int | None], floor: int, error: type[Exception]) -> None:
     with pytest.raises(error):
         fit_budgets(shares, base, caps, floor)
 

@@ -28,15 +28,11 @@ def scatter(groups: list[list[float]]) -> float:
 def brute_force(values: list[float], k: int) -> float:
     ordered = sorted(values)
     cuts = itertools.combinations(range(1, len(ordered)), k - 1)
-    return min(
-        scatter([ordered[a:b] for a, b in itertools.pairwise((0, *cut, len(ordered)))]) for cut in cuts
-    )
+    return min(scatter([ordered[a:b] for a, b in itertools.pairwise((0, *cut, len(ordered)))]) for cut in cuts)
 
 
 def members(values: list[float], labels: list[int]) -> list[list[float]]:
-    return [
-        [v for v, g in zip(values, labels, strict=True) if g == group] for group in range(max(labels) + 1)
-    ]
+    return [[v for v, g in zip(values, labels, strict=True) if g == group] for group in range(max(labels) + 1)]
 
 
 @settings(max_examples=1500, deadline=None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import json
 import math
 import pickle
@@ -630,6 +631,7 @@ def test_things_that_are_no_models(thing):
 
 def test_a_model_that_is_gone():
     cache = SqueezeCache(tiny_model("llama"), budget=11)
+    gc.collect()
     with pytest.raises(CacheStateError, match="model of this cache is gone"):
         copy.deepcopy(cache)
 

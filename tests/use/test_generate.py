@@ -486,9 +486,7 @@ def test_copies_of_a_cache_go_their_own_ways(model, policy, batch):
                 given = torch.full((batch, 1), token + step)
                 place = position_ids(seen)[:, -1:]
                 logits.append(
-                    model(
-                        input_ids=given, attention_mask=seen, position_ids=place, past_key_values=cache
-                    ).logits
+                    model(input_ids=given, attention_mask=seen, position_ids=place, past_key_values=cache).logits
                 )
         return torch.cat(logits, dim=1)
 

@@ -38,11 +38,7 @@ def state(model):
     """Everything a hook, a shadow or a switch could change."""
     found = {}
     for name, module in model.named_modules():
-        tables = {
-            key: dict(table)
-            for key, table in vars(module).items()
-            if "hooks" in key and isinstance(table, dict)
-        }
+        tables = {key: dict(table) for key, table in vars(module).items() if "hooks" in key and isinstance(table, dict)}
         own = sorted(key for key in vars(module) if key not in tables)
         config = getattr(module, "config", None)
         found[name] = (tables, own, module.training, getattr(config, "_attn_implementation", None))
@@ -311,9 +307,7 @@ def test_a_forward_that_dies(family, error, during):
     hook = layers[2].mlp.register_forward_hook(die)
     given = torch.cat([MASK, torch.ones(3, 10, dtype=torch.long)], 1) if during == "decode" else MASK
     with pytest.raises(error), torch.no_grad():
-        model(
-            input_ids=IDS[:, :1] if during == "decode" else IDS, attention_mask=given, past_key_values=cache
-        )
+        model(input_ids=IDS[:, :1] if during == "decode" else IDS, attention_mask=given, past_key_values=cache)
     hook.remove()
     assert torch.equal(logits(model), stock), "a stock forward after the failure went wrong"
     assert torch.equal(logits(model, past_key_values=DynamicCache()), stock)
@@ -413,8 +407,7 @@ def test_memory(family, policy, rows):
     per_token = [layer.store.bytes_per_token for layer in cache.layers]
     windows = [layer.window for layer in cache.layers]
     full = [
-        size * len(rows) * (seen if w is None else min(w, seen))
-        for size, w in zip(per_token, windows, strict=True)
+        size * len(rows) * (seen if w is None else min(w, seen)) for size, w in zip(per_token, windows, strict=True)
     ]
     wanted = [b * size * len(rows) for b, size in zip(cache.plan.budgets, per_token, strict=True)]
     measured = [
@@ -432,9 +425,7 @@ def test_memory(family, policy, rows):
     stock = DynamicCache(config=model.config)
     logits(model, *left_padded(rows), past_key_values=stock)
     own = sum(t.nbytes for layer in stock.layers for t in (layer.keys, layer.values))
-    if family != "falcon-new" and not any(
-        windows
-    ):  # stock repeats Falcon's heads and trims windows differently
+    if family != "falcon-new" and not any(windows):  # stock repeats Falcon's heads and trims windows differently
         assert memory.full_bytes == own * seen // max(map(len, rows))
     index = sum(
         t.untyped_storage().nbytes()
@@ -501,9 +492,7 @@ def offloads(tmp_path):
 
 @pytest.mark.parametrize("kind", ["cpu", "disk", "mixed"])
 @pytest.mark.parametrize("family", ["llama", "falcon-7b"])
-@pytest.mark.parametrize(
-    "options", [{"policy": "h2o"}, {"policy": "streaming_llm", "positions": "cache"}], ids=str
-)
+@pytest.mark.parametrize("options", [{"policy": "h2o"}, {"policy": "streaming_llm", "positions": "cache"}], ids=str)
 def test_offloaded_weights(family, kind, options, tmp_path):
     pytest.importorskip("accelerate")
     if family != "llama" and "positions" in options:
@@ -578,9 +567,7 @@ def kept_ranks(row, budget, sinks=4):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt-neox", "cohere", "phi", "qwen3", "granite", "falcon-7b"])
-@pytest.mark.parametrize(
-    "rows", [ROWS[:1], ROWS, [ROWS[0], ROWS[1][:2]]], ids=["one", "padded", "very short"]
-)
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS, [ROWS[0], ROWS[1][:2]]], ids=["one", "padded", "very short"])
 def test_positions_of_the_cache_in_one_layer(family, rows):
     """With one layer a kept token's key depends on that token only: running the kept ones alone is exact."""
     model = tiny_model(family, num_hidden_layers=1)

@@ -26,9 +26,7 @@ class Pyramid(Allocator):
 
     def __post_init__(self) -> None:
         if not is_real(self.beta) or not 1 <= self.beta < math.inf:
-            raise ConfigError(
-                f"beta must be a finite number of at least 1 (20 in the paper), got {self.beta!r}"
-            )
+            raise ConfigError(f"beta must be a finite number of at least 1 (20 in the paper), got {self.beta!r}")
 
     def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
         slope = (1 - 1 / self.beta) / max(1, n_layers - 1)

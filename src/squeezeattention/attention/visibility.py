@@ -28,9 +28,7 @@ class Visibility:
     @property
     def is_causal(self) -> bool:
         """Plain causal attention over the queries' own tokens: the fastest kernels apply."""
-        return (
-            self.fresh and not self.ragged and (self.window is None or self.queries.shape[1] <= self.window)
-        )
+        return self.fresh and not self.ragged and (self.window is None or self.queries.shape[1] <= self.window)
 
     def block(self, start: int, stop: int, columns: int | None = None) -> torch.Tensor:
         """Mask of queries ``start:stop``: bool ``[B or 1, H or 1, stop - start, columns or N]``."""

@@ -128,6 +128,8 @@ class SqueezeCache(Cache):
         return not self.allocator.needs_signal and self.allocator.name == "fixed"
 
     def _clear(self) -> None:
+        for layer in self.layers:
+            layer.clear()
         self._plan: BudgetPlan | None = None
         self._next: list[int] = [0]  # position of each row's next token; one entry while all rows agree
         self._padded = False
@@ -217,8 +219,6 @@ class SqueezeCache(Cache):
 
     def reset(self) -> None:
         """Forget everything; the next prompt gets what a fresh cache gives."""
-        for layer in self.layers:
-            layer.clear()
         self._clear()
 
     def detach(self) -> None:
@@ -237,11 +237,14 @@ class SqueezeCache(Cache):
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise UnsupportedFeatureError(
-            "a SqueezeCache belongs to a live model and cannot be pickled; save its plan"
-        )
+        raise UnsupportedFeatureError("a SqueezeCache belongs to a live model and cannot be pickled; save its plan")
 
     # ---------------------------------------------------- called by the model
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by each attention layer with its new keys and values."""
+        self._check_usable()
+        return super().update(*args, **kwargs)
 
     def _expect(self, total_tokens: int) -> None:
         """``generate`` will not go beyond so many columns."""
@@ -255,9 +258,7 @@ class SqueezeCache(Cache):
                 f"this cache is unusable because {self._failed}; call cache.reset() or make a new one"
             )
 
-    def _check_new_prompt(
-        self, input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: Any
-    ) -> None:
+    def _check_new_prompt(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: Any) -> None:
         """The prompt of a ``generate`` call, before any chunk of it is read."""
         self._check_usable()
         seen, mask = self.get_seq_length(), model_kwargs.get("attention_mask")
@@ -294,10 +295,7 @@ class SqueezeCache(Cache):
 
     def _begin(self, decoder: nn.Module, arguments: dict[str, Any]) -> Step:
         """Check one forward pass and describe it. Nothing is changed unless all is well."""
-        if self._failed:
-            raise CacheStateError(
-                f"this cache is unusable because {self._failed}; call cache.reset() or make a new one"
-            )
+        self._check_usable()
         if decoder is not self._attachment.layout.decoder:
             raise CacheStateError("this cache belongs to another model; make a SqueezeCache for each model")
         given = arguments.get("input_ids")
@@ -315,8 +313,7 @@ class SqueezeCache(Cache):
         if single and real is None:
             self.compact()
         decoding = single and real is None
-        if not decoding and not self._open:
-            self._open = True
+        self._open = self._open or not decoding
         self._rows = rows
         return Step(self, length, self._next, real, decoding, observe=not decoding and self._observes)
 
@@ -349,7 +346,8 @@ class SqueezeCache(Cache):
 
     def _end(self, step: Step, *, failed: bool) -> None:
         """After a forward pass: count its tokens, or mark the cache if it died half way."""
-        if failed:
+        if failed:  # some layers have the new tokens and some have not: nothing of it can be used
+            self._clear()
             self._failed = "a forward pass with it failed half way"
             return
         if step.real is None:
@@ -416,19 +414,13 @@ def _right_padding() -> InputError:
     )
 
 
-def _resolve_policy(
-    policy: str | EvictionPolicy, *, positions: str | None, sinks: int | None
-) -> EvictionPolicy:
-    options = {
-        name: value for name, value in (("positions", positions), ("sinks", sinks)) if value is not None
-    }
+def _resolve_policy(policy: str | EvictionPolicy, *, positions: str | None, sinks: int | None) -> EvictionPolicy:
+    options = {name: value for name, value in (("positions", positions), ("sinks", sinks)) if value is not None}
     if options and policy != "streaming_llm" and isinstance(policy, str):
         if positions == "original" and sinks is None:
             options = {}  # the only thing the other policies can do
         else:
-            raise ConfigError(
-                f"{', '.join(options)} is an option of policy 'streaming_llm', not of {policy!r}"
-            )
+            raise ConfigError(f"{', '.join(options)} is an option of policy 'streaming_llm', not of {policy!r}")
     return resolve_policy(policy, **options)
 
 

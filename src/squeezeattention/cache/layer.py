@@ -166,9 +166,7 @@ class SqueezeLayer(CacheLayerMixin):
         here = keys[:, :, :sinks]
         if self._sink_keys is None:
             self._sink_keys = here.clone()
-        elif (
-            len(shift) > 1
-        ):  # a row that is not full yet still has its sinks as they were, or is filling them
+        elif len(shift) > 1:  # a row that is not full yet still has its sinks as they were, or is filling them
             self._sink_keys = torch.where((shift == 0)[:, None, :, None], here, self._sink_keys)
         here.copy_(rerotation(self._sink_keys, shift))
 
@@ -213,9 +211,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     def _require_budget(self) -> int:
         if self.budget is None:
-            raise CacheStateError(
-                f"layer {self.index} has no budget yet: nothing was read before this decode step"
-            )
+            raise CacheStateError(f"layer {self.index} has no budget yet: nothing was read before this decode step")
         return self.budget
 
     # -------------------------------------------------------------- attention
@@ -239,9 +235,7 @@ class SqueezeLayer(CacheLayerMixin):
         if self.policy.needs_scores and store.keys is not None:
             score_heads = store.keys.shape[1]
         if step.decoding:
-            out, mass = attend_one(
-                query, key, value, self._decode_mask(step), scoring, score_heads=score_heads
-            )
+            out, mass = attend_one(query, key, value, self._decode_mask(step), scoring, score_heads=score_heads)
         else:
             visibility = Visibility(
                 queries=step.positions(query.device),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..allocators.base import Allocator
 from ..errors import BudgetError
 from ..plan import Budget, BudgetPlan, build_plan
 from ..policies import EvictionPolicy
-
 
 #: More tokens than any cache holds, and few enough to compute with.
 _ENDLESS = 2**40

@@ -31,9 +31,7 @@ def _copy_if_view(tensor: torch.Tensor) -> torch.Tensor:
 
 def _storage_bytes(*tensors: torch.Tensor | None) -> int:
     """Bytes of the distinct storages behind ``tensors``."""
-    storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None
-    }
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
     return sum(storages.values())
 
 
@@ -131,9 +129,7 @@ class LayerStore:
         else:
             self.scores[..., : self.used] += scores
 
-    def keep(
-        self, index: torch.Tensor, slots: torch.Tensor | None = None, columns: int | None = None
-    ) -> None:
+    def keep(self, index: torch.Tensor, slots: torch.Tensor | None = None, columns: int | None = None) -> None:
         """Keep only the tokens ``index`` (``[B or 1, H or 1, m]`` columns, -1 = none), freeing the rest.
 
         ``slots`` (same shape) says where each goes; without it they stay in the order given. ``columns`` is
@@ -157,12 +153,10 @@ class LayerStore:
             max(positions.shape[0], take.shape[0]),
             max(positions.shape[1], take.shape[1]),
         )
-        self.positions = (
-            positions.expand(*shape, -1).gather(-1, take.expand(*shape, -1)).masked_fill(hole, -1)
-        )
+        self.positions = positions.expand(*shape, -1).gather(-1, take.expand(*shape, -1)).masked_fill(hole, -1)
         if self.scores is not None:
-            shape = self.scores.shape[:2]
-            self.scores = self.scores.gather(-1, take.expand(*shape, -1)).masked_fill(hole, 0.0)
+            batch, heads = self.scores.shape[:2]
+            self.scores = self.scores.gather(-1, take.expand(batch, heads, -1)).masked_fill(hole, 0.0)
         self.used = source.shape[-1]
 
     # ----------------------------------------------------------------- decode

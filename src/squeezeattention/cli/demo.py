@@ -26,20 +26,16 @@ from .inputs import load_model
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the results go.")] = Path(
-        "squeeze-demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the results go.")] = Path("squeeze-demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter contexts.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Draws contexts, facts and their places.")] = 0,
     p: options.P = None,
     length: Annotated[int | None, typer.Option("--length", help="Tokens of a context.")] = None,
     contexts: Annotated[int | None, typer.Option("--contexts", help="How many contexts.")] = None,
-    facts: Annotated[
-        int | None, typer.Option("--facts", help="Facts, and questions, in each context.")
-    ] = None,
-    model_name: Annotated[
-        str, typer.Option("--model", metavar="MODEL", help="Another model than the embedded.")
-    ] = ("embedded"),
+    facts: Annotated[int | None, typer.Option("--facts", help="Facts, and questions, in each context.")] = None,
+    model_name: Annotated[str, typer.Option("--model", metavar="MODEL", help="Another model than the embedded.")] = (
+        "embedded"
+    ),
     as_json: options.Json = False,
 ) -> None:
     """A model reads long source code with facts in it and is asked for them, with full and squeezed caches.

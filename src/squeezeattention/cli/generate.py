@@ -29,12 +29,8 @@ def generate(
     p: options.P = None,
     outliers: options.Outliers = None,
     positions: options.Positions = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", min=1, help="Length of the text.")
-    ] = 128,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")
-    ] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Length of the text.")] = 128,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
     temperature: Annotated[float, typer.Option("--temperature", help="Of the draws; with --sample.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
     chunk_size: options.ChunkSize = None,

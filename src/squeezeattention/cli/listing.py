@@ -50,9 +50,7 @@ FAMILIES = (
     Family("Granite", "GQA, RoPE, scaled residuals", ("granite",)),
     Family("OLMo 2", "MHA or GQA, RoPE, norms after attention", ("olmo2",)),
     Family("Cohere Command R", "GQA, RoPE, parallel attention and MLP", ("cohere",)),
-    Family(
-        "gpt-oss", "GQA, RoPE, mixture of experts, learned sinks, every other layer windowed", ("gpt-oss",)
-    ),
+    Family("gpt-oss", "GQA, RoPE, mixture of experts, learned sinks, every other layer windowed", ("gpt-oss",)),
     Family("StarCoder2", "GQA, RoPE, optional window", ("starcoder2",)),
     Family("DeepSeek-V3", "MLA (expanded keys and values are held), mixture of experts", ("deepseek-v3",)),
 )

@@ -13,9 +13,7 @@ from ..policies import POLICIES
 
 Model = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL", help='"embedded" (comes with the package), a folder, or a name on the hub.'
-    ),
+    typer.Argument(metavar="MODEL", help='"embedded" (comes with the package), a folder, or a name on the hub.'),
 ]
 PromptText = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt itself.")]
 BudgetText = Annotated[
@@ -28,9 +26,7 @@ BudgetText = Annotated[
 Policy = Annotated[str, typer.Option("--policy", help="Which tokens stay; see `squeeze policies`.")]
 AllocatorName = Annotated[
     str,
-    typer.Option(
-        "--allocator", help="Which layers get more; see `squeeze allocators`. Or a saved plan.json."
-    ),
+    typer.Option("--allocator", help="Which layers get more; see `squeeze allocators`. Or a saved plan.json."),
 ]
 P = Annotated[
     float | None,
@@ -38,9 +34,7 @@ P = Annotated[
 ]
 Outliers = Annotated[
     str | None,
-    typer.Option(
-        "--outliers", metavar="keep|clamp", help="Outliers of the signal: as published, or clamped."
-    ),
+    typer.Option("--outliers", metavar="keep|clamp", help="Outliers of the signal: as published, or clamped."),
 ]
 Positions = Annotated[
     str | None,
@@ -50,16 +44,12 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 ChunkSize = Annotated[
     int | None,
-    typer.Option(
-        "--chunk-size", min=1, metavar="TOKENS", help="Read the prompt in pieces of so many tokens."
-    ),
+    typer.Option("--chunk-size", min=1, metavar="TOKENS", help="Read the prompt in pieces of so many tokens."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead.")]
 
 
-def check(
-    budget: str, policy: str, allocator: str | BudgetPlan, p: float | None, outliers: str | None
-) -> None:
+def check(budget: str, policy: str, allocator: str | BudgetPlan, p: float | None, outliers: str | None) -> None:
     """Before a model is loaded: raise what SqueezeCache would raise about these."""
     Budget.parse(budget)
     POLICIES.factory(policy)

@@ -24,9 +24,7 @@ from .inputs import check_target, load_model, read_prompts, tokenize
 
 def plan(
     model_name: options.Model,
-    more_files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILES]...", help="Texts, like -f.")
-    ] = None,
+    more_files: Annotated[list[Path] | None, typer.Argument(metavar="[FILES]...", help="Texts, like -f.")] = None,
     files: Annotated[
         list[Path] | None,
         typer.Option("--file", "-f", metavar="FILES...", help="A text to read (- is stdin); any number."),
@@ -57,9 +55,7 @@ def plan(
     prompts = read_prompts([*(files or ()), *(more_files or ())], prompt)
     spec = options.allocator_of(allocator)
     if isinstance(spec, BudgetPlan):
-        raise ConfigError(
-            "a finished plan measures nothing: give --allocator a name, see `squeeze allocators`"
-        )
+        raise ConfigError("a finished plan measures nothing: give --allocator a name, see `squeeze allocators`")
     options.check(budget, policy, spec, p, outliers)
     model, tokenizer = load_model(model_name, dtype, device)
     texts = [tokenize(model, tokenizer, given) for given in prompts]
@@ -110,10 +106,7 @@ def mean_plan(
 ) -> BudgetPlan:
     """One plan for several texts: the mean of their importance (each text counts once) and base budgets."""
     rows = [plan.importance for plan in plans if plan.importance is not None]
-    limits = [
-        [cap for cap in layer if cap is not None]
-        for layer in zip(*(plan.caps for plan in plans), strict=True)
-    ]
+    limits = [[cap for cap in layer if cap is not None] for layer in zip(*(plan.caps for plan in plans), strict=True)]
     chosen = resolve_policy(policy)
     return build_plan(
         resolve_allocator(allocator, p=p, outliers=outliers),

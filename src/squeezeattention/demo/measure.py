@@ -68,9 +68,7 @@ class Result:
 Progress = Callable[[int, str], None]
 
 
-def run(
-    model: Any, tokenizer: Any, settings: Settings, progress: Progress = lambda total, what: None
-) -> Result:
+def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lambda total, what: None) -> Result:
     """Measure the full cache and every configuration of ``settings`` on the same questions."""
     began = time.perf_counter()
     contexts = build_contexts(tokenizer, settings)
@@ -100,9 +98,7 @@ def run(
     return result
 
 
-def _variant_cache(
-    model: Any, settings: Settings, policy: str, budget: float, variant: Variant
-) -> SqueezeCache:
+def _variant_cache(model: Any, settings: Settings, policy: str, budget: float, variant: Variant) -> SqueezeCache:
     return SqueezeCache(
         model, budget, policy, variant.allocator, settings.p, outliers=variant.outliers,
         new_tokens=settings.decode_tokens,
@@ -187,9 +183,7 @@ def row_layers(result: Result) -> int:
     return result.rows[0].plans[0].n_layers
 
 
-def _layer_that_recalls(
-    model: Any, tokenizer: Any, settings: Settings, progress: Callable[[str], None]
-) -> int | None:
+def _layer_that_recalls(model: Any, tokenizer: Any, settings: Settings, progress: Callable[[str], None]) -> int | None:
     """The layer that costs most right answers when only it is cut; ``None`` if no layer stands out."""
     context = build_contexts(tokenizer, settings, salt=" reference")[0]
     n_layers = model.config.get_text_config().num_hidden_layers
@@ -210,9 +204,7 @@ def _layer_that_recalls(
     return scores.index(worst) if scores.count(worst) == 1 and worst < ceiling else None
 
 
-def _one_whole(
-    tokens: int, budget: float, settings: Settings, n_layers: int, layer: int
-) -> Sequence[int] | None:
+def _one_whole(tokens: int, budget: float, settings: Settings, n_layers: int, layer: int) -> Sequence[int] | None:
     """``budget`` of the context in all, one layer whole; ``None`` if the others would get next to nothing."""
     total = n_layers * max(1, round(budget * tokens))
     whole = tokens + settings.decode_tokens

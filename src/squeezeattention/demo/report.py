@@ -280,9 +280,7 @@ def _accuracy_figure(result: Result) -> Any:
 def _plan_figure(result: Result) -> Any:
     """The plans as published at the middle budget, one row a context."""
     settings = result.settings
-    label = next(
-        (v.label for v in settings.variants if v.allocator == "squeeze"), settings.variants[-1].label
-    )
+    label = next((v.label for v in settings.variants if v.allocator == "squeeze"), settings.variants[-1].label)
     budget = sorted(settings.budgets)[len(settings.budgets) // 2]
     row = next(row for row in result.rows if row.label == label and row.budget == budget)
     sources = [context.source for context in result.contexts]

@@ -80,10 +80,7 @@ def build_contexts(tokenizer: Any, settings: Settings, *, salt: str = "") -> lis
         raise InputError("this Python installation has no source files of its standard library to read")
     rng = random.Random(f"{settings.seed}{salt}")
     order = rng.sample(modules, len(modules))
-    return [
-        _build_context(tokenizer, settings, rng, *order[index % len(order)])
-        for index in range(settings.contexts)
-    ]
+    return [_build_context(tokenizer, settings, rng, *order[index % len(order)]) for index in range(settings.contexts)]
 
 
 def _build_context(tokenizer: Any, settings: Settings, rng: random.Random, source: str, text: str) -> Context:

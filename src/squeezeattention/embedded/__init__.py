@@ -28,9 +28,7 @@ def load_embedded(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
 
     missing = [n for n in ("config.json", "model.safetensors", "tokenizer.json") if not (FOLDER / n).exists()]
     if missing:
-        raise SqueezeError(
-            f"the embedded model's {', '.join(missing)} is missing from {FOLDER}; reinstall the package"
-        )
+        raise SqueezeError(f"the embedded model's {', '.join(missing)} is missing from {FOLDER}; reinstall the package")
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten below
         model = LlamaForCausalLM(LlamaConfig.from_json_file(FOLDER / "config.json"))
     model.load_state_dict(load_file(FOLDER / "model.safetensors"), strict=False)  # the output layer is tied

@@ -24,10 +24,10 @@ from ..cache.step import ACTIVE, Step
 from ..errors import CacheStateError, UnsupportedFeatureError
 from .falcon import FALCON_FAMILIES
 from .falcon import forward as falcon_forward
-from .shadow import scrub, shadow
 from .layout import Layout, inspect_model
 from .observe import observe_hidden
 from .residual import ResidualSpot, find_spots
+from .shadow import scrub, shadow
 from .switch import Switch, switch_implementation
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 
 _LOCK = threading.RLock()
 _ATTACHMENTS: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()  # by decoder
-_SPOTS: weakref.WeakKeyDictionary[nn.Module, tuple[ResidualSpot, ...]] = (
-    weakref.WeakKeyDictionary()
-)  # by decoder
+_SPOTS: weakref.WeakKeyDictionary[nn.Module, tuple[ResidualSpot, ...]] = weakref.WeakKeyDictionary()  # by decoder
 _CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
 
 
@@ -181,7 +179,7 @@ def _prepare_cache(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Check what ``generate`` is about to do; under ``squeeze()``, give it a cache."""
     from ..cache.cache import SqueezeCache
 
-    original: Callable[..., Any] = type(model)._prepare_cache_for_generation  # type: ignore[assignment]
+    original = _class_method(model, "_prepare_cache_for_generation")
     arguments = _bound(original, model, args, kwargs)
     config, model_kwargs = arguments["generation_config"], arguments["model_kwargs"]
     cache, make = model_kwargs.get("past_key_values"), _cache_maker(model)
@@ -198,7 +196,7 @@ def _prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The whole prompt of a ``generate`` call, in however many chunks, is one prompt: cut it at its end."""
     from ..cache.cache import SqueezeCache
 
-    original: Callable[..., Any] = type(model)._prefill  # type: ignore[assignment]
+    original = _class_method(model, "_prefill")
     arguments = _bound(original, model, args, kwargs)
     cache = arguments["model_kwargs"].get("past_key_values")
     if not isinstance(cache, SqueezeCache):
@@ -206,6 +204,12 @@ def _prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     cache._check_new_prompt(arguments["input_ids"], arguments["model_kwargs"], arguments["generation_config"])
     with cache.prefilling():
         return original(model, *args, **kwargs)
+
+
+def _class_method(model: nn.Module, name: str) -> Callable[..., Any]:
+    """The method that ours stands in front of."""
+    found: Callable[..., Any] = getattr(type(model), name)
+    return found
 
 
 def _bound(function: Callable[..., Any], model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:

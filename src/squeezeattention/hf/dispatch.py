@@ -63,9 +63,7 @@ def _attention(own: str) -> Callable[..., Any]:
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
             )
         if dropout:
-            raise UnsupportedFeatureError(
-                "attention dropout is on: call model.eval() before using a SqueezeCache"
-            )
+            raise UnsupportedFeatureError("attention dropout is on: call model.eval() before using a SqueezeCache")
         native: Native | None = None
         if own in _NATIVE:
 

@@ -47,9 +47,7 @@ def forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any)
     if step is None:
         return type(module).forward(module, hidden_states, *args, **kwargs)
     if module.training and module.attention_dropout.p > 0:
-        raise UnsupportedFeatureError(
-            "attention dropout is on: call model.eval() before using a SqueezeCache"
-        )
+        raise UnsupportedFeatureError("attention dropout is on: call model.eval() before using a SqueezeCache")
     query, key, value = split_heads(module, module.query_key_value(hidden_states))
     cos, sin = kwargs["position_embeddings"]
     rotate = vars(sys.modules[type(module).__module__])["apply_rotary_pos_emb"]

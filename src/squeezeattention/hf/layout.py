@@ -60,9 +60,7 @@ def inspect_model(model: nn.Module) -> Layout:
     if not isinstance(model, nn.Module) or config is None or not hasattr(config, "get_text_config"):
         raise UnsupportedModelError(f"expected a transformers model, got {name}")
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{name} is an encoder-decoder model; only decoder-only models are supported"
-        )
+        raise UnsupportedModelError(f"{name} is an encoder-decoder model; only decoder-only models are supported")
     text = config.get_text_config(decoder=True)
     family = str(text.model_type)
     if getattr(text, "alibi", False) or getattr(text, "position_embedding_type", None) == "alibi":
@@ -72,9 +70,7 @@ def inspect_model(model: nn.Module) -> Layout:
     windows = _windows(text, name)
     decoder, layers, attentions = _find_decoder(model, len(windows), name)
     if all(getattr(attention, "is_causal", True) is False for attention in attentions):
-        raise UnsupportedModelError(
-            f"{name} is an encoder: its attention is not causal, so it has no cache to squeeze"
-        )
+        raise UnsupportedModelError(f"{name} is an encoder: its attention is not causal, so it has no cache to squeeze")
     owner = next(m for m in model.modules() if hasattr(m, "config") and _contains(m, decoder))
     if family in FALCON_FAMILIES:
         check_falcon(text, name)
@@ -126,9 +122,7 @@ def _windows(config: Any, name: str) -> tuple[int | None, ...]:
     return tuple(window if kind == "sliding_attention" else None for kind in types[:count])
 
 
-def _find_decoder(
-    model: nn.Module, count: int, name: str
-) -> tuple[nn.Module, list[nn.Module], list[nn.Module]]:
+def _find_decoder(model: nn.Module, count: int, name: str) -> tuple[nn.Module, list[nn.Module], list[nn.Module]]:
     """The module that owns a list of ``count`` layers with one attention module each."""
     for module in model.modules():
         for child in module.children():

@@ -16,9 +16,7 @@ from .residual import ResidualSpot, first_tensor, output_tensor
 def observe_hidden(step: Step, signal: Signal, layout: Layout, spots: tuple[ResidualSpot, ...]) -> list[Any]:
     """Install the hooks of one forward pass; returns their handles."""
     handles: list[Any] = []
-    for index, (layer, attention, spot) in enumerate(
-        zip(layout.layers, layout.attentions, spots, strict=True)
-    ):
+    for index, (layer, attention, spot) in enumerate(zip(layout.layers, layout.attentions, spots, strict=True)):
         observer = _LayerObserver(step, signal, index, spot)
         handles.append(layer.register_forward_pre_hook(observer.layer_begins, with_kwargs=True))
         if spot.child is None:

@@ -16,9 +16,7 @@ def total_tokens(base_budget: int, caps: Sequence[int | None]) -> int:
     return min(total, sum(limits)) if len(limits) == len(caps) else total
 
 
-def fit_budgets(
-    shares: Sequence[float], base_budget: int, caps: Sequence[int | None], floor: int = 1
-) -> list[int]:
+def fit_budgets(shares: Sequence[float], base_budget: int, caps: Sequence[int | None], floor: int = 1) -> list[int]:
     """Budget of every layer in tokens, in proportion to ``shares``, within floors and caps.
 
     ``base_budget`` is the average per layer; ``caps[i]`` the most that layer i can use (None: no limit); the
@@ -42,9 +40,7 @@ def fit_budgets(
     return _round(_water_fill([Fraction(share) for share in shares], total, floors, caps), total)
 
 
-def _check_arguments(
-    shares: Sequence[float], base_budget: int, caps: Sequence[int | None], floor: int
-) -> None:
+def _check_arguments(shares: Sequence[float], base_budget: int, caps: Sequence[int | None], floor: int) -> None:
     if not shares or len(shares) != len(caps):
         raise ConfigError(f"need one share and one cap per layer, got {len(shares)} and {len(caps)}")
     for layer, share in enumerate(shares):
@@ -57,9 +53,7 @@ def _check_arguments(
             raise BudgetError(f"a layer must have room for 1 token; layer {layer} has a cap of {cap}")
 
 
-def _water_fill(
-    weights: list[Fraction], total: int, floors: list[int], caps: Sequence[int | None]
-) -> list[Fraction]:
+def _water_fill(weights: list[Fraction], total: int, floors: list[int], caps: Sequence[int | None]) -> list[Fraction]:
     """Real-valued budgets of sum ``total``; needs sum(floors) <= total <= sum(caps)."""
     # with a share: its cap; without: its floor; None: no limit
     reach = [cap if weight else low for weight, low, cap in zip(weights, floors, caps, strict=True)]

@@ -81,9 +81,7 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[st
             markersize=5.5, linewidth=1.6, elinewidth=1.1, capsize=2.5, transform=transform,
         )  # fmt: skip
     axes.set_xlabel("keys and values held, KiB", fontsize=NORMAL, color=INK)
-    percent = axes.secondary_xaxis(
-        "top", functions=(_scaled(102400 / full.bytes), _scaled(full.bytes / 102400))
-    )
+    percent = axes.secondary_xaxis("top", functions=(_scaled(102400 / full.bytes), _scaled(full.bytes / 102400)))
     percent.set_xlabel("% of the full cache", fontsize=SMALL, color=FAINT)
     percent.tick_params(labelsize=SMALL, colors=FAINT)
     percent.spines["top"].set_color(FAINT)

@@ -25,9 +25,7 @@ SMALL, NORMAL, LARGE = 8.5, 10.0, 12.0
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of so many inches, laid out by itself."""
-    figure: Figure = require("matplotlib.figure", "plot").Figure(
-        figsize=(width, height), layout="constrained"
-    )
+    figure: Figure = require("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
     figure.set_facecolor("white")
     return figure
 

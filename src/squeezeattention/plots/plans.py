@@ -35,9 +35,7 @@ def plan_figure(plans: Sequence[tuple[str, BudgetPlan]], *, title: str | None = 
     rows = [list(row) for row in values if row is not None]
     n_layers, height = len(rows[0]), min(7.0, 0.34 * len(rows))
     figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 3.9 + 2 * height)
-    signal, groups, budgets = figure.subplots(
-        3, 1, sharex=True, height_ratios=[height + 0.35, height + 0.35, 2.1]
-    )
+    signal, groups, budgets = figure.subplots(3, 1, sharex=True, height_ratios=[height + 0.35, height + 0.35, 2.1])
     name = plans[0][1].signal or "signal"
     figure.suptitle(title or f"Layer {name} and budgets", fontsize=LARGE, color=INK)
     _signal_map(figure, signal, rows, name)

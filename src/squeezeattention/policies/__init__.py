@@ -30,4 +30,4 @@ def resolve_policy(spec: str | EvictionPolicy, **options: object) -> EvictionPol
     return POLICIES.create(spec, **options)
 
 
-__all__ = ["POLICIES", "EvictionPolicy", "H2O", "SlidingWindow", "StreamingLLM", "Tokens", "resolve_policy"]
+__all__ = ["H2O", "POLICIES", "EvictionPolicy", "SlidingWindow", "StreamingLLM", "Tokens", "resolve_policy"]

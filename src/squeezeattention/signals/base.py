@@ -45,12 +45,10 @@ class Signal(ABC):
     def start(self, n_layers: int) -> None:
         """Forget everything; a prompt for a model of ``n_layers`` layers follows."""
 
-    def see_hidden(
-        self, layer: int, before: torch.Tensor, after: torch.Tensor, real: torch.Tensor | None
-    ) -> None:
+    def see_hidden(self, layer: int, before: torch.Tensor, after: torch.Tensor, real: torch.Tensor | None) -> None:  # noqa: B027 (optional)
         """Residual stream ``[B, q, W]`` before and after a layer's attention; ``real`` bool ``[B, q]``."""
 
-    def see_attention(self, layer: int, sample: AttentionSample) -> None:
+    def see_attention(self, layer: int, sample: AttentionSample) -> None:  # noqa: B027 (optional)
         """Attention of the prompt tokens just read."""
 
     @abstractmethod

@@ -25,9 +25,7 @@ class Cosine(Signal):
         self._sums: list[torch.Tensor | None] = [None] * n_layers
         self._counts: list[torch.Tensor | int] = [0] * n_layers
 
-    def see_hidden(
-        self, layer: int, before: torch.Tensor, after: torch.Tensor, real: torch.Tensor | None
-    ) -> None:
+    def see_hidden(self, layer: int, before: torch.Tensor, after: torch.Tensor, real: torch.Tensor | None) -> None:
         total = before.new_zeros((), dtype=torch.float32)
         for first in range(0, before.shape[1], _BLOCK):
             block = slice(first, first + _BLOCK)
@@ -44,9 +42,7 @@ class Cosine(Signal):
         sums = [total for total in self._sums if total is not None]
         if len(sums) < len(self._sums) or not sums:
             missing = [i for i, total in enumerate(self._sums) if total is None]
-            raise CacheStateError(
-                f"no residual stream was seen for layers {missing}: their attention did not run"
-            )
+            raise CacheStateError(f"no residual stream was seen for layers {missing}: their attention did not run")
         device = sums[0].device
         means = [
             total.to(device) / (count.to(device) if isinstance(count, torch.Tensor) else count)

@@ -73,9 +73,7 @@ def recall_facts(model: Any, tokenizer: Any, cache: Any, facts: Sequence[Fact]) 
     return right
 
 
-def _answers(
-    model: Any, tokenizer: Any, cache: Any, questions: torch.Tensor, values: Sequence[str]
-) -> list[bool]:
+def _answers(model: Any, tokenizer: Any, cache: Any, questions: torch.Tensor, values: Sequence[str]) -> list[bool]:
     longest = max(len(tokenizer(f" {value}", add_special_tokens=False).input_ids) for value in values)
 
     def said(rows: list[list[int]]) -> list[str]:
