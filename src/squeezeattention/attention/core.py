@@ -6,7 +6,7 @@ D width. Queries are packed as [B, H, G * q, D] so that keys and values are neve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -150,6 +150,29 @@ def _grouped_mass(mass: torch.Tensor, score_heads: int, query_heads: int) -> tor
     batch, _, _, tokens = mass.shape
     per_query_head = mass.view(batch, query_heads, -1, tokens).sum(dim=2)
     return per_query_head.view(batch, score_heads, -1, tokens).mean(dim=2)
+
+
+def sampled_probabilities(
+    query: torch.Tensor, key: torch.Tensor, visibility: Visibility, scoring: Scoring, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of some queries, for signals: probabilities fp32 [B, Hq, R, N], log-sum-exp fp32 [B, Hq, R].
+
+    ``rows`` int64 [R] indexes the queries. Rows that see nothing (padding) are zeros, their log-sum-exp -inf.
+    """
+    rows = rows.to(query.device)
+    batch, query_heads, _, width = query.shape
+    heads = key.shape[1]
+    chosen = replace(visibility, queries=visibility.queries[:, rows])
+    mask = chosen.block(0, len(rows)).repeat(1, 1, query_heads // heads, 1)
+    packed = query[:, :, rows].reshape(batch, heads, -1, width)
+    logits = scoring.logits(packed, key).masked_fill(~mask, -torch.inf)
+    sink = scoring.sink_column(heads, len(rows), packed.float())
+    if sink is not None:
+        logits = torch.cat([logits, sink.expand(batch, -1, -1, 1)], dim=-1)
+    total = logits.logsumexp(dim=-1)
+    probability = (logits[..., : key.shape[2]] - total[..., None]).exp().nan_to_num(0.0)
+    shape = (batch, query_heads, len(rows))
+    return probability.reshape(*shape, -1), total.reshape(shape)
 
 
 def attend_one(

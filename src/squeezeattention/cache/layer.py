@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from ..attention.core import Scoring, attend, attend_one
+from ..attention.core import Scoring, attend, attend_one, sampled_probabilities
 from ..attention.rope import Rerotation
 from ..attention.visibility import Visibility
 from ..errors import CacheStateError, UnsupportedFeatureError
 from ..policies import EvictionPolicy, Tokens
 from ..policies.ranking import survivors, victim
+from ..signals import AttentionSample
 from .memory import LayerMemory
 from .step import ACTIVE, Step
 from .store import LayerStore, ring_slots
@@ -244,12 +246,27 @@ class SqueezeLayer(CacheLayerMixin):
                 fresh=store.used == step.length,
                 ragged=step.real is not None,
             )
+            if step.observe and step.cache.signal.wants_attention:
+                step.cache.signal.see_attention(self.index, self._sample(query, key, value, visibility, scoring))
             if native is not None and visibility.is_causal and scoring.is_plain and score_heads is None:
                 return native(query, key, value)
             out, mass = attend(query, key, value, visibility, scoring, score_heads=score_heads)
         if mass is not None:
             store.add_scores(mass)
         return out
+
+    def _sample(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring
+    ) -> AttentionSample:
+        """What a signal may see of this layer's attention; nothing is computed before it asks."""
+        return AttentionSample(
+            queries=query,
+            keys=key,
+            values=value,
+            query_positions=visibility.queries,
+            key_positions=visibility.tokens,
+            probabilities=functools.partial(sampled_probabilities, query, key, visibility, scoring),
+        )
 
     def _decode_mask(self, step: Step) -> torch.Tensor | None:
         """Visible slots, bool ``[B or 1, H or 1, used]``; ``None`` if all are."""
