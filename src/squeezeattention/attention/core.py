@@ -201,4 +201,5 @@ def attend_one(
     out = torch.matmul(mass.to(value.dtype), value).reshape(batch, query_heads, 1, -1)
     if score_heads is None:
         return out, None
-    return out, mass.view(batch, score_heads, query_heads // score_heads, -1).mean(dim=2)
+    mass = mass.view(batch, score_heads, query_heads // score_heads, -1)
+    return out, mass[:, :, 0] if mass.shape[2] == 1 else mass.mean(dim=2)

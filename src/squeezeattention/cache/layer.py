@@ -149,7 +149,8 @@ class SqueezeLayer(CacheLayerMixin):
             slot, columns = store.used, store.used + 1
         else:
             tokens = Tokens(store.used_positions(), positions[:, None], store.used_scores())
-            slot, columns = victim(self.policy, tokens, budget, self.window), store.used
+            dense = len(step.start) == 1 and self.window is None and not self._may_have_holes
+            slot, columns = victim(self.policy, tokens, budget, self.window, dense=dense), store.used
             self._lossy = True
         if store.reserve(columns, budget):
             step.cache._note_bytes(self)

@@ -17,12 +17,14 @@ def _ranked(policy: EvictionPolicy, tokens: Tokens, budget: int, window: int | N
     return torch.where(gone, lowest, priority)
 
 
-def victim(policy: EvictionPolicy, tokens: Tokens, budget: int, window: int | None) -> torch.Tensor:
+def victim(
+    policy: EvictionPolicy, tokens: Tokens, budget: int, window: int | None, *, dense: bool = False
+) -> torch.Tensor:
     """Slot that the incoming token takes in a full layer: lowest priority, oldest among equals.
 
-    Returns int64 ``[B or 1, H or 1, 1]``.
+    ``dense`` promises that every slot holds a token that can be seen. Returns int64 ``[B or 1, H or 1, 1]``.
     """
-    priority = _ranked(policy, tokens, budget, window)
+    priority = policy.priority(tokens, budget) if dense else _ranked(policy, tokens, budget, window)
     lowest = priority == priority.amin(dim=-1, keepdim=True)
     age = torch.where(lowest, tokens.positions, torch.iinfo(torch.int64).max)
     return age.argmin(dim=-1, keepdim=True)
