@@ -414,8 +414,8 @@ def test_memory(family, policy, rows):
         layer.store.keys.untyped_storage().nbytes() + layer.store.values.untyped_storage().nbytes()
         for layer in cache.layers
     ]
-    assert [layer.bytes for layer in memory.per_layer] == measured
-    assert [layer.full_bytes for layer in memory.per_layer] == full
+    assert memory.per_layer == measured
+    assert [layer.full_bytes for layer in memory.layers] == full
     assert memory.bytes <= 1.05 * sum(wanted)
     assert measured == wanted
     assert memory.full_bytes == sum(full)

@@ -12,7 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 from ..attention.core import Scoring, attend, attend_one, sampled_probabilities
 from ..attention.rope import Rerotation
 from ..attention.visibility import Visibility
-from ..errors import CacheStateError, UnsupportedFeatureError
+from ..errors import CacheStateError, UnsupportedFeatureError, UnsupportedModelError
 from ..policies import EvictionPolicy, Tokens
 from ..policies.ranking import survivors, victim
 from ..signals import AttentionSample
@@ -52,6 +52,7 @@ class SqueezeLayer(CacheLayerMixin):
         self.seen = 0
         self.budget: int | None = None
         self._ring: int | None = None
+        self._attended = False  # since the last update
         self._lossy = False  # something was evicted
         self._may_have_holes = False  # slots may stay empty although later ones are in use
         self._sink_keys: torch.Tensor | None = None
@@ -81,6 +82,7 @@ class SqueezeLayer(CacheLayerMixin):
         else:
             self.store.append(key_states, value_states, positions)
         self.seen += step.length
+        self._attended = False
         step.cache._note_bytes(self)
         return self.store.view()
 
@@ -237,6 +239,7 @@ class SqueezeLayer(CacheLayerMixin):
         score_heads = None
         if self.policy.needs_scores and store.keys is not None:
             score_heads = store.keys.shape[1]
+            self._check_scorable(key, score_heads)
         if step.decoding:
             out, mass = attend_one(query, key, value, self._decode_mask(step), scoring, score_heads=score_heads)
         else:
@@ -255,6 +258,16 @@ class SqueezeLayer(CacheLayerMixin):
         if mass is not None:
             store.add_scores(mass)
         return out
+
+    def _check_scorable(self, key: torch.Tensor, score_heads: int) -> None:
+        """Scores need one attention call a step, over heads that can be told apart."""
+        if self._attended or score_heads not in (1, key.shape[1]):
+            raise UnsupportedModelError(
+                f"policy {self.policy.name!r} cannot gather this model's attention: "
+                + ("it attends twice in a layer" if self._attended else "it rearranges its KV heads after caching")
+                + '; use "streaming_llm" or "sliding_window"'
+            )
+        self._attended = True
 
     def _sample(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring

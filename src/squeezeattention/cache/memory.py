@@ -23,21 +23,26 @@ class LayerMemory:
 class MemoryReport:
     """The whole cache, all sequences of the batch; bytes of keys and values unless said otherwise."""
 
-    per_layer: tuple[LayerMemory, ...]
+    layers: tuple[LayerMemory, ...]
     peak_bytes: int
     """Most that was held at once since the cache was made or reset (the prompt before it was cut)."""
 
     @property
     def bytes(self) -> int:
-        return sum(layer.bytes for layer in self.per_layer)
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def per_layer(self) -> list[int]:
+        """Bytes of each layer."""
+        return [layer.bytes for layer in self.layers]
 
     @property
     def index_bytes(self) -> int:
-        return sum(layer.index_bytes for layer in self.per_layer)
+        return sum(layer.index_bytes for layer in self.layers)
 
     @property
     def full_bytes(self) -> int:
-        return sum(layer.full_bytes for layer in self.per_layer)
+        return sum(layer.full_bytes for layer in self.layers)
 
     @property
     def saved(self) -> float:
