@@ -18,7 +18,7 @@ PIP       := -m pip --disable-pip-version-check install $(PIP_FLAGS)
 # The embedded model is local: nothing here may ask the network for one. One thread a worker, so that two
 # xdist workers do not fight for two cores.
 OFFLINE   := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-TEST_ENV  := $(OFFLINE) OMP_NUM_THREADS=1
+TEST_ENV  := $(OFFLINE) OMP_NUM_THREADS=1 COLUMNS=200
 PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help

@@ -12,9 +12,19 @@ from typer.testing import CliRunner
 
 from squeezeattention import load_embedded
 from squeezeattention.cli.app import app
+from squeezeattention.cli.console import ERR, OUT
 from squeezeattention.testing import tiny_model
 
 Run = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def wide_console():
+    """Tables are not wrapped to the width of whatever terminal runs the tests."""
+    before = OUT.width, ERR.width
+    OUT.width = ERR.width = 200
+    yield
+    OUT.width, ERR.width = before
 
 
 @pytest.fixture

@@ -622,7 +622,7 @@ class WithConfig(nn.Module):
         self.config = {"num_hidden_layers": 4}
 
 
-@pytest.mark.parametrize("thing", [nn.Linear(2, 2), WithConfig(), object(), None, "gpt2", 7], ids=repr)
+@pytest.mark.parametrize("thing", [nn.Linear(2, 2), WithConfig(), object(), None, "gpt2", 7], ids=range(6))
 def test_things_that_are_no_models(thing):
     for use in (SqueezeCache, squeeze):
         with pytest.raises(UnsupportedModelError, match=r"expected a transformers model, got \w+"):
