@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .. import BudgetPlan, SqueezeCache
 from ..allocators import resolve_allocator
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..plan import build_plan
 from ..plots import plan_figure, save
 from ..policies import resolve_policy
@@ -66,7 +66,8 @@ def plan(
             cache = SqueezeCache(model, budget, policy, spec, p, outliers=outliers)
             read(model, cache, tokens, chunk=chunk_size)
             made = cache.plan
-            assert made is not None  # a prompt was read
+            if made is None:
+                raise InputError(f"{given.source} gave no plan: nothing was read")
             plans.append(made)
     sources = [given.source for given in prompts]
     final = plans[0] if len(plans) == 1 else mean_plan(plans, spec, policy, p, outliers)

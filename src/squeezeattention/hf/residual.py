@@ -118,7 +118,7 @@ def _spot(record: dict[str, Any], index: int, layout: Layout) -> ResidualSpot:
     before, attention = record.get("input"), record.get("attention")
     if before is None or attention is None:
         raise UnsupportedModelError(f"layer {index} of {type(layout.decoder).__name__} did not run when probed")
-    tolerance = 1e-4 if layout.layers[index] is not None and _is_single(layout.layers[index]) else 2e-2
+    tolerance = 1e-4 if _is_single(layout.layers[index]) else 2e-2
     branches = [attention]  # what may have been added to the stream: attention, or a norm of it
     for child in record["children"]:
         moved = child.given.reshape(before.shape) - before if child.given.numel() == before.numel() else None

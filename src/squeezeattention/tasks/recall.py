@@ -33,12 +33,6 @@ def is_held_out_name(name: str) -> bool:
     return zlib.crc32(name.encode()) % 4 == 0
 
 
-def names(*, held_out: bool) -> list[str]:
-    """All ``adjective noun`` pairs of one side of the split, in a fixed order."""
-    pairs = (f"{a} {n}" for a in ADJECTIVES for n in NOUNS)
-    return [pair for pair in pairs if is_held_out_name(pair) == held_out]
-
-
 @dataclass(frozen=True)
 class Fact:
     """A name and its number."""
