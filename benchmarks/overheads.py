@@ -1,9 +1,10 @@
 """What the cache costs and what it gains, as ratios measured in one run: ``make bench``.
 
-A random Llama (8 layers, width 512, 8 heads and 2 KV heads of 64, fp32) reads a prompt of 4,096 tokens and goes on,
-with transformers' own DynamicCache and with a SqueezeCache of each policy at a 20 % budget. Variants are interleaved,
-round by round, and compared by the median of their per-round ratios, so that a busy machine shifts both sides. Peak
-memory is the growth of the process's resident set, each variant in a process of its own.
+A random Llama (8 layers, width 512, 8 heads of 64, fp32) reads prompts of 4,096 tokens and goes on, with transformers'
+own DynamicCache and with a SqueezeCache of each policy at a 20 % budget; as one sequence and as a batch, since one
+sequence spends most of a step on the weights. Variants are interleaved, round by round, and compared by the median of
+their per-round ratios, so that a busy machine shifts both sides. Peak memory is the growth of the process's resident
+set, each variant in a process of its own, the median of three.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import transformers
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from squeezeattention import SqueezeCache
+from squeezeattention.cache.memory import MemoryReport
 
 POLICIES = ("sliding_window", "streaming_llm", "h2o")
 VARIANTS = ("full", *POLICIES)
@@ -55,9 +58,9 @@ def prefill(model: Any, cache: Any, ids: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def decode(model: Any, cache: Any, steps: int) -> float:
+def decode(model: Any, cache: Any, steps: int, batch: int = 1) -> float:
     """Seconds for ``steps`` decode steps."""
-    token = torch.tensor([[7]])
+    token = torch.full((batch, 1), 7)
     began = time.perf_counter()
     for _ in range(steps):
         token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
@@ -81,84 +84,116 @@ def high_water() -> int:
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
 
 
-def peaks(args: argparse.Namespace) -> dict[str, float]:
-    """MiB per variant."""
+def peaks(args: argparse.Namespace, repeats: int = 3) -> dict[str, float]:
+    """MiB per variant: the median of a few processes (an allocator's luck is worth tens of MiB)."""
     found = {}
     for variant in VARIANTS:
         command = [sys.executable, __file__, "--peak-of", variant, "--prompt", str(args.prompt),
-                   "--layers", str(args.layers), "--kv-heads", str(args.kv_heads)]  # fmt: skip
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[variant] = int(done.stdout.split()[-1]) / 1024
+                   "--layers", str(args.layers), "--kv-heads", str(args.kv_heads), "--threads", str(args.threads),
+                   "--budget", str(args.budget)]  # fmt: skip
+        runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(repeats)]
+        found[variant] = statistics.median(int(run.stdout.split()[-1]) / 1024 for run in runs)
     return found
+
+
+@dataclass
+class Timings:
+    """Seconds of one variant, a value each round."""
+
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    memory: MemoryReport | None = None
+
+
+def time_variants(model: Any, args: argparse.Namespace, batch: int) -> dict[str, Timings]:
+    """All variants, interleaved, and a full cache of 8 tokens: the floor of a decode step."""
+    found = {name: Timings() for name in (*VARIANTS, "floor")}
+    for round_ in range(args.rounds + 1):
+        ids = torch.randint(0, 4096, (batch, args.prompt))
+        for name, own in found.items():
+            cache = make_cache(model, "full" if name == "floor" else name, args.budget)
+            read = prefill(model, cache, ids[:, :8] if name == "floor" else ids)
+            wrote = decode(model, cache, args.steps, batch)
+            if round_:  # the first round warms up
+                own.prefill.append(read)
+                own.decode.append(wrote)
+            if isinstance(cache, SqueezeCache):
+                own.memory = cache.memory()
+            print(f"\rbatch {batch}, round {round_}/{args.rounds} {name:<15}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return found
+
+
+def summarize(name: str, own: Timings, full: Timings, args: argparse.Namespace, batch: int) -> dict[str, Any]:
+    """Medians of one variant, and the medians of its per-round ratios to the full cache."""
+    row: dict[str, Any] = {
+        "variant": name,
+        "batch": batch,
+        "prefill_s": statistics.median(own.prefill),
+        "prefill_ratio": statistics.median(a / b for a, b in zip(own.prefill, full.prefill, strict=True)),
+        "decode_tokens_per_s": batch * args.steps / statistics.median(own.decode),
+        "decode_speedup": statistics.median(b / a for a, b in zip(own.decode, full.decode, strict=True)),
+    }
+    if own.memory is not None:
+        row["kv_bytes"] = own.memory.bytes
+        row["kv_index_bytes"] = own.memory.index_bytes
+        row["kv_full_bytes"] = own.memory.full_bytes
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompt", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=64, help="decode steps a round")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=48, help="decode steps a round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 2])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--budget", type=float, default=0.2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.peak_of:
-        measure_peak(args)
-        return
-
-    model = build(args)
-    times: dict[str, dict[str, list[float]]] = {v: {"prefill": [], "decode": []} for v in VARIANTS}
-    memory = {}
-    for round_ in range(args.rounds + 1):
-        ids = torch.randint(0, 4096, (1, args.prompt))
-        for variant in VARIANTS:
-            cache = make_cache(model, variant, args.budget)
-            seconds = prefill(model, cache, ids), decode(model, cache, args.steps)
-            if round_:  # the first round warms up
-                times[variant]["prefill"].append(seconds[0])
-                times[variant]["decode"].append(seconds[1])
-            if isinstance(cache, SqueezeCache):
-                report = cache.memory()
-                memory[variant] = {"held": report.bytes, "index": report.index_bytes, "full": report.full_bytes}
-            print(f"\rround {round_}/{args.rounds} {variant:<15}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    peak = peaks(args)
-    rows = []
-    for variant in VARIANTS:
-        ratios = {
-            kind: statistics.median(
-                own / full for own, full in zip(times[variant][kind], times["full"][kind], strict=True)
-            )
-            for kind in ("prefill", "decode")
-        }
-        rows.append({
-            "variant": variant,
-            "prefill_s": statistics.median(times[variant]["prefill"]),
-            "prefill_ratio": ratios["prefill"],
-            "decode_tokens_per_s": args.steps / statistics.median(times[variant]["decode"]),
-            "decode_speedup": 1 / ratios["decode"],
-            "peak_mib": peak[variant],
-            "peak_ratio": peak[variant] / peak["full"],
-            **{f"kv_{name}_bytes": size for name, size in memory.get(variant, {}).items()},
-        })  # fmt: skip
+    shapes = args.kv_heads
+    records = []
+    for args.kv_heads in shapes:
+        if args.peak_of:
+            measure_peak(args)
+            return
+        rows = []
+        model = build(args)
+        for batch in args.batch:
+            times = time_variants(model, args, batch)
+            rows += [summarize(name, own, times["full"], args, batch) for name, own in times.items()]
+        peak = peaks(args)
+        for row in rows:
+            if row["batch"] == 1 and row["variant"] in peak:
+                row["peak_mib"] = peak[row["variant"]]
+                row["peak_ratio"] = peak[row["variant"]] / peak["full"]
+        show(args.kv_heads, rows)
+        records.append({"kv_heads": args.kv_heads, "rows": rows})
     setting = {
-        "layers": args.layers, "hidden": 512, "heads": 8, "kv_heads": args.kv_heads, "head_dim": 64, "dtype": "float32",
+        "layers": args.layers, "hidden": 512, "intermediate": 1408, "heads": 8, "head_dim": 64, "dtype": "float32",
         "prompt": args.prompt, "decode_steps": args.steps, "rounds": args.rounds, "budget": args.budget,
         "allocator": "squeeze", "threads": args.threads, "torch": torch.__version__,
         "transformers": transformers.__version__, "machine": platform.machine(),
     }  # fmt: skip
-    print(f"{'variant':<15} {'prefill':>9} {'ratio':>6} {'decode':>12} {'speed-up':>8} {'peak':>9} {'ratio':>6}")
-    for row in rows:
-        print(
-            f"{row['variant']:<15} {row['prefill_s']:>8.2f}s {row['prefill_ratio']:>6.3f} "
-            f"{row['decode_tokens_per_s']:>6.1f} tok/s {row['decode_speedup']:>7.2f}x {row['peak_mib']:>5.0f} MiB "
-            f"{row['peak_ratio']:>6.2f}"
-        )
     if args.out:
-        args.out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"setting": setting, "shapes": records}, indent=1) + "\n")
+
+
+def show(kv_heads: int, rows: list[dict[str, Any]]) -> None:
+    print(f"{kv_heads} KV heads")
+    print(f"batch {'variant':<15} {'prefill':>9}  ratio {'decode':>12} speed-up {'peak':>9}  ratio")
+    for row in rows:
+        is_floor = row["variant"] == "floor"
+        read = f"{'':>16}" if is_floor else f"{row['prefill_s']:>8.2f}s {row['prefill_ratio']:>6.3f}"
+        line = f"{row['batch']:>5} {row['variant']:<15} {read}"
+        line += f" {row['decode_tokens_per_s']:>6.1f} tok/s {row['decode_speedup']:>7.2f}x"
+        if "peak_mib" in row:
+            line += f" {row['peak_mib']:>5.0f} MiB {row['peak_ratio']:>6.2f}"
+        print(line)
 
 
 if __name__ == "__main__":

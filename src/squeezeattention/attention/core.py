@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from .visibility import Visibility
 
-#: Elements of one block of scores (B * heads * rows * N): about 32 MiB in fp32.
-_BLOCK_ELEMENTS = 8 * 2**20
+#: Elements of one block of scores (B * heads * rows * N): about 16 MiB in fp32 ...
+_BLOCK_ELEMENTS = 4 * 2**20
+#: ... but not fewer query rows than this, or the matrix products become slow.
+_BLOCK_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _attend_blocks(
     batch, query_heads, length, width = query.shape
     heads, tokens = key.shape[1], key.shape[2]
     group = query_heads // heads
-    rows = max(1, min(length, _BLOCK_ELEMENTS // max(1, batch * query_heads * tokens)))
+    rows = min(length, max(_BLOCK_ROWS, _BLOCK_ELEMENTS // max(1, batch * query_heads * tokens)))
     out = query.new_empty(batch, query_heads, length, value.shape[-1])
     scores = None if score_heads is None else query.new_zeros(batch, score_heads, tokens, dtype=torch.float32)
     for start in range(0, length, rows):

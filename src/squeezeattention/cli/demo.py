@@ -76,7 +76,7 @@ def demo(
         f"{len(result.contexts)} contexts of about {settings.length:,} tokens with {settings.facts} facts "
         f"each, from {sources}; {result.full.score.n} questions, greedy decoding, {result.seconds:.0f} s\n"
     )
-    OUT.print(scenario.table(result))
+    OUT.print(scenario.table(result, OUT.width))
     OUT.print(scenario.LEGEND, style="dim")
     OUT.print(Padding(scenario.findings(result), (1, 0)))
     for path in paths:

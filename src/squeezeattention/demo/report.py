@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,44 +22,59 @@ _NEAR = 0.95  # share of the full cache's score that counts as "nearly as good"
 _SMALL_CACHE = 64 * 2**20
 
 
-def table(result: Result) -> Table:
-    """All rows; needs ``rich``."""
+@dataclass(frozen=True)
+class _Column:
+    """One column of the table, shown from a certain terminal width on."""
+
+    title: str
+    cell: Callable[[Measured, Result], str]
+    from_width: int = 0
+    right: bool = True
+
+
+_COLUMNS = (
+    _Column("policy", lambda row, _: row.policy or "none", right=False),
+    _Column("budget", lambda row, _: f"{row.budget:.0%}"),
+    _Column("layers", lambda row, _: row.label, right=False),
+    _Column("right", lambda row, _: f"{row.score.right}/{row.score.n}"),
+    _Column("95 %", lambda row, _: f"{100 * row.score.low:.0f}-{100 * row.score.high:.0f} %", from_width=90),
+    _Column("KV held", lambda row, _: _kib(row.mean_bytes)),
+    _Column("of full", lambda row, result: f"{row.mean_bytes / result.full.mean_bytes:.0%}"),
+    _Column("peak", lambda row, _: _kib(row.mean_peak_bytes), from_width=100),
+    _Column("tok/s", lambda row, _: f"{row.tokens_per_s:.0f}"),
+    _Column(
+        "plan: layers x tokens",
+        lambda row, _: _plan_text(row.plans[0]) if row.plans else "all",
+        from_width=130,
+        right=False,
+    ),
+)
+
+
+def table(result: Result, width: int = 80) -> Table:
+    """All rows, with as many columns as a terminal of ``width`` has room for; needs ``rich``."""
+    from rich import box
     from rich.table import Table
 
-    made = Table(header_style="bold", pad_edge=False)
-    for name in ("policy", "budget", "layers"):
-        made.add_column(name, no_wrap=True)
-    for name in ("right", "95 %", "KV held", "of full", "peak", "tok/s"):
-        made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("plan: layers x tokens", overflow="fold")
-    made.add_row(*_cells(result.full, result), style="bold", end_section=True)
-    for index, row in enumerate(result.rows):
-        following = result.rows[index + 1] if index + 1 < len(result.rows) else None
-        made.add_row(*_cells(row, result), end_section=following is None or following.policy != row.policy)
+    columns = [column for column in _COLUMNS if column.from_width <= width]
+    made = Table(header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
+    for column in columns:
+        made.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.from_width < 130)
+    for index, row in enumerate((result.full, *result.rows)):
+        following = result.rows[index] if index < len(result.rows) else None
+        made.add_row(
+            *(column.cell(row, result) for column in columns),
+            style="bold" if row is result.full else None,
+            end_section=following is not None and following.policy != row.policy,
+        )
     return made
 
 
 LEGEND = (
-    "right: answers with all five digits right. 95 %: Wilson interval of that share. KV held: measured bytes "
-    "of keys and values after a context was cut (mean of the contexts), peak: most held at once while "
-    "reading. tok/s: one sequence, median step. plan: of the first context."
+    "right: answers with all five digits right (95 %: Wilson interval of their share). KV held: measured bytes of "
+    "keys and values after a context was cut, mean of the contexts; peak: most held at once while reading. tok/s: one "
+    "sequence, median step. plan: of the first context. A wider terminal shows more columns, demo.json has all."
 )
-
-
-def _cells(row: Measured, result: Result) -> list[str]:
-    score = row.score
-    return [
-        row.policy or "none",
-        f"{row.budget:.0%}",
-        row.label,
-        f"{score.right}/{score.n}",
-        f"{100 * score.low:.0f}-{100 * score.high:.0f} %",
-        _kib(row.mean_bytes),
-        f"{row.mean_bytes / result.full.mean_bytes:.0%}",
-        _kib(row.mean_peak_bytes),
-        f"{row.tokens_per_s:.0f}",
-        _plan_text(row.plans[0]) if row.plans else "all",
-    ]
 
 
 def _kib(count: float) -> str:
