@@ -17,8 +17,10 @@ from squeezeattention.allocators import (
     Allocator,
     Fixed,
     Inverted,
+    Proportional,
     Pyramid,
     Random,
+    Reach,
     Squeeze,
     Uniform,
     resolve_allocator,
@@ -211,11 +213,45 @@ def test_fixed_budgets_below_the_floor() -> None:
         plan_of(Fixed([4] * 12), floor=5)
 
 
+# --- proportional
+
+
+def test_proportional_gives_each_layer_what_it_needs() -> None:
+    importance = [1.0, 0.9, 0.8, 0.6]  # needs of 0, 1, 2 and 4 tenths
+    assert plan_of(Proportional(), importance).budgets == (1, 57, 114, 228)  # the floor of 1 is paid by all others
+    assert plan_of(Proportional(power=2), importance).budgets == (1, 19, 76, 304)
+    capped = plan_of(Proportional(power=2), importance, caps=[200] * 4)
+    assert capped.budgets == (1, 40, 159, 200)
+
+
+def test_a_floor_is_kept_as_far_as_a_quarter_of_the_budget_pays() -> None:
+    importance = [1.0, 1.0, 1.0, 0.0]
+    assert plan_of(Reach(), importance).budgets == (16, 16, 16, 352)
+    assert plan_of(Reach(), importance).floor == 16
+    assert plan_of(Reach(), importance, base_budget=40).budgets == (10, 10, 10, 130)
+    assert plan_of(Reach(), importance, base_budget=40, floor=20).budgets == (20, 20, 20, 100)  # the policy's own
+
+
+def test_without_any_need_proportional_is_uniform() -> None:
+    plan = plan_of(Reach(), [1.0, 1.2, 1.0])
+    assert plan.budgets == (100, 100, 100)
+    assert "no layer needs" in plan.warnings[0]
+
+
+def test_bad_settings_of_proportional() -> None:
+    for bad in (0, -1, math.inf, math.nan, "3", True):
+        with pytest.raises(ConfigError, match="power"):
+            Proportional(power=bad)
+    for bad in (0, 1.5, True):
+        with pytest.raises(ConfigError, match="floor"):
+            Proportional(floor=bad)
+
+
 # --- by name
 
 
 def test_names() -> None:
-    assert NAMES == ["inverted", "pyramid", "random", "squeeze", "uniform"]
+    assert NAMES == ["inverted", "pyramid", "random", "reach", "squeeze", "uniform"]
     for name in NAMES:
         assert resolve_allocator(name, p=0.4, outliers="clamp").name == name
 

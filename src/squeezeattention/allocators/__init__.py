@@ -11,8 +11,10 @@ from ..registry import Registry
 from .base import Allocation, Allocator, check_p
 from .fixed import Fixed
 from .inverted import Inverted
+from .proportional import Proportional
 from .pyramid import Pyramid
 from .random import Random
+from .reach import Reach
 from .squeeze import Squeeze, check_outliers
 from .uniform import Uniform
 
@@ -22,15 +24,17 @@ __all__ = [
     "Allocator",
     "Fixed",
     "Inverted",
+    "Proportional",
     "Pyramid",
     "Random",
+    "Reach",
     "Squeeze",
     "Uniform",
     "resolve_allocator",
 ]
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator")
-for _allocator in (Squeeze, Uniform, Pyramid, Random, Inverted):
+for _allocator in (Squeeze, Reach, Uniform, Pyramid, Random, Inverted):
     ALLOCATORS.register(_allocator.name, _allocator)
 
 

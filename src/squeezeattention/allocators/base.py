@@ -20,6 +20,7 @@ class Allocation:
     shares: tuple[float, ...]  # not negative; 1.0 = the average layer
     groups: tuple[int, ...]  # 1 = most important; all 1 without groups
     warnings: tuple[str, ...] = ()
+    floor: int = 1  # tokens that every layer should keep, if a quarter of the average budget pays for them
     plan: BudgetPlan | None = None  # finished budgets, to be taken as they are instead of the shares
 
 
@@ -28,6 +29,7 @@ class Allocator(ABC):
 
     name: ClassVar[str]
     needs_signal: ClassVar[bool]  # whether allocate() must be given the importance
+    signal: ClassVar[str] = "cosine"  # the signal it is made for, used unless another is asked for
     p: float | None = None  # share that the least important group keeps; None: the rule has no such cut
 
     @abstractmethod

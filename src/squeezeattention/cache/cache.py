@@ -50,10 +50,11 @@ class SqueezeCache(Cache):
         budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of the longest row);
             text such as "512MiB" = bytes of keys and values per sequence.
         policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
-        allocator: "squeeze" (the paper), "uniform", "pyramid", "random", "inverted", a :class:`BudgetPlan` or a
-            list of tokens per layer (both fix the budgets, and ``budget`` is not used).
+        allocator: "squeeze" (the paper), "reach", "uniform", "pyramid", "random", "inverted", a
+            :class:`BudgetPlan` or a list of tokens per layer (both fix the budgets; ``budget`` is not used).
         p: share of the average budget that the least important group keeps, in (0, 1].
-        signal: what tells important layers from others; "cosine" is the paper's.
+        signal: what tells important layers from others (by name or an object); ``None`` = the allocator's own,
+            which is the paper's "cosine" for "squeeze".
         outliers: "keep" (the paper) or "clamp", for the "squeeze" family.
         positions: "original" or "cache" (re-rotated sinks, StreamingLLM on RoPE models).
         sinks: leading tokens that StreamingLLM keeps (default 4).
@@ -76,7 +77,7 @@ class SqueezeCache(Cache):
         allocator: str | Allocator | BudgetPlan | Sequence[int] = "squeeze",
         p: float | None = None,
         *,
-        signal: str | Signal = "cosine",
+        signal: str | Signal | None = None,
         outliers: str | None = None,
         positions: str | None = None,
         sinks: int | None = None,
@@ -85,7 +86,8 @@ class SqueezeCache(Cache):
         self._budget = Budget.parse(budget)
         self.policy = _resolve_policy(policy, positions=positions, sinks=sinks)
         self.allocator = resolve_allocator(allocator, p=p, outliers=outliers)
-        self.signal = copy.deepcopy(resolve_signal(signal))  # its sums are this cache's own
+        # A copy: its sums are this cache's own.
+        self.signal = copy.deepcopy(resolve_signal(self.allocator.signal if signal is None else signal))
         self._new_tokens = _check_new_tokens(new_tokens)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(

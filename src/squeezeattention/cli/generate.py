@@ -26,6 +26,7 @@ def generate(
     budget: options.BudgetText = "0.2",
     policy: options.Policy = "h2o",
     allocator: options.AllocatorName = "squeeze",
+    signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,
     positions: options.Positions = None,
@@ -53,13 +54,13 @@ def generate(
     check_target(save_plan)
     given = read_prompts([] if file is None else [file], prompt)[0]
     spec = options.allocator_of(allocator)
-    options.check(budget, policy, spec, p, outliers)
+    options.check(budget, policy, spec, p, outliers, signal)
 
     import torch
 
     model, tokenizer = load_model(model_name, dtype, device)
     tokens = tokenize(model, tokenizer, given, max_new_tokens)
-    cache = SqueezeCache(model, budget, policy, spec, p, outliers=outliers, positions=positions)
+    cache = SqueezeCache(model, budget, policy, spec, p, signal=signal, outliers=outliers, positions=positions)
     torch.manual_seed(seed)
     watch = _Watch(tokenizer if stream else None)
     ids = torch.tensor([tokens], device=model.device)

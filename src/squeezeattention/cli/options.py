@@ -10,6 +10,7 @@ import typer
 from ..allocators import ALLOCATORS, resolve_allocator
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
+from ..signals import SIGNALS
 
 Model = Annotated[
     str,
@@ -27,6 +28,10 @@ Policy = Annotated[str, typer.Option("--policy", help="Which tokens stay; see `s
 AllocatorName = Annotated[
     str,
     typer.Option("--allocator", help="Which layers get more; see `squeeze allocators`. Or a saved plan.json."),
+]
+SignalName = Annotated[
+    str | None,
+    typer.Option("--signal", help="What tells layers apart; see `squeeze signals`. Default: the allocator's own."),
 ]
 P = Annotated[
     float | None,
@@ -49,10 +54,19 @@ ChunkSize = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead.")]
 
 
-def check(budget: str, policy: str, allocator: str | BudgetPlan, p: float | None, outliers: str | None) -> None:
+def check(
+    budget: str,
+    policy: str,
+    allocator: str | BudgetPlan,
+    p: float | None,
+    outliers: str | None,
+    signal: str | None = None,
+) -> None:
     """Before a model is loaded: raise what SqueezeCache would raise about these."""
     Budget.parse(budget)
     POLICIES.factory(policy)
+    if signal is not None:
+        SIGNALS.factory(signal)
     resolve_allocator(allocator, p=p, outliers=outliers)
 
 

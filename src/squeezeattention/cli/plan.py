@@ -33,6 +33,7 @@ def plan(
     budget: options.BudgetText = "0.2",
     policy: options.Policy = "h2o",
     allocator: options.AllocatorName = "squeeze",
+    signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,
     output: Annotated[
@@ -56,14 +57,14 @@ def plan(
     spec = options.allocator_of(allocator)
     if isinstance(spec, BudgetPlan):
         raise ConfigError("a finished plan measures nothing: give --allocator a name, see `squeeze allocators`")
-    options.check(budget, policy, spec, p, outliers)
+    options.check(budget, policy, spec, p, outliers, signal)
     model, tokenizer = load_model(model_name, dtype, device)
     texts = [tokenize(model, tokenizer, given) for given in prompts]
     plans: list[BudgetPlan] = []
     with ERR.status("reading") as status:
         for number, (given, tokens) in enumerate(zip(prompts, texts, strict=True), 1):
             status.update(f"reading {given.source} ({number} of {len(prompts)}, {len(tokens)} tokens)")
-            cache = SqueezeCache(model, budget, policy, spec, p, outliers=outliers)
+            cache = SqueezeCache(model, budget, policy, spec, p, signal=signal, outliers=outliers)
             read(model, cache, tokens, chunk=chunk_size)
             made = cache.plan
             if made is None:

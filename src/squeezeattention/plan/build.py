@@ -37,6 +37,7 @@ def build_plan(
     if allocation.plan is not None:
         allocation.plan.check_model(model, len(caps))
         return _verbatim(allocation.plan, caps, floor, policy, prompt_tokens, model)
+    floor = max(floor, min(allocation.floor, base_budget // 4))
     return BudgetPlan(
         budgets=tuple(fit_budgets(allocation.shares, base_budget, caps, floor)),
         groups=allocation.groups,

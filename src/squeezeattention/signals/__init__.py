@@ -6,9 +6,18 @@ from ..errors import ConfigError
 from ..registry import Registry
 from .base import AttentionSample, Signal
 from .cosine import Cosine
+from .entropy import Entropy
+from .far_output import FarOutput
+from .locality import Locality
+from .sampled import SampledAttention
+from .span import Span
 
 SIGNALS: Registry[Signal] = Registry("signal")
 SIGNALS.register("cosine", Cosine)
+SIGNALS.register("locality", Locality)
+SIGNALS.register("far_output", FarOutput)
+SIGNALS.register("span", Span)
+SIGNALS.register("entropy", Entropy)
 
 
 def resolve_signal(spec: str | Signal) -> Signal:
@@ -20,4 +29,15 @@ def resolve_signal(spec: str | Signal) -> Signal:
     return SIGNALS.create(spec)
 
 
-__all__ = ["SIGNALS", "AttentionSample", "Cosine", "Signal", "resolve_signal"]
+__all__ = [
+    "SIGNALS",
+    "AttentionSample",
+    "Cosine",
+    "Entropy",
+    "FarOutput",
+    "Locality",
+    "SampledAttention",
+    "Signal",
+    "Span",
+    "resolve_signal",
+]

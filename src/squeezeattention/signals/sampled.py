@@ -1,0 +1,105 @@
+"""Signals that look at where a layer reads: attention of a sample of the prompt's queries."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import CacheStateError
+from .base import AttentionSample, Signal
+
+#: Every so many columns one query is sampled: densely where a short prompt ends, thinly in a long one.
+_DENSE, _DENSE_UNTIL, _THIN = 16, 1024, 64
+#: Elements of the attention that is looked at together (16 MiB in fp32).
+_BLOCK_ELEMENTS = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The sampled queries of one layer and their attention."""
+
+    probabilities: torch.Tensor
+    """[B, Hq, R, N] fp32; zeros in the rows of padding."""
+    values: torch.Tensor
+    """[B, H, N, Dv]; H divides Hq."""
+    distance: torch.Tensor
+    """[B or 1, H or 1, R, N] int64: how many tokens back each key is; negative = in the future, or a hole."""
+    key_positions: torch.Tensor
+    """[B or 1, H or 1, N] int64, -1 = hole."""
+    positions: torch.Tensor
+    """[B, R] int64 positions of the queries, -1 = padding."""
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """[B, R] int64: tokens that each query sees, itself included (a native window not counted)."""
+        return self.positions + 1
+
+    def per_query_head(self, mask: torch.Tensor) -> torch.Tensor:
+        """A [B or 1, H or 1, R, N] tensor repeated for the query heads that share a key head."""
+        heads = self.probabilities.shape[1]
+        return mask if mask.shape[1] == 1 else mask.repeat_interleave(heads // mask.shape[1], dim=1)
+
+
+class SampledAttention(Signal):
+    """Mean *need* of a layer over sampled queries, given as ``1 - need`` to be oriented like the cosine.
+
+    Queries are chosen by their column in the prompt, so a prompt in chunks gives what it gives whole. Sums are
+    kept on the layer's device; :meth:`values` is the only synchronisation.
+    """
+
+    wants_attention = True
+
+    @abstractmethod
+    def need(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Need and weight of each sampled query: fp32 ``[B, R]`` twice; weight 0 = says nothing."""
+
+    def start(self, n_layers: int) -> None:
+        self._seen = [0] * n_layers  # columns, so that chunks go on where the last one ended
+        self._sums: list[torch.Tensor | None] = [None] * n_layers
+
+    def see_attention(self, layer: int, sample: AttentionSample) -> None:
+        columns = sample.queries.shape[2]
+        first = self._seen[layer]
+        self._seen[layer] = first + columns
+        chosen = torch.tensor([c - first for c in sampled_columns(first, first + columns)], dtype=torch.int64)
+        batch, heads = sample.queries.shape[:2]
+        most = max(1, _BLOCK_ELEMENTS // (batch * heads * sample.keys.shape[2]))
+        for block in chosen.split(most):
+            self._add(layer, sample, block)
+
+    def _add(self, layer: int, sample: AttentionSample, chosen: torch.Tensor) -> None:
+        if not len(chosen):
+            return
+        probabilities, _ = sample.probabilities(chosen)
+        positions = sample.query_positions[:, chosen.to(sample.query_positions.device)]
+        positions = positions.expand(probabilities.shape[0], -1)
+        keys = sample.key_positions[..., None, :]
+        distance = torch.where(keys >= 0, positions[:, None, :, None] - keys, -1)
+        need, weight = self.need(Rows(probabilities, sample.values, distance, sample.key_positions, positions))
+        weight = weight * (positions >= 0)
+        pair = torch.stack([(need * weight).sum(), weight.sum()])
+        seen = self._sums[layer]
+        self._sums[layer] = pair if seen is None else seen + pair
+
+    def values(self) -> list[float]:
+        if not any(self._seen):
+            raise CacheStateError("no attention was seen: the layers did not run")
+        device = next((pair.device for pair in self._sums if pair is not None), torch.device("cpu"))
+        nothing = torch.zeros(2, device=device)
+        pairs = torch.stack([nothing if pair is None else pair.to(device) for pair in self._sums])
+        needs = pairs[:, 0] / pairs[:, 1].clamp(min=1e-12)
+        return [1.0 - float(need) for need in needs.tolist()]
+
+
+def sampled_columns(start: int, stop: int) -> list[int]:
+    """Columns of ``start:stop`` whose queries are looked at."""
+    dense = range(start + -(start + 1) % _DENSE, min(stop, _DENSE_UNTIL), _DENSE)
+    begin = max(start, _DENSE_UNTIL)
+    return [*dense, *range(begin + -(begin + 1) % _THIN, stop, _THIN)]
+
+
+def layer_mean(needs: torch.Tensor) -> torch.Tensor:
+    """[B, Hq, R] -> [B, R]: mean over the heads."""
+    return needs.mean(dim=1)

@@ -1,0 +1,109 @@
+"""Signals from sampled queries: against the model's own attention weights, in chunks, with padding."""
+
+import math
+
+import pytest
+import torch
+
+from squeezeattention import SqueezeCache
+from squeezeattention.errors import CacheStateError, ConfigError
+from squeezeattention.signals import SIGNALS, Locality, SampledAttention, Span
+from squeezeattention.signals.sampled import sampled_columns
+from squeezeattention.testing import left_padded, position_ids, teacher_forced, tiny_model
+
+SAMPLED = [name for name in SIGNALS if isinstance(SIGNALS.create(name), SampledAttention)]
+ROWS = [list(range(3, 3 + n)) for n in (97, 70)]
+
+
+def measured(model, signal, rows=ROWS, chunk=None):
+    cache = SqueezeCache(model, budget=0.5, signal=signal, policy="streaming_llm")
+    teacher_forced(model, cache, rows, chunk=chunk)
+    return cache.plan.importance
+
+
+def weights_of(family, rows):
+    """Each layer's attention weights ``[B, Hq, T, T]`` as the stock eager implementation gives them."""
+    ids, mask = left_padded(rows)
+    eager = tiny_model(family)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = eager(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), output_attentions=True)
+    return out.attentions, position_ids(mask).masked_fill(mask == 0, -1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss", "qwen3"])
+def test_locality_equals_the_models_own_attention(family):
+    sinks, window = 2, 8
+    layers, positions = weights_of(family, ROWS)
+    want = []
+    for weights in layers:
+        total = weight_sum = 0.0
+        for row in range(len(ROWS)):
+            for column in range(15, positions.shape[1], 16):
+                here = int(positions[row, column])
+                if here < 0:
+                    continue
+                far = [c for c, p in enumerate(positions[row].tolist()) if sinks <= p <= here - window]
+                weight = max(0, here + 1 - sinks - window) / (here + 1)
+                total += weight * weights[row, :, column, far].sum(-1).mean().item()
+                weight_sum += weight
+        want.append(1 - total / weight_sum)
+    assert measured(tiny_model(family), Locality(sinks, window)) == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss", "mistral-window", "deepseek-v3"])
+def test_chunks_give_what_the_whole_prompt_gives(name, family):
+    model = tiny_model(family)
+    whole = measured(model, name)
+    assert all(math.isfinite(value) and -1e-5 <= value <= 1 + 1e-5 for value in whole)
+    for chunk in (5, 41):
+        assert measured(model, name, chunk=chunk) == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_second_prompt_is_measured_anew(name):
+    model = tiny_model("llama")
+    cache = SqueezeCache(model, budget=0.5, signal=name, policy="streaming_llm")
+    teacher_forced(model, cache, [list(range(5, 60))])
+    cache.reset()
+    teacher_forced(model, cache, ROWS)
+    assert cache.plan.importance == measured(model, name)
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_prompt_too_short_to_be_sampled_needs_nothing(name):
+    assert measured(tiny_model("llama"), name, rows=[[5, 6, 7]]) == (1.0,) * 4
+
+
+def test_locality_and_span_of_known_attention():
+    """Keys of equal length make attention uniform: every visible token has the same mass."""
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.data.zero_()
+    rows = [list(range(3, 99))]
+    needs = [1 - value for value in measured(model, Span(0.5), rows)]
+    assert needs == pytest.approx([0.5] * 4, abs=0.02)
+    seen = torch.arange(16, 97, 16).double()
+    far = (seen - 4 - 8).clamp(min=0) / seen
+    want = float((far * far).sum() / far.sum())
+    assert [1 - v for v in measured(model, Locality(4, 8), rows)] == pytest.approx([want] * 4, abs=1e-5)
+
+
+def test_columns_are_the_same_whole_and_in_chunks():
+    whole = sampled_columns(0, 3000)
+    assert whole[0] == 15
+    assert len(whole) == 64 + (3000 - 1024) // 64
+    for step in (1, 7, 64, 1000):
+        assert [c for start in range(0, 3000, step) for c in sampled_columns(start, min(3000, start + step))] == whole
+
+
+def test_bad_settings_and_values_before_a_prompt():
+    with pytest.raises(ConfigError, match="window"):
+        Locality(window=0)
+    with pytest.raises(ConfigError, match="mass"):
+        Span(mass=1.0)
+    signal = Locality()
+    signal.start(2)
+    with pytest.raises(CacheStateError, match="no attention"):
+        signal.values()
