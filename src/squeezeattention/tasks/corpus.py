@@ -11,6 +11,8 @@ import zlib
 from functools import cache
 from pathlib import Path
 
+from ..errors import InputError
+
 #: Folders that are not prose-like source code: tests, tables, vendored or third-party code.
 _EXCLUDED = {
     "site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test",
@@ -46,3 +48,11 @@ def modules(*, held_out: bool, min_chars: int = 2_000) -> tuple[tuple[str, str],
         if len(text) >= min_chars:
             found.append((name, text))
     return tuple(found)
+
+
+def require_modules(*, held_out: bool) -> tuple[tuple[str, str], ...]:
+    """:func:`modules`, or :class:`InputError` where Python came without the sources of its library."""
+    found = modules(held_out=held_out)
+    if not found:
+        raise InputError("this Python installation has no source files of its standard library to read")
+    return found

@@ -13,6 +13,10 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .base import Question
+from .corpus import require_modules
+from .generated import Draft, GeneratedTask
+
 ADJECTIVES = (
     "amber", "azure", "bold", "brave", "bright", "calm", "clever", "cold", "coral", "crimson", "dark", "deep",
     "dusty", "eager", "early", "fancy", "fast", "gentle", "golden", "grand", "green", "happy", "hidden", "humble",
@@ -75,3 +79,31 @@ def scatter(rng: random.Random, lines: Sequence[str], facts: Sequence[Fact]) -> 
         start = place
     text += lines[start:]
     return "".join(text)
+
+
+class Recall(GeneratedTask):
+    """Facts in real source code, all of which are asked for: a fact for every 100 tokens, 1 to 16 of them.
+
+    Units are characters of code: the end of a random place in a module, the module again where it is too short.
+    """
+
+    name = "recall"
+    metric = "exact_recall"
+    summary = "numbers of names, scattered in source code, many questions a context"
+
+    def build(self, rng: random.Random, units: int, length: int) -> Draft:
+        facts = draw_facts(rng, min(16, max(1, length // 100)), held_out=self.held_out)
+        source, text = rng.choice(require_modules(held_out=self.held_out))
+        code = _up_to(rng, text, units)
+        context = scatter(rng, code.splitlines(keepends=True), facts)
+        questions = tuple(Question(fact.question, (fact.value,), 0, fact.answer) for fact in facts)
+        return Draft(context, questions, details={"source": source, "facts": {f.name: f.value for f in facts}})
+
+
+def _up_to(rng: random.Random, text: str, size: int) -> str:
+    """``size`` characters that end with a random line of ``text``; the text is repeated as often as that takes."""
+    whole = text if text.endswith("\n") else f"{text}\n"
+    piece = whole[: whole.index("\n", rng.randrange(len(whole))) + 1]
+    while len(piece) < size:
+        piece = whole + piece
+    return piece[len(piece) - size :]
