@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from squeezeattention.tasks import corpus, recall
 
 IGNORE = -100
-#: Loss weight of an answer: its first digit says *which* fact was found, the others follow by copying.
-FIRST_DIGIT_WEIGHT = 5.0
+#: Loss weight of an answer: its first digits say *which* fact was found, the others follow by copying.
+FIRST_DIGITS_WEIGHT = 5.0
 ANSWER_WEIGHT = 1.5
 
 
@@ -28,7 +28,8 @@ class Documents:
         ]
         self._weights = [len(lines) for lines in self.lines]
         self._words = [tokenizer.encode(" " + word).ids[-1] for word in recall.ADJECTIVES + recall.NOUNS]
-        self._digits = [tokenizer.encode(f" {digit}").ids[-1] for digit in range(10)]
+        self._firsts = [tokenizer.encode(f" {digit}").ids[-1] for digit in range(10)]
+        self._digits = [tokenizer.encode(f"{digit}").ids[-1] for digit in range(10)]
 
     def batch(
         self, rows: int, length: int, recall_share: float, pair_share: float = 0.0
@@ -52,14 +53,14 @@ class Documents:
         # Short contexts are nearly all facts and questions: telling names apart is what takes longest to learn.
         most = min(16, max(1, (length + 1) // (2 * cost if length <= 128 else 2 * cost + 6)))
         count = facts or self.rng.randint((most + 1) // 2, most)
-        chosen = recall.draw_facts(self.rng, count, held_out=self.held_out)
+        chosen = self._alike(recall.draw_facts(self.rng, count, held_out=self.held_out))
         stated = [self._line(fact.question.replace("recall", "remember"), fact.answer, 0.3, 0.0) for fact in chosen]
         # Questions are drawn with replacement: were each asked once, the answer could be had by elimination,
         # and the model would learn that instead of telling names apart.
         drawn = self.rng.choices(chosen, k=max(count, min(16, length // 64)))
         asked = [self._line(fact.question, fact.answer, 0.0, ANSWER_WEIGHT) for fact in drawn]
         for _, weights in asked:
-            weights[-1 - recall.DIGITS] = FIRST_DIGIT_WEIGHT
+            weights[-1 - recall.DIGITS : 1 - recall.DIGITS] = [FIRST_DIGITS_WEIGHT] * 2
         # The rest of the room is code.
         taken = sum(len(tokens) for tokens, _ in stated + asked)
         lines = [(line, [1.0] * len(line)) for line in self._filler(max(0, length + 1 - taken), exact=True)]
@@ -72,21 +73,35 @@ class Documents:
         return tokens, weights
 
     def pairs(self, length: int) -> tuple[list[int], list[float]]:
-        """``falcon 4 river 7 falcon 4 ...``: a few words, a digit each, in random order again and again.
+        """``falcon 42 river 47 falcon 42 ...``: a few words, a number each, in random order again and again.
 
-        The densest lesson in looking up what followed a word: every second token of a known word counts.
+        The densest lesson in looking up what followed a word: every token but the words themselves counts.
+        Numbers of two and three digits begin with one of two digits: what follows is known from the word alone.
         """
         words = self.rng.sample(self._words, self.rng.randint(2, 8))
-        values = {word: self.rng.choice(self._digits) for word in words}
+        size = self.rng.randint(1, 3)
+        firsts = self._firsts if size == 1 else self.rng.sample(self._firsts, 2)
+        values = {word: [self.rng.choice(firsts), *self.rng.choices(self._digits, k=size - 1)] for word in words}
         tokens: list[int] = []
         weights: list[float] = []
         met: set[int] = set()
         while len(tokens) <= length:
             word = self.rng.choice(words)
-            tokens += [word, values[word]]
-            weights += [0.0, 2.0 if word in met else 0.0]
+            tokens += [word, *values[word]]
+            weights += [0.0, *[2.0 if word in met else 0.0] * size]
             met.add(word)
         return tokens[: length + 1], weights[: length + 1]
+
+    def _alike(self, facts: list[recall.Fact]) -> list[recall.Fact]:
+        """The facts, in training half of the time with numbers that begin with one of two digits.
+
+        Else a number can be continued from its first digit alone: the digit after the last one like it. That
+        is right until two numbers begin alike, which most contexts of six facts have.
+        """
+        if self.held_out or self.rng.random() < 0.5:
+            return facts
+        firsts = self.rng.sample("0123456789", 2)
+        return [recall.Fact(fact.name, self.rng.choice(firsts) + fact.value[1:]) for fact in facts]
 
     def _line(self, head: str, answer: str, head_weight: float, weight: float) -> tuple[list[int], list[float]]:
         """Tokens of one comment line and their weights in the loss."""

@@ -99,7 +99,7 @@ def code_loss(model: torch.nn.Module, documents: Documents, length: int = 512, r
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/embedded"))
-    parser.add_argument("--tokens", type=float, default=9e6, help="training tokens in all")
+    parser.add_argument("--tokens", type=float, default=10e6, help="training tokens in all")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -142,7 +142,7 @@ def main() -> None:
             stage = train.rng.randrange(stage)
         length = LENGTHS[stage]
         rows = args.batch_tokens // length
-        tokens, weights = train.batch(rows, length, recall_share=0.45, pair_share=0.4 if length <= 128 else 0.05)
+        tokens, weights = train.batch(rows, length, recall_share=0.45, pair_share=0.4 if length <= 128 else 0.2)
         loss = weighted_loss(forward, tokens.to(device), weights.to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -158,7 +158,7 @@ OPTIONS = [
     ({"new_tokens": True}, ("new_tokens", "True", "integer")),
     ({"policy": None}, ("policy", "None", "name")),
     ({"policy": POLICIES}, ("policy", "name")),
-    ({"signal": None}, ("signal", "None", "name")),
+    ({"signal": 3.5}, ("signal", "3.5", "name")),
     ({"allocator": []}, ("fixed budgets", "one number per layer", "none")),
     ({"allocator": [8, 0, 8, 8]}, ("fixed budgets", "layer 1", "0", ">= 1")),
     ({"allocator": [8, -3, 8, 8]}, ("fixed budgets", "layer 1", "-3", ">= 1")),
