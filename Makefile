@@ -9,6 +9,7 @@ PYTEST_FLAGS ?=
 VENV      := .venv
 OLDEST    := .venv-oldest
 NEWEST    := .venv-newest
+LMEVAL    := .venv-lmeval
 OLDEST_TRANSFORMERS := 5.5.0
 
 BIN       := $(VENV)/bin
@@ -23,7 +24,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format test-compat test-oldest test-newest bench train-embedded clean
+.PHONY: help demo test lint format test-compat test-oldest test-newest test-lm-eval bench train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +55,9 @@ test-newest: $(NEWEST)/.created ## ... with the newest only
 	$(NEWEST)/bin/python $(PIP) --upgrade -c $(NEWEST)/constraints.txt -e ".[all,dev]" transformers
 	$(TEST_ENV) $(NEWEST)/bin/python $(PYTEST)
 
+test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
+	$(TEST_ENV) HF_DATASETS_OFFLINE=1 $(LMEVAL)/bin/python $(PYTEST) tests/lm_eval tests/datasets
+
 bench: $(VENV)/.installed ## measure what the cache costs (benchmarks/overheads.py)
 	$(OFFLINE) $(BIN)/python benchmarks/overheads.py
 
@@ -61,7 +65,7 @@ train-embedded: $(VENV)/.installed ## train the embedded model again (resumes; n
 	PYTHONPATH=src $(BIN)/python training/train.py --compile
 
 clean: ## remove environments, caches and outputs (build/ stays: training keeps checkpoints there)
-	rm -rf .venv .venv-oldest .venv-newest dist out squeeze-demo
+	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval dist out squeeze-demo
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests training benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -86,4 +90,9 @@ $(VENV)/.installed-dev: $(SPEC) | $(VENV)/.created
 $(OLDEST)/.installed: $(SPEC) | $(OLDEST)/.created
 	grep -v '^transformers==' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python $(PIP) -c $(OLDEST)/constraints.txt -e ".[all,dev]" transformers==$(OLDEST_TRANSFORMERS)
+	@touch $@
+
+# It brings pyarrow too, so the data sets' Parquet reader is tested here.
+$(LMEVAL)/.installed: $(SPEC) | $(LMEVAL)/.created
+	$(LMEVAL)/bin/python $(PIP) -c constraints.txt -e ".[dev,lm-eval,parquet]"
 	@touch $@
