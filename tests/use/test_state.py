@@ -703,3 +703,35 @@ def test_positions_of_the_cache_by_hand(budgets):
         )
         for row in range(3):
             assert (got[row, -1] - alone[row][step]).abs().max() <= TOLERANCE
+
+
+# ---------------------------------------------------------------- rows
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("family", ["llama", "mistral-window"])
+@pytest.mark.parametrize("chosen", [[1], [2], [1, 1], [2, 0], [0]])
+def test_rows_picked_from_a_padded_batch_go_on_as_they_would_alone(policy, family, chosen):
+    """A row that is shorter than the others leaves empty slots behind, also when it is the only one left."""
+    model = tiny_model(family)
+    budgets = [9, 26, 14, 19]
+    steps = torch.randint(3, 101, (12,), generator=torch.Generator().manual_seed(4))
+
+    def go_on(cache, lengths):
+        out = []
+        for index, token in enumerate(steps):
+            positions = torch.tensor([[n + index] for n in lengths])
+            ids = token.expand(len(lengths), 1)
+            out.append(model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True).logits)
+        return torch.cat(out, dim=1)
+
+    with torch.no_grad():
+        together = SqueezeCache(model, policy=policy, allocator=budgets)
+        model(input_ids=IDS, attention_mask=MASK, position_ids=position_ids(MASK), past_key_values=together)
+        together.compact()
+        together.batch_select_indices(torch.tensor(chosen))
+        got = go_on(together, [len(ROWS[row]) for row in chosen])
+        for index, row in enumerate(chosen):
+            alone = SqueezeCache(model, policy=policy, allocator=budgets)
+            model(input_ids=torch.tensor([ROWS[row]]), past_key_values=alone)
+            assert (got[index] - go_on(alone, [len(ROWS[row])])[0]).abs().max() <= TOLERANCE

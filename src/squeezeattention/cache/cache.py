@@ -387,6 +387,8 @@ class SqueezeCache(Cache):
         chosen = rows.tolist()
         if len(self._next) > 1:
             self._next = [self._next[row] for row in chosen]
+            for layer in self.layers:  # one row left of several may be shorter than its slots
+                layer.note_holes()
         self._rows = len(chosen)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

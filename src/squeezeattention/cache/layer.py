@@ -129,6 +129,10 @@ class SqueezeLayer(CacheLayerMixin):
 
     # ---------------------------------------------------------------- storing
 
+    def note_holes(self) -> None:
+        """Slots may be empty although all rows, or the only one, look full by their positions."""
+        self._may_have_holes = True
+
     def select_rows(self, rows: torch.Tensor) -> None:
         self.store.select_rows(rows)
         if self._sink_keys is not None:
