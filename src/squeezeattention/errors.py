@@ -42,5 +42,9 @@ class CacheStateError(SqueezeError, RuntimeError):
     """The cache is in a state in which the call makes no sense (another model, a failed step, ...)."""
 
 
+class EvaluationError(SqueezeError, RuntimeError):
+    """A folder of results cannot be used: it is of other settings, damaged, or written by another process."""
+
+
 class MissingExtraError(SqueezeError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rich.table import Table
 
 from ..allocators import ALLOCATORS
+from ..datasets import DATASETS
 from ..policies import POLICIES
 from ..registry import Registry
 from ..signals import SIGNALS
+from ..tasks import TASKS, Task
 from . import options
 from .console import OUT, print_json
 
@@ -91,6 +93,31 @@ def models(as_json: options.Json = False) -> None:
         "with the reason."
     )
     OUT.print(refused)
+
+
+def tasks(as_json: options.Json = False) -> None:
+    """Tasks of `squeeze eval`: generated ones, and data sets (from a path or the hub)."""
+    kinds = {"task": _task_kinds(TASKS), "data set": _task_kinds(DATASETS)}
+    if as_json:
+        print_json({
+            name: {"kind": title, "metric": kind.metric, "summary": kind.summary}
+            for title, found in kinds.items()
+            for name, kind in found.items()
+        })  # fmt: skip
+        return
+    for title, found in kinds.items():
+        table = Table(header_style="bold")
+        table.add_column(title, no_wrap=True)
+        table.add_column("metric", no_wrap=True)
+        table.add_column("")
+        for name, kind in found.items():
+            table.add_row(name, kind.metric, kind.summary)
+        OUT.print(table)
+    OUT.print("A data set is read from the hub, or from a path: NAME:path=FILE.")
+
+
+def _task_kinds(registry: Registry[Any]) -> dict[str, type[Task]]:
+    return {name: cast("type[Task]", registry.factory(name)) for name in registry}
 
 
 def policies(as_json: options.Json = False) -> None:

@@ -2,6 +2,18 @@
 
 from .accuracy import Panel, Point, accuracy_figure
 from .canvas import save
+from .importance import importance_figure
 from .plans import plan_figure
+from .sweep import SweepPanel, SweepPoint, sweep_figure
 
-__all__ = ["Panel", "Point", "accuracy_figure", "plan_figure", "save"]
+__all__ = [
+    "Panel",
+    "Point",
+    "SweepPanel",
+    "SweepPoint",
+    "accuracy_figure",
+    "importance_figure",
+    "plan_figure",
+    "save",
+    "sweep_figure",
+]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..extras import require
-from .canvas import COLOURS, FAINT, INK, LARGE, MARKERS, NORMAL, SMALL, new_figure, tidy
+from .canvas import FAINT, INK, LARGE, NORMAL, SMALL, line_style, new_figure, shared_legend, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,9 @@ class Panel:
     lines: Mapping[str, Sequence[Point]]
 
 
-def accuracy_figure(panels: Sequence[Panel], full: Point, *, title: str, n: int) -> Figure:
+def accuracy_figure(
+    panels: Sequence[Panel], full: Point, *, title: str, n: int, measure: str = "answers right"
+) -> Figure:
     """One panel beside the other with the full cache as a dashed line in each.
 
     Markers of one budget are set apart by a few points sideways so that none hides another.
@@ -42,25 +44,19 @@ def accuracy_figure(panels: Sequence[Panel], full: Point, *, title: str, n: int)
     figure = new_figure(max(6.5, 1.2 + 3.9 * len(panels)), 4.6)
     figure.suptitle(title, fontsize=LARGE, color=INK)
     labels = list(dict.fromkeys(label for panel in panels for label in panel.lines))
+    widest = max(point.bytes for panel in panels for line in panel.lines.values() for point in line)
+    unit = _unit(widest)
     row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, panel in zip(row, panels, strict=True):
-        _draw(figure, axes, panel, full, labels)
-    row[0].set_ylabel(f"answers right, % (n = {n}, 95 % intervals)", fontsize=NORMAL, color=INK)
+        _draw(figure, axes, panel, full, labels, unit)
+    row[0].set_ylabel(f"{measure}, % (n = {n}, 95 % intervals)", fontsize=NORMAL, color=INK)
     row[0].set_ylim(-4, 104)
-    widest = max(point.bytes for panel in panels for line in panel.lines.values() for point in line)
-    row[0].set_xlim(0, 1.12 * widest / 1024)
-    entries: dict[str, Any] = {}
-    for axes in row:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    figure.legend(
-        list(entries.values()), list(entries), loc="outside lower center", ncols=len(entries),
-        frameon=False, fontsize=SMALL + 0.5,
-    )  # fmt: skip
+    row[0].set_xlim(0, 1.12 * widest / unit.bytes)
+    shared_legend(figure, row)
     return figure
 
 
-def _draw(figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[str]) -> None:
+def _draw(figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[str], unit: _Unit) -> None:
     shift = require("matplotlib.transforms", "plot").ScaledTranslation
     axes.set_title(panel.title, fontsize=NORMAL + 1, color=INK)
     axes.axhspan(100 * full.low, 100 * full.high, color=FAINT, alpha=0.15, linewidth=0)
@@ -71,23 +67,35 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[st
         transform = axes.transData + shift(offset, 0, figure.dpi_scale_trans)
         ordered = sorted(points)
         axes.errorbar(
-            [point.bytes / 1024 for point in ordered],
+            [point.bytes / unit.bytes for point in ordered],
             [100 * point.share for point in ordered],
             yerr=[
                 [100 * max(0.0, point.share - point.low) for point in ordered],
                 [100 * max(0.0, point.high - point.share) for point in ordered],
             ],
-            label=label, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
-            markersize=5.5, linewidth=1.6, elinewidth=1.1, capsize=2.5, transform=transform,
+            label=label, **line_style(index), markersize=5.5, linewidth=1.6, elinewidth=1.1, capsize=2.5,
+            transform=transform,
         )  # fmt: skip
-    axes.set_xlabel("keys and values held, KiB", fontsize=NORMAL, color=INK)
-    percent = axes.secondary_xaxis("top", functions=(_scaled(102400 / full.bytes), _scaled(full.bytes / 102400)))
+    axes.set_xlabel(f"keys and values held, {unit.name}", fontsize=NORMAL, color=INK)
+    percent_of = 100 * unit.bytes / full.bytes
+    percent = axes.secondary_xaxis("top", functions=(_scaled(percent_of), _scaled(1 / percent_of)))
     percent.set_xlabel("% of the full cache", fontsize=SMALL, color=FAINT)
     percent.tick_params(labelsize=SMALL, colors=FAINT)
     percent.spines["top"].set_color(FAINT)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     tidy(axes)
+
+
+class _Unit(NamedTuple):
+    name: str
+    bytes: int
+
+
+def _unit(widest: float) -> _Unit:
+    """The largest unit in which the axis does not end below 2."""
+    units = (_Unit("GiB", 2**30), _Unit("MiB", 2**20), _Unit("KiB", 2**10))
+    return next((unit for unit in units if widest >= 2 * unit.bytes), units[-1])
 
 
 def _scaled(factor: float) -> Callable[[Any], Any]:

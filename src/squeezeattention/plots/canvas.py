@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,25 @@ def tidy(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(FAINT)
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour, marker and dash of the ``index``-th line of a figure: 24 that differ."""
+    dash = ("-", "--", ":", "-.")[index // len(COLOURS) % 4]
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": dash}
+
+
+def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend below all panels, each label once."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    columns = min(len(entries), max(3, int(figure.get_figwidth() / 1.7)))
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=columns,
+        frameon=False, fontsize=SMALL + 0.5,
+    )  # fmt: skip
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:

@@ -38,17 +38,18 @@ def plan_figure(plans: Sequence[tuple[str, BudgetPlan]], *, title: str | None = 
     signal, groups, budgets = figure.subplots(3, 1, sharex=True, height_ratios=[height + 0.35, height + 0.35, 2.1])
     name = plans[0][1].signal or "signal"
     figure.suptitle(title or f"Layer {name} and budgets", fontsize=LARGE, color=INK)
-    _signal_map(figure, signal, rows, name)
+    signal_map(figure, signal, rows, name)
     _group_map(groups, [plan.groups for _, plan in plans])
     _budget_bars(budgets, [plan for _, plan in plans])
     for axes in (signal, groups):
-        _name_rows(axes, [label for label, _ in plans])
+        name_rows(axes, [label for label, _ in plans])
     budgets.set_xticks(range(0, n_layers, max(1, math.ceil(n_layers / 20))))
     budgets.set_xlabel("layer", fontsize=NORMAL, color=INK)
     return figure
 
 
-def _signal_map(figure: Figure, axes: Axes, rows: list[list[float]], name: str) -> None:
+def signal_map(figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], name: str) -> None:
+    """A row a prompt, a column a layer, a colour bar at the side; cells carry their value where there is room."""
     flat = [value for row in rows for value in row]
     low, high = min(flat), max(flat)
     colors = require("matplotlib.colors", "plot")
@@ -62,17 +63,25 @@ def _signal_map(figure: Figure, axes: Axes, rows: list[list[float]], name: str) 
         ticks = _cosine_ticks(low, high, norm)
         bar.ax.set_yticks(ticks, [f"{tick:.4g}" for tick in ticks])
         bar.ax.minorticks_off()
+    elif high <= low:
+        bar.ax.set_yticks([low], [f"{low:.4g}"])
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
-    axes.set_title(f"{name} (high: attention changes little)", fontsize=NORMAL, color=INK, loc="left")
+    meaning = "attention changes little" if name == "cosine" else "the layer matters little"
+    axes.set_title(f"{name} (high: {meaning})", fontsize=NORMAL, color=INK, loc="left")
     if len(rows[0]) <= _MOST_NUMBERS and len(rows) <= _MOST_LABELS:
         for y, row in enumerate(rows):
             for x, value in enumerate(row):
                 dark = float(norm(value)) < 0.55
                 axes.text(
-                    x, y, f"{value:.3f}".replace("0.", ".", 1), ha="center", va="center",
+                    x, y, _short(value), ha="center", va="center",
                     fontsize=SMALL - 1, color="white" if dark else "black",
                 )  # fmt: skip
+
+
+def _short(value: float) -> str:
+    """Three digits, and no zero in front of the point."""
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3g}"
 
 
 def _stretch(cosine: Any) -> Any:
@@ -129,7 +138,8 @@ def _budget_bars(axes: Axes, plans: list[BudgetPlan]) -> None:
     tidy(axes)
 
 
-def _name_rows(axes: Axes, labels: list[str]) -> None:
+def name_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """The rows of a map, at most every so many."""
     step = max(1, math.ceil(len(labels) / _MOST_LABELS))
     shown = range(0, len(labels), step)
     axes.set_yticks(list(shown), [shortened(labels[i]) for i in shown])

@@ -1,0 +1,198 @@
+"""``squeeze eval``: how well a model answers with full and squeezed caches, on tasks and data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+
+from .. import evaluation
+from ..embedded import NAME
+from ..errors import ConfigError, EvaluationError
+from ..evaluation import presets
+from ..evaluation.folder import read_run
+from ..extras import require
+from . import options
+from .console import ERR, OUT, notice, print_json
+from .inputs import load_model
+
+_RUN = "run"
+
+
+class _RunUnlessNamed(TyperGroup):
+    """``squeeze eval report DIR`` is a command; anything else belongs to the one that runs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and args[0] in self.commands
+        return super().parse_args(ctx, args if named else [_RUN, *args])
+
+
+app = typer.Typer(cls=_RunUnlessNamed, rich_markup_mode=None)
+
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the results go, or go on.")]
+
+
+@app.command(_RUN)
+def evaluate(
+    model_name: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="As --model; the embedded model if neither is given.")
+    ] = None,
+    model_option: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help='"embedded", a folder, or a name on the hub.')
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", metavar="TASK", help="See `squeeze tasks`; NAME:OPTION=VALUE sets options."),
+    ] = None,
+    lengths: Annotated[list[int] | None, typer.Option("--length", help="Tokens of a sample.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Contexts of each task, length and seed.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seeds", "--seed", help="Draw the samples.")] = None,
+    policies: Annotated[list[str] | None, typer.Option("--policy", help="Which tokens stay.")] = None,
+    allocators: Annotated[
+        list[str] | None,
+        typer.Option("--allocator", help="Which layers get more: NAME, or NAME:OPTION=VALUE,..."),
+    ] = None,
+    budgets: Annotated[
+        list[str] | None, typer.Option("--budget", "-b", help="Share (0.2, 20%), tokens (256) or bytes (512MiB).")
+    ] = None,
+    ps: Annotated[
+        list[float] | None, typer.Option("--p", metavar="SHARE", help="For allocators that have a p; several: a sweep.")
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option("--question", metavar="hidden|visible", help="Asked after the cut, or part of what is cut."),
+    ] = None,
+    out: Out = Path("squeeze-eval"),
+    quick: Annotated[bool, typer.Option("--quick", help="A small grid: minutes with the embedded model.")] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    chunk: options.ChunkSize = None,
+    as_json: options.Json = False,
+) -> None:
+    """Evaluate full and squeezed caches on tasks. Most options can be given several times.
+
+    A run that was stopped goes on when the same command is given again.
+
+    `squeeze eval report FOLDER` draws what a folder holds.
+
+    `squeeze eval rerun FOLDER` repeats a run and compares.
+    """
+    require("matplotlib", "plot")  # before hours of work, not after
+    name = _model_of(model_name, model_option)
+    base = presets.quick(name) if quick else presets.standard(name)
+    given: dict[str, Any] = {
+        "tasks": tasks, "lengths": lengths, "samples": samples, "seeds": seeds, "policies": policies,
+        "allocators": allocators, "budgets": budgets, "ps": ps, "question": question, "chunk": chunk,
+    }  # fmt: skip
+    chosen = {field: value for field, value in given.items() if value is not None and value != []}
+    settings = dataclasses.replace(base, dtype=dtype, device=device, **chosen)
+    _work(settings, out)
+    _show(evaluation.write_report(out), as_json)
+
+
+def _model_of(argument: str | None, option: str | None) -> str:
+    if argument is not None and option is not None and argument != option:
+        raise ConfigError(f"two models were given, {argument!r} and --model {option!r}: give one")
+    return argument or option or NAME
+
+
+def _work(settings: evaluation.Settings, out: Path) -> None:
+    """Load the model and run, with a bar on stderr."""
+    settings.make_tasks()  # what is wrong with them is told before a model is loaded
+    model, tokenizer = load_model(settings.model, settings.dtype, settings.device)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and max(settings.lengths) > longest:
+        notice(f"{max(settings.lengths)} tokens are more than the {longest} positions that the model was made for")
+    try:
+        with _bar() as progress:
+            evaluation.run(model, tokenizer, settings, out, progress)
+    except KeyboardInterrupt:
+        notice(f"what is done is in {out}; the same command goes on from there")
+        raise
+
+
+@contextmanager
+def _bar() -> Iterator[evaluation.Progress]:
+    columns = (
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),  # last: what does not fit is cut off
+    )
+    with Progress(*columns, console=ERR, transient=True) as shown:
+        task = shown.add_task("starting", total=None)
+        begun = False
+
+        def step(done: int, total: int, what: str) -> None:
+            nonlocal begun
+            if not begun:  # what an earlier run did says nothing of the speed of this one
+                shown.reset(task, completed=done, total=total, description=what)
+                begun = True
+            shown.update(task, completed=done, description=what)
+
+        yield step
+
+
+def _show(report: evaluation.Report, as_json: bool) -> None:
+    """One JSON object, or tables, sentences and paths."""
+    summary = report.summary
+    if as_json:
+        print_json({**summary, "files": [str(path) for path in report.files]})
+        return
+    for title, cells in evaluation.first_tables(summary):
+        OUT.print(title, style="bold")
+        OUT.print(evaluation.results_table(cells, OUT.width))
+    OUT.print(evaluation.LEGEND, style="dim")
+    if len({cell["task"] for cell in summary["results"]}) > 1:
+        OUT.print("\nMean score over policies and budgets", style="bold")
+        for table in evaluation.overview_tables(summary, OUT.width):
+            OUT.print(table)
+    if summary["against_uniform"]:
+        OUT.print(evaluation.wins_table(summary["against_uniform"]))
+        OUT.print(evaluation.WIN_LEGEND, style="dim")
+    for text in evaluation.verdicts(summary):
+        OUT.print(Padding(text, (1, 0, 0, 0)))
+    OUT.print()
+    for path in report.files:
+        OUT.print(str(path), soft_wrap=True)
+
+
+@app.command("report")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Results of `squeeze eval`, finished or not.")],
+    as_json: options.Json = False,
+) -> None:
+    """Draw what a folder of results holds: tables, pictures, and report.html with everything in it."""
+    _show(evaluation.write_report(folder), as_json)
+
+
+@app.command("rerun")
+def rerun(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Results of `squeeze eval`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where the new results go. [FOLDER-rerun]")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Repeat a run with its recorded settings in a new folder; exit code 1 if the scores do not agree."""
+    settings = evaluation.Settings.from_dict(read_run(folder)["settings"])
+    target = out or folder.with_name(f"{folder.resolve().name}-rerun")
+    if target.resolve() == folder.resolve():
+        raise EvaluationError(f"a repetition of {folder} needs a folder of its own: give --out another one")
+    _work(settings, target)
+    evaluation.write_summary(target)
+    agreement = evaluation.compare(folder, target)
+    if as_json:
+        print_json({**agreement.to_dict(), "folder": str(target)})
+    else:
+        OUT.print(f"{agreement} ({target})", soft_wrap=True)
+    if not agreement.agrees:
+        raise typer.Exit(1)

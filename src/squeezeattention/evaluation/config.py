@@ -1,0 +1,93 @@
+"""One way to hold the cache, and the cache that follows."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from transformers import DynamicCache
+
+from .. import SqueezeCache
+from ..allocators import ALLOCATORS
+from ..errors import BudgetError
+from ..plan import Budget
+from ..policies import resolve_policy
+from ..signals import resolve_signal
+from .spec import Spec
+
+UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A policy, an allocator and a budget; the full cache without all three."""
+
+    policy: Spec | None = None
+    allocator: Spec | None = None
+    """With ``p`` and, if it is not the allocator's own, ``signal`` among its options."""
+    budget: str | None = None
+    """As :func:`budget_text` writes it."""
+
+    @property
+    def id(self) -> str:
+        return "full" if self.policy is None else f"{self.policy}/{self.allocator}/{self.budget}"
+
+    @property
+    def p(self) -> float | None:
+        value = None if self.allocator is None else self.allocator.get("p")
+        return None if value is None else float(value)
+
+    def check(self) -> Config:
+        """Return the config if a cache can be made of it; else raise what making it would raise."""
+        if self.policy is not None and self.allocator is not None:
+            policy = resolve_policy(self.policy.name, **dict(self.policy.options))
+            options, signal = _split(self.allocator)
+            ALLOCATORS.create(self.allocator.name, **options)
+            if signal is not None:
+                resolve_signal(signal)
+            budget = Budget.parse(self.budget)
+            if budget.kind == "tokens" and budget.value < policy.minimum:
+                raise BudgetError(
+                    f"a budget of {budget} is too small: {policy.name} needs at least {policy.minimum} tokens"
+                )
+        return self
+
+    def make_cache(self, model: Any, new_tokens: int) -> Any:
+        """An empty cache for one prompt that ``new_tokens`` tokens will follow."""
+        if self.policy is None or self.allocator is None or self.budget is None:
+            return DynamicCache(config=model.config)
+        options, signal = _split(self.allocator)
+        given: dict[str, Any] = {} if signal is None else {"signal": signal}
+        return SqueezeCache(
+            model, self.budget, resolve_policy(self.policy.name, **dict(self.policy.options)),
+            ALLOCATORS.create(self.allocator.name, **options), new_tokens=new_tokens, **given,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, str | None]:
+        """Plain JSON values."""
+        if self.policy is None:
+            return {"id": self.id, "policy": None, "allocator": None, "budget": None}
+        return {"id": self.id, "policy": str(self.policy), "allocator": str(self.allocator), "budget": self.budget}
+
+
+def takes(allocator: Spec, option: str) -> bool:
+    """Whether a registered allocator has an option of this name."""
+    return option in inspect.signature(ALLOCATORS.factory(allocator.name)).parameters
+
+
+def _split(allocator: Spec) -> tuple[dict[str, Any], str | None]:
+    """Options of the allocator itself, and the signal that the cache is to measure for it."""
+    if takes(allocator, "signal"):
+        return dict(allocator.options), None
+    signal = allocator.get("signal")
+    return dict(allocator.without("signal").options), None if signal is None else str(signal)
+
+
+def budget_text(value: object) -> str:
+    """The one text of a budget: ``"20%"`` and 0.2 are both ``"0.2"``. Raises :class:`BudgetError`."""
+    budget = Budget.parse(value)
+    if budget.kind == "share":
+        return format(Decimal(repr(float(budget.value))), "f")
+    return f"{budget.value}{'B' if budget.kind == 'bytes' else ''}"

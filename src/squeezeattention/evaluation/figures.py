@@ -1,0 +1,108 @@
+"""The pictures of a summary."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..plots import Panel, Point, SweepPanel, SweepPoint, accuracy_figure, importance_figure, sweep_figure
+from .columns import Cell, budget_label, is_continuation, label
+from .spec import Spec
+from .summary import ALL
+
+
+class Picture(NamedTuple):
+    """A figure, the file it goes to, and what it shows."""
+
+    name: str
+    caption: str
+    figure: Any
+
+
+def pictures(summary: Mapping[str, Any]) -> Iterator[Picture]:
+    """Accuracy against bytes for each task, the sweep over p if there is one, and the importance of layers."""
+    groups: dict[tuple[str, int], list[Cell]] = defaultdict(list)
+    for cell in summary["results"]:
+        groups[cell["task"], cell["length"]].append(cell)
+    for (task, length), cells in groups.items():
+        full = next((cell for cell in cells if cell["policy"] is None), None)
+        methods = [cell for cell in cells if cell["policy"] is not None and cell["bytes"] is not None]
+        if full is None or full["bytes"] is None or not methods:
+            continue  # nothing to compare with, or nothing that ran
+        shown = [cell for cell in methods if _is_first_p(cell, summary["settings"]["ps"])]
+        yield _accuracy(task, length, full, shown, summary["settings"]["ps"])
+        if len(summary["settings"]["ps"]) > 1:
+            yield _sweep(task, length, full, methods)
+    if summary["importance"]:
+        yield _importance(summary["importance"])
+
+
+def _is_first_p(cell: Cell, ps: Sequence[float]) -> bool:
+    return len(ps) < 2 or cell["p"] in (None, ps[0])
+
+
+def _accuracy(task: str, length: int, full: Cell, cells: Sequence[Cell], ps: Sequence[float]) -> Picture:
+    panels = []
+    for policy in dict.fromkeys(cell["policy"] for cell in cells):
+        lines: dict[str, list[Point]] = defaultdict(list)
+        for cell in cells:
+            if cell["policy"] == policy:
+                lines[label(cell["allocator"])].append(_point(cell))
+        panels.append(Panel(label(policy), lines))
+    title = f"{task}, {length:,} tokens"
+    figure = accuracy_figure(panels, _point(full), title=title, n=full["n_questions"], measure=_measure(full))
+    caption = f"{title}: score against measured bytes, 95 % bootstrap intervals over contexts."
+    if len(ps) > 1:
+        caption += f" Of several p, the first: {ps[0]:g}."
+    return Picture(f"accuracy_{_file(task)}_{length}.png", caption, figure)
+
+
+def _sweep(task: str, length: int, full: Cell, cells: Sequence[Cell]) -> Picture:
+    policies = list(dict.fromkeys(cell["policy"] for cell in cells))
+    budgets = list(dict.fromkeys(cell["budget"] for cell in cells))
+    panels = [[_sweep_panel(full, cells, policy, budget) for policy in policies] for budget in budgets]
+    title = f"{task}, {length:,} tokens: score against p"
+    caption = f"{title}; 95 % bootstrap intervals over contexts. Allocators without a p are levels."
+    return Picture(
+        f"p_sweep_{_file(task)}_{length}.png", caption, sweep_figure(panels, title=title, measure=_measure(full))
+    )
+
+
+def _sweep_panel(full: Cell, cells: Sequence[Cell], policy: str, budget: str) -> SweepPanel:
+    lines: dict[str, list[SweepPoint]] = defaultdict(list)
+    levels = {"full cache": full["score"]}
+    for cell in cells:
+        if (cell["policy"], cell["budget"]) != (policy, budget):
+            continue
+        if cell["p"] is None:
+            levels[label(cell["allocator"])] = cell["score"]
+        else:
+            line = Spec.parse(cell["allocator"]).without("p").label
+            lines[line].append(SweepPoint(cell["p"], *_point(cell)[1:]))
+    return SweepPanel(f"{label(policy)}, {budget_label(budget)}", lines, levels)
+
+
+def _importance(entries: Sequence[Mapping[str, Any]]) -> Picture:
+    signals: dict[str, list[tuple[str, Sequence[float]]]] = defaultdict(list)
+    for entry in entries:
+        signals[entry["signal"]].append((f"{entry['task']} {entry['length']:,}", entry["mean"]))
+    caption = "What each signal says of each layer, mean over the samples of a task. High: the layer matters less."
+    return Picture("importance.png", caption, importance_figure(signals, title="Importance by layer"))
+
+
+def _point(cell: Cell) -> Point:
+    score = cell["score"]
+    low, high = (score, score) if cell["low"] is None else (cell["low"], cell["high"])
+    return Point(cell["bytes"], score, low, high)
+
+
+def _measure(cell: Cell) -> str:
+    if is_continuation(cell):
+        return "1 / perplexity"
+    return "mean score" if cell["task"] == ALL else "score"
+
+
+def _file(task: str) -> str:
+    return re.sub(r"\W+", "_", task).strip("_")

@@ -1,0 +1,115 @@
+"""Running an evaluation: every piece of work once, whatever happens in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from .. import SqueezeError
+from ..errors import EvaluationError
+from ..tasks.base import CountTokens, Sample, Task
+from .environment import describe_model, environment
+from .exercises import continuation_of, score_answer, split_of
+from .folder import Results
+from .grid import SampleKey, Settings, Unit
+from .measure import digest, measure
+
+#: Told before each piece of work: how many are done, how many there are in all, and what comes next.
+Progress = Callable[[int, int, str], None]
+
+
+def run(
+    model: Any,
+    tokenizer: Any,
+    settings: Settings,
+    folder: Path,
+    progress: Progress = lambda done, total, what: None,
+) -> None:
+    """Do what is not yet done of ``settings``, with a row in ``folder`` for each piece of work.
+
+    A folder of the same settings and model is gone on with, from wherever it was left; any other is an
+    :class:`EvaluationError`. So is a sample whose text is not what it was. Tasks that do not fit, and models
+    that no policy can carry, raise their own errors before anything is written.
+    """
+    tasks = settings.make_tasks()
+    count = token_counter(tokenizer)
+    _try_tasks(tasks, count, settings)
+    _try_caches(model, settings)
+    with Results(folder, describe_run(model, settings)) as results:
+        digests = {
+            SampleKey(row["task"], row["length"], row["seed"], row["index"]): row["digest"]
+            for row in results.rows.values()
+        }
+        units = list(settings.units())
+        pending = [unit for unit in units if unit.id not in results.rows]
+        for key, group in groupby(pending, key=lambda unit: unit.sample):
+            sample = make_sample(tasks[key.task], count, key)
+            if digests.get(key, digest(sample)) != digest(sample):
+                raise EvaluationError(
+                    f"the text of the sample {key.id} is not what it was when {folder} was begun (another version "
+                    "of Python or of the data?): start anew in another folder"
+                )
+            for unit in group:
+                progress(len(results.rows), len(units), _title(unit))
+                results.append(measure(model, tokenizer, settings, tasks[key.task], unit, sample))
+        progress(len(results.rows), len(units), "done")
+
+
+def key_of(row: Mapping[str, Any]) -> SampleKey:
+    """The sample that a row is of."""
+    return SampleKey(row["task"], row["length"], row["seed"], row["index"])
+
+
+def _title(unit: Unit) -> str:
+    return f"{unit.sample.task} {unit.sample.length:,} {unit.config.id.replace('/', ' ')}"
+
+
+def describe_run(model: Any, settings: Settings) -> dict[str, Any]:
+    """What ``run.json`` says, but for its format."""
+    tasks = settings.make_tasks()
+    return {
+        "settings": settings.to_dict(),
+        "model": describe_model(model),
+        "data": {
+            "split": {name: split_of(task) for name, task in tasks.items()},
+            "metrics": {name: task.metric for name, task in tasks.items()},
+            "items": [key.id for key in settings.samples_of_all()],
+        },
+        "environments": [environment()],
+    }
+
+
+def token_counter(tokenizer: Any) -> CountTokens:
+    """Tokens of a text, no special ones."""
+    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+def make_sample(task: Task, count: CountTokens, key: SampleKey) -> Sample:
+    """The sample that ``key`` names."""
+    return task.sample(count, key.length, key.seed, key.index)
+
+
+def _try_tasks(tasks: dict[str, Task], count: CountTokens, settings: Settings) -> None:
+    """Make the first and the last sample of each kind, and score no answer to it.
+
+    A task that does not fit, has fewer samples or lacks its metric is a mistake in the settings, not a result.
+    """
+    for key in settings.samples_of_all():
+        if key.index in (0, settings.samples - 1):
+            sample = make_sample(tasks[key.task], count, key)
+            if not continuation_of(sample):
+                score_answer(tasks[key.task], sample, sample.questions[0], "")
+
+
+def _try_caches(model: Any, settings: Settings) -> None:
+    """Raise the model's own error if no policy can carry it; one that some carry fails in its rows alone."""
+    failures = []
+    for config in {config.policy: config for config in settings.configs() if config.policy}.values():
+        try:
+            config.make_cache(model, 0).detach()
+            return
+        except SqueezeError as error:
+            failures.append(error)
+    raise failures[0]

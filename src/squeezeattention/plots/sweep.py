@@ -1,0 +1,75 @@
+"""A score against p, the share of the average budget that the least important layers keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from .canvas import FAINT, INK, LARGE, NORMAL, line_style, new_figure, shared_legend, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class SweepPoint(NamedTuple):
+    """A score (share of 1) and its 95 % interval at a value of p."""
+
+    p: float
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SweepPanel:
+    """One policy at one budget: a line of points for each allocator, a level for those that have no p."""
+
+    title: str
+    lines: Mapping[str, Sequence[SweepPoint]]
+    levels: Mapping[str, float]
+
+
+def sweep_figure(panels: Sequence[Sequence[SweepPanel]], *, title: str, measure: str = "answers right") -> Figure:
+    """A grid of panels, all with the same axes."""
+    rows, columns = len(panels), len(panels[0])
+    figure = new_figure(max(6.5, 1.0 + 3.4 * columns), 1.4 + 2.5 * rows)
+    figure.suptitle(title, fontsize=LARGE, color=INK)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    flat = [panel for row in panels for panel in row]
+    labels = list(dict.fromkeys(label for panel in flat for label in panel.lines))
+    levels = list(dict.fromkeys(label for panel in flat for label in panel.levels))
+    for axes, panel in zip(grid.flat, flat, strict=True):
+        _draw(axes, panel, labels, levels)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"{measure}, %", fontsize=NORMAL, color=INK)
+    for axes in grid[-1, :]:
+        axes.set_xlabel("p", fontsize=NORMAL, color=INK)
+    grid[0, 0].set_ylim(-4, 104)
+    shared_legend(figure, list(grid.flat))
+    return figure
+
+
+def _draw(axes: Axes, panel: SweepPanel, labels: list[str], levels: list[str]) -> None:
+    axes.set_title(panel.title, fontsize=NORMAL, color=INK, loc="left")
+    for label, share in panel.levels.items():
+        style = line_style(len(labels) + levels.index(label))
+        colour = INK if label == "full cache" else style["color"]
+        dash = "--" if label == "full cache" else ":"
+        axes.axhline(100 * share, color=colour, linestyle=dash, linewidth=1.3, label=label)
+    for label, points in panel.lines.items():
+        ordered = sorted(points)
+        axes.errorbar(
+            [point.p for point in ordered],
+            [100 * point.share for point in ordered],
+            yerr=[
+                [100 * max(0.0, point.share - point.low) for point in ordered],
+                [100 * max(0.0, point.high - point.share) for point in ordered],
+            ],
+            label=label, **line_style(labels.index(label)), markersize=5, linewidth=1.5, elinewidth=1, capsize=2.5,
+        )  # fmt: skip
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_color(FAINT)
+    tidy(axes)

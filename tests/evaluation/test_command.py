@@ -1,0 +1,172 @@
+"""``squeeze eval`` and its errors; ``squeeze tasks``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import squeezeattention.cli.evaluate as command
+from squeezeattention.cli.app import app
+from squeezeattention.datasets import DATASETS
+from squeezeattention.tasks import TASKS
+
+SMALL = ("--task", "lines", "--task", "story", "--length", 40, "--samples", 2, "--policy", "h2o", "--budget", 0.3)
+SMALL += ("--allocator", "uniform", "--allocator", "squeeze:outliers=clamp")
+
+
+def _refused(result: Any, *words: str) -> None:
+    assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_tables_at_80_columns_and_paths(squeeze: Any, tmp_path: Path) -> None:
+    result = squeeze("tiny", *SMALL, "--out", tmp_path / "deep" / "out")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
+    for word in ("lines, 40 tokens", "story, 40 tokens", "KV held", "-uniform", "squeeze clamp", "full cache"):
+        assert word in result.stdout
+    paths = [Path(line) for line in lines if line.startswith(str(tmp_path))]
+    assert [path.name for path in paths] == [
+        "summary.json", "accuracy_lines_40.png", "accuracy_story_40.png", "importance.png", "report.html",
+    ]  # fmt: skip
+    assert all(path.is_file() for path in paths)
+
+
+def test_json_is_the_summary_and_goes_on(squeeze: Any, tmp_path: Path) -> None:
+    first = squeeze("--model", "tiny", *SMALL, "--out", tmp_path, "--json")
+    assert first.exit_code == 0, first.stderr
+    data = json.loads(first.stdout)
+    files = data.pop("files")
+    assert data == json.loads((tmp_path / "summary.json").read_text())
+    assert data["rows"] == data["expected"] == 12
+    assert len(files) == 5
+    again = squeeze("--model", "tiny", *SMALL, "--out", tmp_path, "--json")
+    assert again.stdout == first.stdout
+    drawn = squeeze("report", tmp_path, "--json")
+    assert drawn.exit_code == 0
+    assert drawn.stdout == first.stdout
+
+
+def test_rerun_says_whether_scores_agree(squeeze: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert squeeze("tiny", *SMALL, "--out", folder).exit_code == 0
+    result = squeeze("rerun", folder)
+    assert result.exit_code == 0, result.stderr
+    assert "the scores agree: 12 rows" in result.stdout
+    assert (tmp_path / "out-rerun" / "summary.json").read_bytes() == (folder / "summary.json").read_bytes()
+    text = (folder / "results.jsonl").read_text()
+    place = text.index('"scores": [') + len('"scores": [')
+    (folder / "results.jsonl").write_text(text[:place] + "1" + text[place:])
+    result = squeeze("rerun", folder, "--out", tmp_path / "third", "--json")
+    assert result.exit_code == 1
+    data = json.loads(result.stdout)
+    assert data["agrees"] is False
+    assert data["compared"] - data["same_scores"] == 1
+    _refused(squeeze("rerun", folder, "--out", folder), "folder of its own")
+
+
+def test_presets_and_what_is_given_instead(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def stop(settings: Any, out: Path) -> None:
+        seen.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_work", stop)
+    for arguments in (
+        (),
+        ("--quick",),
+        ("embedded", "--quick", "--p", 0.3, "--p", 0.5, "--seeds", 4, "--dtype", "float16"),
+    ):
+        assert squeeze(*arguments).exit_code == 130
+    standard, quick, changed = seen
+    assert {"uniform", "random", "inverted", "pyramid", "squeeze"} <= set(standard.allocators)
+    assert "recall" in quick.tasks
+    assert len(list(quick.units())) < 400
+    assert (changed.ps, changed.seeds, changed.dtype) == ((0.3, 0.5), (4,), "float16")
+    assert {one.model for one in seen} == {"embedded"}
+    assert {one.question for one in seen} == {"hidden"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--task", "recal"), ("unknown task", "did you mean 'recall'", "data set")),
+        (("--policy", "h20"), ("did you mean 'h2o'",)),
+        (("--allocator", "sqeeze"), ("did you mean 'squeeze'",)),
+        (("--allocator", "squeeze:outliers=drop"), ("keep", "clamp")),
+        (("--budget", "1.5"), ("'1.5'", "512MiB")),
+        (("--p", "0"), ("p must be",)),
+        (("--samples", "0"), ("samples",)),
+        (("--length", "10"), ("at least 20 tokens",)),
+        (("--question", "loud"), ("hidden", "visible")),
+        (("--model", "other"), ("two models", "'tiny'", "'other'")),
+        (("--task", "text_file:path=/no/such/file"), ("/no/such/file",)),
+    ],
+)
+def test_bad_options(squeeze: Any, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+    kept = [] if "--length" in options else ["--length", 40]
+    task = [] if "--task" in options else ["--task", "lines"]
+    _refused(squeeze("tiny", *task, *kept, "--out", tmp_path / "out", *options), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_folders(squeeze: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    _refused(squeeze("tiny", *SMALL, "--out", tmp_path / "file"), "cannot write", "file")
+    _refused(squeeze("report", tmp_path), "run.json")
+    _refused(squeeze("rerun", tmp_path / "none"), "run.json")
+    assert squeeze("tiny", *SMALL, "--out", tmp_path / "out").exit_code == 0
+    _refused(squeeze("tiny", *SMALL, "--seed", 1, "--out", tmp_path / "out"), "other settings", "seeds", "--out")
+
+
+def test_an_interrupt_leaves_what_is_done(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import squeezeattention.evaluation.runner as runner
+
+    real, calls = runner.measure, []
+
+    def stopped(*args: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(runner, "measure", stopped)
+    result = squeeze("tiny", *SMALL, "--out", tmp_path)
+    assert result.exit_code == 130
+    assert "the same command goes on" in " ".join(result.stderr.split())
+    assert (tmp_path / "results.jsonl").read_bytes().count(b"\n") == 3
+    assert squeeze("tiny", *SMALL, "--out", tmp_path).exit_code == 0
+    assert len(calls) == 4 + 9
+
+
+def test_help(squeeze: Any) -> None:
+    shown = squeeze("--help")
+    assert shown.exit_code == 0
+    for option in ("--task", "--question", "--quick", "--out"):
+        assert option in shown.stdout
+    for name in ("report", "rerun"):
+        assert "--json" in squeeze(name, "--help").stdout
+    assert squeeze("--no-such-option").exit_code == 2
+
+
+def test_tasks_are_listed() -> None:
+    result = CliRunner().invoke(app, ["tasks", "--json"])
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    assert list(data) == [*TASKS.names(), *DATASETS.names()]
+    shown = CliRunner().invoke(app, ["tasks"])
+    assert shown.exit_code == 0
+    for name, entry in data.items():
+        assert name in shown.stdout
+        assert entry["summary"]
