@@ -73,23 +73,23 @@ class Documents:
         return tokens, weights
 
     def pairs(self, length: int) -> tuple[list[int], list[float]]:
-        """``falcon 42 river 47 falcon 42 ...``: a few words, a number each, in random order again and again.
+        """``falcon 42 river 47 falcon 42 ...``: a few words with a number each, then each of them again; new ones, ...
 
-        The densest lesson in looking up what followed a word: every token but the words themselves counts.
-        Numbers of two and three digits begin with one of two digits: what follows is known from the word alone.
+        The densest lesson in looking up what followed a word. Numbers of two and three digits begin with one of
+        two digits, so that the word is needed to go on. Each word comes twice and no more: with more repetitions
+        the answer is gathered from earlier answers, and nothing is learned for a question asked once.
         """
-        words = self.rng.sample(self._words, self.rng.randint(2, 8))
-        size = self.rng.randint(1, 3)
-        firsts = self._firsts if size == 1 else self.rng.sample(self._firsts, 2)
-        values = {word: [self.rng.choice(firsts), *self.rng.choices(self._digits, k=size - 1)] for word in words}
         tokens: list[int] = []
         weights: list[float] = []
-        met: set[int] = set()
         while len(tokens) <= length:
-            word = self.rng.choice(words)
-            tokens += [word, *values[word]]
-            weights += [0.0, *[2.0 if word in met else 0.0] * size]
-            met.add(word)
+            words = self.rng.sample(self._words, self.rng.randint(2, 8))
+            size = self.rng.randint(1, 3)
+            firsts = self._firsts if size == 1 else self.rng.sample(self._firsts, 2)
+            values = {word: [self.rng.choice(firsts), *self.rng.choices(self._digits, k=size - 1)] for word in words}
+            for weight in (0.0, 2.0):
+                for word in self.rng.sample(words, len(words)):
+                    tokens += [word, *values[word]]
+                    weights += [0.0, *[weight] * size]
         return tokens[: length + 1], weights[: length + 1]
 
     def _alike(self, facts: list[recall.Fact]) -> list[recall.Fact]:

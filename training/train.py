@@ -99,7 +99,7 @@ def code_loss(model: torch.nn.Module, documents: Documents, length: int = 512, r
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/embedded"))
-    parser.add_argument("--tokens", type=float, default=10e6, help="training tokens in all")
+    parser.add_argument("--tokens", type=float, default=10.5e6, help="training tokens in all")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -59,12 +59,18 @@ class Fact:
 
 
 def draw_facts(rng: random.Random, count: int, *, held_out: bool) -> list[Fact]:
-    """``count`` facts (at most 48) with different nouns and random five-digit numbers."""
+    """``count`` facts (at most 48) with different nouns and random five-digit numbers.
+
+    The numbers begin with different digits as far as ten go: once the first digit is found, a small model may go
+    on from it alone.
+    """
+    digits = "0123456789"
+    firsts = rng.sample(digits, min(count, len(digits))) + rng.choices(digits, k=max(0, count - len(digits)))
     facts = []
-    for noun in rng.sample(NOUNS, count):
+    for noun, first in zip(rng.sample(NOUNS, count), firsts, strict=True):
         fitting = [f"{adjective} {noun}" for adjective in ADJECTIVES]
         name = rng.choice([name for name in fitting if is_held_out_name(name) == held_out])
-        facts.append(Fact(name, "".join(rng.choice("0123456789") for _ in range(DIGITS))))
+        facts.append(Fact(name, first + "".join(rng.choices(digits, k=DIGITS - 1))))
     return facts
 
 
