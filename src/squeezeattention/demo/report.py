@@ -38,9 +38,9 @@ _COLUMNS = (
     _Column("layers", lambda row, _: row.label, right=False),
     _Column("right", lambda row, _: f"{row.score.right}/{row.score.n}"),
     _Column("95 %", lambda row, _: f"{100 * row.score.low:.0f}-{100 * row.score.high:.0f} %", from_width=90),
-    _Column("KV held", lambda row, _: _kib(row.mean_bytes)),
+    _Column("KV held", lambda row, _: _size(row.mean_bytes)),
     _Column("of full", lambda row, result: f"{row.mean_bytes / result.full.mean_bytes:.0%}"),
-    _Column("peak", lambda row, _: _kib(row.mean_peak_bytes), from_width=100),
+    _Column("peak", lambda row, _: _size(row.mean_peak_bytes), from_width=100),
     _Column("tok/s", lambda row, _: f"{row.tokens_per_s:.0f}"),
     _Column(
         "plan: layers x tokens",
@@ -57,7 +57,7 @@ def table(result: Result, width: int = 80) -> Table:
     from rich.table import Table
 
     columns = [column for column in _COLUMNS if column.from_width <= width]
-    made = Table(header_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
+    made = Table(header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
     for column in columns:
         made.add_column(column.title, justify="right" if column.right else "left", no_wrap=column.from_width < 130)
     for index, row in enumerate((result.full, *result.rows)):
@@ -77,8 +77,8 @@ LEGEND = (
 )
 
 
-def _kib(count: float) -> str:
-    return f"{count / 1024:,.0f} KiB"
+def _size(count: float) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 1024:,.0f} KiB"
 
 
 def _plan_text(plan: BudgetPlan) -> str:
@@ -116,7 +116,7 @@ def _by_setting(result: Result, label: str) -> dict[tuple[str | None, float], Me
 def _about_full(result: Result) -> str:
     score = result.full.score
     text = (
-        f"With the full cache ({_kib(result.full.mean_bytes)}) the model gives {score.right} of {score.n} "
+        f"With the full cache ({_size(result.full.mean_bytes)}) the model gives {score.right} of {score.n} "
         f"answers ({_percent(score)})"
     )
     if score.share < 0.5:
@@ -181,7 +181,7 @@ def _about_smallest(result: Result) -> str:
         row = max(methods, key=lambda row: (row.score.right, -row.mean_bytes))
         start = f"No setting comes within {1 - _NEAR:.0%} of the full score; the best is"
     return (
-        f"{start} {row.policy} with {row.label} budgets at {_kib(row.mean_bytes)} "
+        f"{start} {row.policy} with {row.label} budgets at {_size(row.mean_bytes)} "
         f"({row.mean_bytes / result.full.mean_bytes:.0%} of the full cache): {row.score.right} of "
         f"{row.score.n}."
     )
@@ -191,13 +191,16 @@ def _about_reference(result: Result) -> str:
     rows = [row for row in result.rows if row.label == REFERENCE]
     if not rows or result.whole_layer is None:
         return ""
-    smallest = min(rows, key=lambda row: row.mean_bytes)
-    return (
+    best = max(rows, key=lambda row: (row.score.right, -row.mean_bytes))
+    uniform = _by_setting(result, result.settings.variants[0].label)[best.policy, best.budget]
+    text = (
         f'For comparison, "{REFERENCE}" keeps layer {result.whole_layer}, found by cutting each layer alone '
-        f"on another context and looking at the answers, and little elsewhere: {smallest.score.right} of "
-        f"{smallest.score.n} with {_kib(smallest.mean_bytes)}. It is no method, but shows what a signal that "
-        "finds the right layer could reach."
+        f"on another context and looking at the answers, and little elsewhere: {best.score.right} of "
+        f"{best.score.n} with {_size(best.mean_bytes)}. It is no method, but shows what "
     )
+    if best.score.right > uniform.score.right:
+        return text + "a signal that finds the right layer could reach."
+    return text + "one layer is worth: recall needs more than that."
 
 
 def _about_speed(result: Result) -> str:
