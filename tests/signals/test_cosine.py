@@ -26,7 +26,8 @@ def test_where_attention_joins_the_stream(family):
 
 @pytest.mark.parametrize("family", ["llama", "granite", "gemma2", "olmo2", "gpt2", "phi", "falcon-7b"])
 def test_values_by_hand(family):
-    model = tiny_model(family)
+    # Old releases let sdpa drop Gemma 2's softcap silently.
+    model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
     layout = inspect_model(model)
     before, after, attended = {}, {}, {}
     handles = []

@@ -23,6 +23,7 @@ from ..errors import (
     UnsupportedFeatureError,
     UnsupportedModelError,
 )
+from ..hf import compat
 from ..hf.attachment import attach
 from ..plan import Budget, BudgetPlan
 from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
@@ -271,6 +272,11 @@ class SqueezeCache(Cache):
         else:
             given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
             columns = max(given, getattr(generation_config, "_mask_length", None) or 0)
+        if seen and getattr(generation_config, "prefill_chunk_size", None) and compat.chunks_start_anew():
+            raise UnsupportedFeatureError(
+                "this release of transformers reads the whole text again when a later turn comes in chunks; leave "
+                "prefill_chunk_size out after the first turn, or install a newer transformers"
+            )
         if seen and columns <= seen:
             raise CacheStateError(
                 f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
@@ -280,6 +286,8 @@ class SqueezeCache(Cache):
     def _check_rows(self, mask: torch.Tensor) -> None:
         """Every row of a whole prompt has a real token, and its last token is real."""
         mask = mask.bool()
+        if mask.shape[1] == 0:
+            raise InputError("the prompt is empty: give at least one token")
         empty = (~mask.any(1)).nonzero().flatten().tolist()
         if empty:
             raise InputError(f"row {empty[0]} is all padding; every row needs at least one real token")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import transformers
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
@@ -37,6 +40,12 @@ def raw_implementation(config: Any) -> str | None:
     """What :func:`set_implementation` would restore."""
     found: str | None = config._attn_implementation_internal
     return found
+
+
+@functools.cache
+def chunks_start_anew() -> bool:
+    """Whether ``generate(prefill_chunk_size=...)`` reads a later turn's whole text again (5.5 does)."""
+    return "torch.split(input_ids" in inspect.getsource(GenerationMixin._prefill)
 
 
 def uses_interface(model: Any) -> bool:
