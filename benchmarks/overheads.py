@@ -155,13 +155,13 @@ def main() -> None:
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    shapes = args.kv_heads
-    records = []
-    for args.kv_heads in shapes:
-        if args.peak_of:
-            measure_peak(args)
-            return
-        rows = []
+    shapes, records = args.kv_heads, []
+    if args.peak_of:
+        (args.kv_heads,) = shapes
+        measure_peak(args)
+        return
+    for kv_heads in shapes:
+        args.kv_heads, rows = kv_heads, []
         model = build(args)
         for batch in args.batch:
             times = time_variants(model, args, batch)

@@ -48,6 +48,20 @@ class Registry(Generic[T]):
         except TypeError as error:
             raise ConfigError(f"{self.kind} {name!r} cannot take {options}: {error}") from error
 
+    def resolve(self, spec: str | T, kind: type[T], **options: object) -> T:
+        """``spec`` as it is if it is a ``kind``, or what its name stands for, built with ``options``.
+
+        Raises :class:`UnknownNameError`, or :class:`ConfigError` for anything else and for options with an object.
+        """
+        if isinstance(spec, kind):
+            if options:
+                raise ConfigError(f"options {options} go with a {self.kind}'s name, not with the object {spec!r}")
+            return spec
+        if not isinstance(spec, str):
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
+            raise ConfigError(f"{self.kind} must be a name or {article} {kind.__name__}, got {spec!r}")
+        return self.create(spec, **options)
+
     def names(self) -> list[str]:
         return sorted(self._factories)
 

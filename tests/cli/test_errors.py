@@ -12,49 +12,41 @@ import pytest
 
 import squeezeattention.cli.generate as generate_command
 
-
-def _refused(result: Any, *words: str) -> None:
-    assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0]
+from ..conftest import refused
 
 
 def test_file_that_is_not_there(squeeze: Any, tmp_path: Path) -> None:
     for command in ("generate", "plan"):
-        _refused(squeeze(command, "embedded", "-f", tmp_path / "none"), "none", "No such file")
+        refused(squeeze(command, "embedded", "-f", tmp_path / "none"), "none", "No such file")
 
 
 def test_folder_as_prompt(squeeze: Any, tmp_path: Path) -> None:
-    _refused(squeeze("generate", "embedded", "-f", tmp_path), str(tmp_path), "directory")
+    refused(squeeze("generate", "embedded", "-f", tmp_path), str(tmp_path), "directory")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_file_without_permission(squeeze: Any, prompt_file: Path) -> None:
     prompt_file.chmod(0)
-    _refused(squeeze("generate", "embedded", "-f", prompt_file), str(prompt_file), "Permission")
+    refused(squeeze("generate", "embedded", "-f", prompt_file), str(prompt_file), "Permission")
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\x00a", b"abc\0def"])
 def test_binary_prompt(squeeze: Any, tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "data.bin"
     path.write_bytes(data)
-    _refused(squeeze("generate", "embedded", "-f", path), str(path), "UTF-8 text")
-    _refused(squeeze("generate", "embedded", text=data), "stdin", "UTF-8 text")
+    refused(squeeze("generate", "embedded", "-f", path), str(path), "UTF-8 text")
+    refused(squeeze("generate", "embedded", text=data), "stdin", "UTF-8 text")
 
 
 def test_empty_prompts(squeeze: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").write_text(" \n")
-    _refused(squeeze("generate", "embedded", "-f", tmp_path / "empty"), "empty", str(tmp_path))
-    _refused(squeeze("generate", "embedded", "-p", ""), "empty")
-    _refused(squeeze("plan", "embedded", text=""), "empty", "stdin")
+    refused(squeeze("generate", "embedded", "-f", tmp_path / "empty"), "empty", str(tmp_path))
+    refused(squeeze("generate", "embedded", "-p", ""), "empty")
+    refused(squeeze("plan", "embedded", text=""), "empty", "stdin")
 
 
 def test_prompt_given_twice(squeeze: Any, prompt_file: Path) -> None:
-    _refused(squeeze("generate", "embedded", "-f", prompt_file, "-p", "x"), "once")
+    refused(squeeze("generate", "embedded", "-f", prompt_file, "-p", "x"), "once")
 
 
 @pytest.mark.parametrize(
@@ -77,43 +69,43 @@ def test_prompt_given_twice(squeeze: Any, prompt_file: Path) -> None:
     ],
 )
 def test_bad_options(squeeze: Any, options: tuple[str, ...], words: tuple[str, ...]) -> None:
-    _refused(squeeze("generate", "embedded", "-p", "x = 1", *options), *words)
+    refused(squeeze("generate", "embedded", "-p", "x = 1", *options), *words)
 
 
 def test_corrupt_plan(squeeze: Any, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     for text, word in (("{", "not JSON"), ('{"a": 1}', "not a budget plan"), ("", "not JSON")):
         path.write_text(text)
-        _refused(squeeze("generate", "embedded", "-p", "x", "--allocator", path), str(path), word)
-    _refused(squeeze("generate", "embedded", "-p", "x", "--allocator", "none.json"), "none.json")
+        refused(squeeze("generate", "embedded", "-p", "x", "--allocator", path), str(path), word)
+    refused(squeeze("generate", "embedded", "-p", "x", "--allocator", "none.json"), "none.json")
 
 
 def test_plan_of_another_model(squeeze: Any, model_folder: Path, prompt_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     squeeze("plan", model_folder, "-f", prompt_file, "-o", path)
-    _refused(squeeze("generate", "embedded", "-p", "x", "--allocator", path), "4 layers", "10")
-    _refused(squeeze("plan", model_folder, "-p", "x = 1", "--allocator", path), "measures nothing")
+    refused(squeeze("generate", "embedded", "-p", "x", "--allocator", path), "4 layers", "10")
+    refused(squeeze("plan", model_folder, "-p", "x = 1", "--allocator", path), "measures nothing")
 
 
 def test_models_that_cannot_be_loaded(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    _refused(squeeze("generate", tmp_path / "none", "-p", "x"), "no such folder", "none")
-    _refused(squeeze("generate", tmp_path, "-p", "x"), str(tmp_path), "embedded")
-    _refused(squeeze("generate", "no body/no model", "-p", "x"), "no body/no model")
+    refused(squeeze("generate", tmp_path / "none", "-p", "x"), "no such folder", "none")
+    refused(squeeze("generate", tmp_path, "-p", "x"), str(tmp_path), "embedded")
+    refused(squeeze("generate", "no body/no model", "-p", "x"), "no body/no model")
 
 
 def test_outputs_that_cannot_be_written(squeeze: Any, tmp_path: Path) -> None:
     for option in ("-o", "--plot"):
-        _refused(squeeze("plan", "embedded", "-p", "x", option, tmp_path), "folder")
+        refused(squeeze("plan", "embedded", "-p", "x", option, tmp_path), "folder")
     (tmp_path / "file").write_text("")
-    _refused(squeeze("demo", "--out", tmp_path / "file"), "is a file")
+    refused(squeeze("demo", "--out", tmp_path / "file"), "is a file")
 
 
 def test_impossible_demos(squeeze: Any, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
-    _refused(squeeze("demo", "--length", 10, *out), "length", "64")
-    _refused(squeeze("demo", "--facts", 1000, *out), "1000")
-    _refused(squeeze("demo", "--length", 64, "--facts", 20, *out), "20 facts")
+    refused(squeeze("demo", "--length", 10, *out), "length", "64")
+    refused(squeeze("demo", "--facts", 1000, *out), "1000")
+    refused(squeeze("demo", "--length", 64, "--facts", 20, *out), "20 facts")
     assert not (tmp_path / "out").exists()
 
 

@@ -14,18 +14,10 @@ from squeezeattention.cli.app import app
 from squeezeattention.datasets import DATASETS
 from squeezeattention.tasks import TASKS
 
+from ..conftest import refused
+
 SMALL = ("--task", "lines", "--task", "story", "--length", 40, "--samples", 2, "--policy", "h2o", "--budget", 0.3)
 SMALL += ("--allocator", "uniform", "--allocator", "squeeze:outliers=clamp")
-
-
-def _refused(result: Any, *words: str) -> None:
-    assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0]
 
 
 def test_tables_at_80_columns_and_paths(squeeze: Any, tmp_path: Path) -> None:
@@ -72,7 +64,7 @@ def test_rerun_says_whether_scores_agree(squeeze: Any, tmp_path: Path) -> None:
     data = json.loads(result.stdout)
     assert data["agrees"] is False
     assert data["compared"] - data["same_scores"] == 1
-    _refused(squeeze("rerun", folder, "--out", folder), "folder of its own")
+    refused(squeeze("rerun", folder, "--out", folder), "folder of its own")
 
 
 def test_presets_and_what_is_given_instead(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,17 +109,17 @@ def test_presets_and_what_is_given_instead(squeeze: Any, tmp_path: Path, monkeyp
 def test_bad_options(squeeze: Any, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
     kept = [] if "--length" in options else ["--length", 40]
     task = [] if "--task" in options else ["--task", "lines"]
-    _refused(squeeze("tiny", *task, *kept, "--out", tmp_path / "out", *options), *words)
+    refused(squeeze("tiny", *task, *kept, "--out", tmp_path / "out", *options), *words)
     assert not (tmp_path / "out").exists()
 
 
 def test_bad_folders(squeeze: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    _refused(squeeze("tiny", *SMALL, "--out", tmp_path / "file"), "cannot write", "file")
-    _refused(squeeze("report", tmp_path), "run.json")
-    _refused(squeeze("rerun", tmp_path / "none"), "run.json")
+    refused(squeeze("tiny", *SMALL, "--out", tmp_path / "file"), "cannot write", "file")
+    refused(squeeze("report", tmp_path), "run.json")
+    refused(squeeze("rerun", tmp_path / "none"), "run.json")
     assert squeeze("tiny", *SMALL, "--out", tmp_path / "out").exit_code == 0
-    _refused(squeeze("tiny", *SMALL, "--seed", 1, "--out", tmp_path / "out"), "other settings", "seeds", "--out")
+    refused(squeeze("tiny", *SMALL, "--seed", 1, "--out", tmp_path / "out"), "other settings", "seeds", "--out")
 
 
 def test_an_interrupt_leaves_what_is_done(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

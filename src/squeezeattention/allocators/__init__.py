@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..errors import ConfigError
 from ..plan.plan import BudgetPlan
@@ -30,12 +31,19 @@ __all__ = [
     "Reach",
     "Squeeze",
     "Uniform",
+    "name_or_plan",
     "resolve_allocator",
 ]
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator")
 for _allocator in (Squeeze, Reach, Uniform, Pyramid, Random, Inverted):
     ALLOCATORS.register(_allocator.name, _allocator)
+
+
+def name_or_plan(text: str) -> str | BudgetPlan:
+    """What a command line means by an allocator: a name, or the saved plan in a file (raises :class:`PlanError`)."""
+    is_file = text.endswith(".json") or (text not in ALLOCATORS and Path(text).is_file())
+    return BudgetPlan.load(text) if is_file else text
 
 
 def resolve_allocator(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import SqueezeCache
+from ..allocators import name_or_plan
 from ..errors import ConfigError
 from . import options
 from .console import ERR, print_json
@@ -53,7 +54,7 @@ def generate(
         raise ConfigError(f"the temperature must be above 0, got {temperature:g}")
     check_target(save_plan)
     given = read_prompts([] if file is None else [file], prompt)[0]
-    spec = options.allocator_of(allocator)
+    spec = name_or_plan(allocator)
     options.check(budget, policy, spec, p, outliers, signal)
 
     import torch

@@ -1,13 +1,12 @@
-"""Options that several commands share, and the allocator that ``--allocator`` means."""
+"""Options that several commands share, and their check before a model is loaded."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..allocators import ALLOCATORS, resolve_allocator
+from ..allocators import resolve_allocator
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
 from ..signals import SIGNALS
@@ -68,9 +67,3 @@ def check(
     if signal is not None:
         SIGNALS.factory(signal)
     resolve_allocator(allocator, p=p, outliers=outliers)
-
-
-def allocator_of(spec: str) -> str | BudgetPlan:
-    """The name of an allocator, or the plan in a file."""
-    is_file = spec.endswith(".json") or (spec not in ALLOCATORS and Path(spec).is_file())
-    return BudgetPlan.load(spec) if is_file else spec

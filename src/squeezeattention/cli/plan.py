@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from .. import BudgetPlan, SqueezeCache
-from ..allocators import resolve_allocator
+from ..allocators import name_or_plan, resolve_allocator
 from ..errors import ConfigError, InputError
 from ..plan import build_plan
 from ..plots import plan_figure, save
@@ -54,7 +54,7 @@ def plan(
     for target in (output, plot):
         check_target(target)
     prompts = read_prompts([*(files or ()), *(more_files or ())], prompt)
-    spec = options.allocator_of(allocator)
+    spec = name_or_plan(allocator)
     if isinstance(spec, BudgetPlan):
         raise ConfigError("a finished plan measures nothing: give --allocator a name, see `squeeze allocators`")
     options.check(budget, policy, spec, p, outliers, signal)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
-from ..tasks.driving import greedy, repeated, step_by_step
+from ..tasks.driving import batches_of_one_length, greedy, repeated, step_by_step
 from .holding import Holding, holding_of
 
 
@@ -51,7 +50,7 @@ def ask(model: Any, tokenizer: Any, cache: Any, asked: Sequence[Asked], rows: in
     began = time.perf_counter()
     said: dict[int, list[int]] = {}
     end = Holding()
-    for indices in _batches([len(question.tokens) for question in asked], rows):
+    for indices in batches_of_one_length([question.tokens for question in asked], rows):
         twin = repeated(cache, len(indices))
         last = step_by_step(model, twin, torch.tensor([asked[i].tokens for i in indices], device=model.device))
         found = _decode(model, twin, last, [asked[i].max_new_tokens for i in indices])
@@ -61,16 +60,6 @@ def ask(model: Any, tokenizer: Any, cache: Any, asked: Sequence[Asked], rows: in
     answers = [said[index] for index in range(len(asked))]
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
     return Answers(texts, list(map(len, answers)), end, time.perf_counter() - began)
-
-
-def _batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
-    """Indices of questions of one length, at most ``rows`` at a time."""
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for index, length in enumerate(lengths):
-        by_length[length].append(index)
-    for indices in by_length.values():
-        for start in range(0, len(indices), rows):
-            yield indices[start : start + rows]
 
 
 def _decode(model: Any, cache: Any, logits: torch.Tensor, limits: Sequence[int]) -> list[list[int]]:

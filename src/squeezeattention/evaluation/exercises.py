@@ -47,8 +47,3 @@ def score_answer(task: Task, sample: Sample, question: Question, answer: str) ->
         return float(metric(answer, question.answers))
     labels = {"classes": sample.details["classes"]} if task.metric == "classification" else {}
     return float(metric(task.scored_part(answer), question.answers, **labels))
-
-
-def continuation_of(sample: Sample) -> str:
-    """The text whose likelihood is asked for instead of questions; empty if the sample has none."""
-    return sample.continuation or ""

@@ -11,7 +11,7 @@ import torch
 
 from ..tasks.base import Sample, Task
 from .answering import Answers, Asked, ask
-from .exercises import continuation_of, score_answer
+from .exercises import score_answer
 from .grid import FULL, Settings, Unit
 from .holding import Holding, holding_of
 from .likelihood import token_losses, token_probability
@@ -39,7 +39,7 @@ def measure(model: Any, tokenizer: Any, settings: Settings, task: Task, unit: Un
         **unit.sample.to_dict(),
         "digest": digest(sample),
         "config": unit.config.to_dict(),
-        "kind": "continuation" if continuation_of(sample) else "questions",
+        "kind": "continuation" if sample.continuation else "questions",
         "details": dict(sample.details) if unit.config == FULL else None,
         "scores": _scores(task, sample, outcome),
         "error": error,
@@ -55,7 +55,7 @@ _FIELDS = (
 
 def _scores(task: Task, sample: Sample, outcome: dict[str, Any]) -> list[float]:
     """One number for each question, or one for the continuation; zeros if there is no outcome."""
-    if continuation_of(sample):
+    if sample.continuation:
         return [token_probability(outcome["losses"]) if outcome else 0.0]
     if not outcome:
         return [0.0] * len(sample.questions)
@@ -88,7 +88,7 @@ class _Following:
         def plain(text: str) -> list[int]:
             return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-        self.continuation = plain(continuation_of(sample))
+        self.continuation = plain(sample.continuation or "")
         questions = [(plain(question.text), question.max_new_tokens) for question in sample.questions]
         self.prompts: list[tuple[list[int], list[Asked]]]
         """Each with what is asked after it: all questions after the context, or each after a prompt of its own."""
@@ -125,5 +125,5 @@ def _continue(
 def digest(sample: Sample) -> str:
     """Of everything the model reads and is scored against: equal digests are the same exercise."""
     questions = [[question.text, list(question.answers), question.max_new_tokens] for question in sample.questions]
-    text = json.dumps([sample.context, continuation_of(sample), questions])
+    text = json.dumps([sample.context, sample.continuation or "", questions])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

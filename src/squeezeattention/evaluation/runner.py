@@ -11,7 +11,7 @@ from .. import SqueezeError
 from ..errors import EvaluationError
 from ..tasks.base import CountTokens, Sample, Task
 from .environment import describe_model, environment
-from .exercises import continuation_of, score_answer, split_of
+from .exercises import score_answer, split_of
 from .folder import Results
 from .grid import SampleKey, Settings, Unit
 from .measure import digest, measure
@@ -99,7 +99,7 @@ def _try_tasks(tasks: dict[str, Task], count: CountTokens, settings: Settings) -
     for key in settings.samples_of_all():
         if key.index in (0, settings.samples - 1):
             sample = make_sample(tasks[key.task], count, key)
-            if not continuation_of(sample):
+            if not sample.continuation:
                 score_answer(tasks[key.task], sample, sample.questions[0], "")
 
 

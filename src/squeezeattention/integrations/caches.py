@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from .. import SqueezeCache
-from ..allocators import ALLOCATORS, resolve_allocator
+from ..allocators import name_or_plan, resolve_allocator
 from ..errors import ConfigError
-from ..plan import Budget, BudgetPlan
+from ..plan import Budget
 from ..policies import POLICIES
 from ..tasks.driving import read
 
@@ -37,11 +36,9 @@ class CacheMaker:
         self.asked = Budget.parse(self.budget)
         POLICIES.factory(self.policy)
         self.options = {name: value for name, value in self.options.items() if value is not None}
-        self._rule: str | BudgetPlan = self.allocator
         if not isinstance(self.allocator, str):
             raise ConfigError(f"allocator must be a name or the path of a saved plan, got {self.allocator!r}")
-        if self.allocator.endswith(".json") or (self.allocator not in ALLOCATORS and Path(self.allocator).is_file()):
-            self._rule = BudgetPlan.load(self.allocator)
+        self._rule = name_or_plan(self.allocator)
         resolve_allocator(self._rule, p=self.p, outliers=self.options.get("outliers"))
 
     @property

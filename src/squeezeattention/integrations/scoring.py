@@ -7,7 +7,6 @@ continuation would still see the whole context.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import SqueezeCache
+from ..tasks.driving import keeps_few_logits
 from .caches import CacheMaker
 
 Tokens = Sequence[int]
@@ -73,13 +73,11 @@ class Scorer:
         scores: list[list[Score]] = [[] for _ in groups]
         for start in range(0, len(wanted), rows):
             part = wanted[start : start + rows]
-            # A cache holds a single row without gaps, which a short row taken out of a batch has: so take it twice.
-            taken = part * 2 if len(part) == 1 and len(groups) > 1 else part
-            which = self._tensor([row for row, _ in taken])
+            which = self._tensor([row for row, _ in part])
             twin = copy.deepcopy(cache) if start + rows < len(wanted) else cache
             twin.batch_select_indices(which)
-            found = self._continue(twin, logits[which], positions[which], [tokens for _, tokens in taken])
-            for (row, _), score in zip(part, found, strict=False):
+            found = self._continue(twin, logits[which], positions[which], [tokens for _, tokens in part])
+            for (row, _), score in zip(part, found, strict=True):
                 scores[row].append(score)
         cache.detach()
         return scores
@@ -119,7 +117,7 @@ class Scorer:
         columns = torch.arange(width, device=ids.device)
         mask = columns >= width - lengths[:, None]
         positions = (columns - (width - lengths[:, None])).clamp(min=0)
-        few = not every_logit and "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
+        few = not every_logit and keeps_few_logits(self.model)
         with cache.prefilling():
             out = self.model(
                 input_ids=ids, attention_mask=None if bool(mask.all()) else mask.long(), position_ids=positions,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..extras import require
-from .canvas import FAINT, INK, LARGE, NORMAL, SMALL, line_style, new_figure, shared_legend, tidy
+from .canvas import FAINT, INK, LARGE, NORMAL, SMALL, line_style, new_figure, percent_line, shared_legend, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,15 +66,9 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[st
         offset = (index - (len(labels) - 1) / 2) * _DODGE * _POINT
         transform = axes.transData + shift(offset, 0, figure.dpi_scale_trans)
         ordered = sorted(points)
-        axes.errorbar(
-            [point.bytes / unit.bytes for point in ordered],
-            [100 * point.share for point in ordered],
-            yerr=[
-                [100 * max(0.0, point.share - point.low) for point in ordered],
-                [100 * max(0.0, point.high - point.share) for point in ordered],
-            ],
-            label=label, **line_style(index), markersize=5.5, linewidth=1.6, elinewidth=1.1, capsize=2.5,
-            transform=transform,
+        percent_line(
+            axes, [point.bytes / unit.bytes for point in ordered], [point[1:] for point in ordered],
+            label=label, **line_style(index), markersize=5.5, linewidth=1.6, elinewidth=1.1, transform=transform,
         )  # fmt: skip
     axes.set_xlabel(f"keys and values held, {unit.name}", fontsize=NORMAL, color=INK)
     percent_of = 100 * unit.bytes / full.bytes

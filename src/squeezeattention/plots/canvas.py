@@ -46,6 +46,20 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": dash}
 
 
+def percent_line(axes: Axes, xs: Sequence[float], points: Sequence[tuple[float, float, float]], **style: Any) -> None:
+    """Scores as a line in percent with error bars; each point is (score, low, high), shares of 1."""
+    axes.errorbar(
+        xs,
+        [100 * share for share, _, _ in points],
+        yerr=[
+            [100 * max(0.0, share - low) for share, low, _ in points],
+            [100 * max(0.0, high - share) for share, _, high in points],
+        ],
+        capsize=2.5,
+        **style,
+    )
+
+
 def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend below all panels, each label once."""
     entries: dict[str, Any] = {}

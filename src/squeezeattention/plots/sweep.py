@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from .canvas import FAINT, INK, LARGE, NORMAL, line_style, new_figure, shared_legend, tidy
+from .canvas import FAINT, INK, LARGE, NORMAL, line_style, new_figure, percent_line, shared_legend, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,14 +60,9 @@ def _draw(axes: Axes, panel: SweepPanel, labels: list[str], levels: list[str]) -
         axes.axhline(100 * share, color=colour, linestyle=dash, linewidth=1.3, label=label)
     for label, points in panel.lines.items():
         ordered = sorted(points)
-        axes.errorbar(
-            [point.p for point in ordered],
-            [100 * point.share for point in ordered],
-            yerr=[
-                [100 * max(0.0, point.share - point.low) for point in ordered],
-                [100 * max(0.0, point.high - point.share) for point in ordered],
-            ],
-            label=label, **line_style(labels.index(label)), markersize=5, linewidth=1.5, elinewidth=1, capsize=2.5,
+        percent_line(
+            axes, [point.p for point in ordered], [point[1:] for point in ordered],
+            label=label, **line_style(labels.index(label)), markersize=5, linewidth=1.5, elinewidth=1,
         )  # fmt: skip
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError
 from ..registry import Registry
 from .base import EvictionPolicy, Tokens
 from .h2o import H2O
@@ -21,13 +20,7 @@ def resolve_policy(spec: str | EvictionPolicy, **options: object) -> EvictionPol
     Raises :class:`~squeezeattention.errors.UnknownNameError` or
     :class:`~squeezeattention.errors.ConfigError`.
     """
-    if isinstance(spec, EvictionPolicy):
-        if options:
-            raise ConfigError(f"options {options} go with a policy's name, not with the object {spec!r}")
-        return spec
-    if not isinstance(spec, str):
-        raise ConfigError(f"policy must be a name or an EvictionPolicy, got {spec!r}")
-    return POLICIES.create(spec, **options)
+    return POLICIES.resolve(spec, EvictionPolicy, **options)  # type: ignore[type-abstract]
 
 
 __all__ = ["H2O", "POLICIES", "EvictionPolicy", "SlidingWindow", "StreamingLLM", "Tokens", "resolve_policy"]

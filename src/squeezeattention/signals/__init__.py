@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError
 from ..registry import Registry
 from .base import AttentionSample, Signal
 from .cosine import Cosine
@@ -22,11 +21,7 @@ SIGNALS.register("entropy", Entropy)
 
 def resolve_signal(spec: str | Signal) -> Signal:
     """A signal from its registered name, or a :class:`Signal` as it is."""
-    if isinstance(spec, Signal):
-        return spec
-    if not isinstance(spec, str):
-        raise ConfigError(f"signal must be a name or a Signal, got {spec!r}")
-    return SIGNALS.create(spec)
+    return SIGNALS.resolve(spec, Signal)  # type: ignore[type-abstract]
 
 
 __all__ = [

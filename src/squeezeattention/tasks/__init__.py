@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError
 from ..registry import Registry
 from .base import NLL, CountTokens, Question, Sample, Task
 from .cwe import CommonWords
@@ -40,13 +39,7 @@ def resolve_task(spec: str | Task, **options: object) -> Task:
 
     Raises :class:`~squeezeattention.errors.UnknownNameError` or :class:`~squeezeattention.errors.ConfigError`.
     """
-    if isinstance(spec, Task):
-        if options:
-            raise ConfigError(f"options {options} go with a task's name, not with the object {spec!r}")
-        return spec
-    if not isinstance(spec, str):
-        raise ConfigError(f"task must be a name or a Task, got {spec!r}")
-    return TASKS.create(spec, **options)
+    return TASKS.resolve(spec, Task, **options)  # type: ignore[type-abstract]
 
 
 __all__ = ["NLL", "TASKS", "CountTokens", "Question", "Sample", "Task", "resolve_task"]

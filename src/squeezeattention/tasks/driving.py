@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,14 +37,26 @@ def forward(model: Any, cache: Any, ids: torch.Tensor) -> torch.Tensor:
     """One forward pass of ``ids`` ``[B, q]`` on top of the cache; returns the last logits ``[B, V]``."""
     start = cache.get_seq_length()
     positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand(ids.shape[0], -1)
-    options: dict[str, Any] = {"logits_to_keep": 1} if _keeps_few_logits(type(model)) else {}
+    options: dict[str, Any] = {"logits_to_keep": 1} if keeps_few_logits(model) else {}
     out = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **options)
     logits: torch.Tensor = out.logits[:, -1]
     return logits
 
 
-def _keeps_few_logits(kind: type) -> bool:
-    return "logits_to_keep" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+def keeps_few_logits(model: Any) -> bool:
+    """Whether the model's forward takes ``logits_to_keep``."""
+    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
+
+
+def batches_of_one_length(rows: Sequence[Sequence[int]], most: int | None = None) -> Iterator[list[int]]:
+    """Indices of rows of the same length, at most ``most`` at a time: they need no padding."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        by_length[len(row)].append(index)
+    for indices in by_length.values():
+        size = most or len(indices)
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
 
 
 def repeated(cache: Any, rows: int) -> Any:

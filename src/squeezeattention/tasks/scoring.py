@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from .driving import greedy, repeated, step_by_step
+from .driving import batches_of_one_length, greedy, repeated, step_by_step
 from .recall import Fact
 
 _SPARE_TOKENS = 2  # room for a tokenizer that writes the answer differently when it generates it
@@ -59,12 +58,9 @@ def recall_facts(model: Any, tokenizer: Any, cache: Any, facts: Sequence[Fact]) 
     ``cache`` (of one row, any transformers cache that can be copied) stays as it is. A question is fed token
     by token, so it neither changes a plan nor lifts a budget.
     """
-    by_length: dict[int, list[int]] = defaultdict(list)
     questions = [tokenizer(fact.question, add_special_tokens=False).input_ids for fact in facts]
-    for index, question in enumerate(questions):
-        by_length[len(question)].append(index)
     right = [False] * len(facts)
-    for indices in by_length.values():
+    for indices in batches_of_one_length(questions):
         ids = torch.tensor([questions[i] for i in indices], device=model.device)
         values = [facts[i].value for i in indices]
         found = _answers(model, tokenizer, repeated(cache, len(indices)), ids, values)
