@@ -157,23 +157,30 @@ def _grouped_mass(mass: torch.Tensor, score_heads: int, query_heads: int) -> tor
 def sampled_probabilities(
     query: torch.Tensor, key: torch.Tensor, visibility: Visibility, scoring: Scoring, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`probabilities_of` the queries [B, Hq, q, D] that ``rows``, int64 [R], points at."""
+    rows = rows.to(query.device)
+    return probabilities_of(key, visibility, scoring, query[:, :, rows], visibility.queries[:, rows])
+
+
+def probabilities_of(
+    key: torch.Tensor, visibility: Visibility, scoring: Scoring, query: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of some queries, for signals: probabilities fp32 [B, Hq, R, N], log-sum-exp fp32 [B, Hq, R].
 
-    ``rows`` int64 [R] indexes the queries. Rows that see nothing (padding) are zeros, their log-sum-exp -inf.
+    ``query`` [B, Hq, R, D] at ``positions`` int64 [B or 1, R]. Rows that see nothing (padding, -1) are zeros,
+    their log-sum-exp -inf.
     """
-    rows = rows.to(query.device)
-    batch, query_heads, _, width = query.shape
+    batch, query_heads, rows, width = query.shape
     heads = key.shape[1]
-    chosen = replace(visibility, queries=visibility.queries[:, rows])
-    mask = chosen.block(0, len(rows)).repeat(1, 1, query_heads // heads, 1)
-    packed = query[:, :, rows].reshape(batch, heads, -1, width)
+    mask = replace(visibility, queries=positions).block(0, rows).repeat(1, 1, query_heads // heads, 1)
+    packed = query.reshape(batch, heads, -1, width)
     logits = scoring.logits(packed, key).masked_fill(~mask, -torch.inf)
-    sink = scoring.sink_column(heads, len(rows), packed.float())
+    sink = scoring.sink_column(heads, rows, packed.float())
     if sink is not None:
         logits = torch.cat([logits, sink.expand(batch, -1, -1, 1)], dim=-1)
     total = logits.logsumexp(dim=-1)
     probability = (logits[..., : key.shape[2]] - total[..., None]).exp().nan_to_num(0.0)
-    shape = (batch, query_heads, len(rows))
+    shape = (batch, query_heads, rows)
     return probability.reshape(*shape, -1), total.reshape(shape)
 
 

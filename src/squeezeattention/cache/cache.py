@@ -51,8 +51,9 @@ class SqueezeCache(Cache):
         budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of the longest row);
             text such as "512MiB" = bytes of keys and values per sequence.
         policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
-        allocator: "squeeze" (the paper), "reach", "uniform", "pyramid", "random", "inverted", a
-            :class:`BudgetPlan` or a list of tokens per layer (both fix the budgets; ``budget`` is not used).
+        allocator: "squeeze" (the paper), "reach", "uniform", "random", "inverted", those of other papers ("cake",
+            "dynamickv", "lazy", "pyramid", "zigzag"), a :class:`BudgetPlan` or a list of tokens per layer (both
+            fix the budgets; ``budget`` is not used).
         p: share of the average budget that the least important group keeps, in (0, 1].
         signal: what tells important layers from others (by name or an object); ``None`` = the allocator's own,
             which is the paper's "cosine" for "squeeze".
@@ -185,16 +186,20 @@ class SqueezeCache(Cache):
         """End the prompt that is being read, if any: plan it and cut every layer to its budget."""
         if not self._open or self._in_prefill or self._failed:
             return
-        importance = None if not self._observes else self.signal.values()
-        expected = self._expected
+        expected, prompt_tokens = self._expected, max(self._next)
         if self._new_tokens is not None:
-            expected = max(self._next) + self._new_tokens
+            expected = prompt_tokens + self._new_tokens
+        bytes_per_token = [layer.store.bytes_per_token for layer in self.layers]
         try:
+            importance = None
+            if self._observes:
+                self.signal.see_budget(self._planner.base_tokens(prompt_tokens, bytes_per_token))
+                importance = self.signal.values()
             plan = self._planner.plan(
                 importance=importance,
-                prompt_tokens=max(self._next),
+                prompt_tokens=prompt_tokens,
                 total_tokens=expected,
-                bytes_per_token=[layer.store.bytes_per_token for layer in self.layers],
+                bytes_per_token=bytes_per_token,
             )
         except SqueezeError:
             self._failed = "its prompt could not be planned"
@@ -392,6 +397,7 @@ class SqueezeCache(Cache):
     def _select(self, rows: torch.Tensor) -> None:
         for layer in self.layers:
             layer.select_rows(rows)
+        self.signal.select_rows(rows)
         chosen = rows.tolist()
         if len(self._next) > 1:
             self._next = [self._next[row] for row in chosen]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from ..attention.core import Scoring, attend, attend_one, sampled_probabilities
+from ..attention.core import Scoring, attend, attend_one, probabilities_of, sampled_probabilities
 from ..attention.rope import Rerotation
 from ..attention.visibility import Visibility
 from ..errors import CacheStateError, UnsupportedFeatureError, UnsupportedModelError
@@ -284,6 +284,7 @@ class SqueezeLayer(CacheLayerMixin):
             query_positions=visibility.queries,
             key_positions=visibility.tokens,
             probabilities=functools.partial(sampled_probabilities, query, key, visibility, scoring),
+            probabilities_of=functools.partial(probabilities_of, key, visibility, scoring),
         )
 
     def _decode_mask(self, step: Step) -> torch.Tensor | None:

@@ -25,6 +25,18 @@ class Planner:
     windows: tuple[int | None, ...]
     fingerprint: str
 
+    def base_tokens(self, prompt_tokens: int, bytes_per_token: Sequence[int]) -> int:
+        """What the budget means for a prompt: tokens per layer on average. Raises :class:`BudgetError`."""
+        base = min(self.budget.base_tokens(prompt_tokens, sum(bytes_per_token)), _ENDLESS)
+        floor = self.policy.minimum
+        if base >= floor:
+            return base
+        if self.budget.kind != "share":
+            raise BudgetError(
+                f"a budget of {self.budget} is {base} tokens a layer, but {self.policy.name} needs at least {floor}"
+            )
+        return floor  # a share of a very short prompt: keep what the policy needs to work
+
     def plan(
         self,
         *,
@@ -41,14 +53,7 @@ class Planner:
             total_tokens: prompt and new tokens, if known: no layer can use more.
             bytes_per_token: of each layer, for one sequence.
         """
-        base = min(self.budget.base_tokens(prompt_tokens, sum(bytes_per_token)), _ENDLESS)
-        floor = self.policy.minimum
-        if base < floor:
-            if self.budget.kind != "share":
-                raise BudgetError(
-                    f"a budget of {self.budget} is {base} tokens a layer, but {self.policy.name} needs at least {floor}"
-                )
-            base = floor  # a share of a very short prompt: keep what the policy needs to work
+        base, floor = self.base_tokens(prompt_tokens, bytes_per_token), self.policy.minimum
         # Without word of how long the answer gets, a layer can use the prompt, or what was asked for if more.
         most = max(prompt_tokens, total_tokens if total_tokens is not None else base)
         caps = [most if window is None else min(most, window) for window in self.windows]

@@ -30,6 +30,8 @@ class AttentionSample:
     probabilities: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     """rows (int64 indices into q, any device) -> probabilities [B, Hq, len(rows), N] fp32 and their
     log-sum-exp [B, Hq, len(rows)], with the layer's mask, window, softcap and scale."""
+    probabilities_of: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    """queries [B, Hq, R, D] and their positions [B or 1, R] -> the same, for queries of an earlier chunk."""
 
 
 class Signal(ABC):
@@ -50,6 +52,12 @@ class Signal(ABC):
 
     def see_attention(self, layer: int, sample: AttentionSample) -> None:  # noqa: B027 (optional)
         """Attention of the prompt tokens just read."""
+
+    def see_budget(self, tokens: int) -> None:  # noqa: B027 (optional)
+        """The average budget of a layer, told right before :meth:`values`, for ranks over all layers' tokens."""
+
+    def select_rows(self, rows: torch.Tensor) -> None:  # noqa: B027 (optional)
+        """The batch now consists of these rows (int64, with repeats), for signals that keep something per row."""
 
     @abstractmethod
     def values(self) -> list[float]:

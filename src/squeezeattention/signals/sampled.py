@@ -13,12 +13,12 @@ from .base import AttentionSample, Signal
 #: Every so many columns one query is sampled: densely where a short prompt ends, thinly in a long one.
 _DENSE, _DENSE_UNTIL, _THIN = 16, 1024, 64
 #: Elements of the attention that is looked at together (16 MiB in fp32).
-_BLOCK_ELEMENTS = 4 * 2**20
+BLOCK_ELEMENTS = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The sampled queries of one layer and their attention."""
+    """Some queries of one layer and their attention."""
 
     probabilities: torch.Tensor
     """[B, Hq, R, N] fp32; zeros in the rows of padding."""
@@ -40,6 +40,14 @@ class Rows:
         """A [B or 1, H or 1, R, N] tensor repeated for the query heads that share a key head."""
         heads = self.probabilities.shape[1]
         return mask if mask.shape[1] == 1 else mask.repeat_interleave(heads // mask.shape[1], dim=1)
+
+    @classmethod
+    def of(cls, sample: AttentionSample, probabilities: torch.Tensor, positions: torch.Tensor) -> Rows:
+        """The rows of a layer whose queries sit at ``positions``, int64 [B or 1, R]."""
+        positions = positions.expand(probabilities.shape[0], -1)
+        keys = sample.key_positions[..., None, :]
+        distance = torch.where(keys >= 0, positions[:, None, :, None] - keys, -1)
+        return cls(probabilities, sample.values, distance, sample.key_positions, positions)
 
 
 class SampledAttention(Signal):
@@ -65,7 +73,7 @@ class SampledAttention(Signal):
         self._seen[layer] = first + columns
         chosen = torch.tensor([c - first for c in sampled_columns(first, first + columns)], dtype=torch.int64)
         batch, heads = sample.queries.shape[:2]
-        most = max(1, _BLOCK_ELEMENTS // (batch * heads * sample.keys.shape[2]))
+        most = max(1, BLOCK_ELEMENTS // (batch * heads * sample.keys.shape[2]))
         for block in chosen.split(most):
             self._add(layer, sample, block)
 
@@ -73,12 +81,9 @@ class SampledAttention(Signal):
         if not len(chosen):
             return
         probabilities, _ = sample.probabilities(chosen)
-        positions = sample.query_positions[:, chosen.to(sample.query_positions.device)]
-        positions = positions.expand(probabilities.shape[0], -1)
-        keys = sample.key_positions[..., None, :]
-        distance = torch.where(keys >= 0, positions[:, None, :, None] - keys, -1)
-        need, weight = self.need(Rows(probabilities, sample.values, distance, sample.key_positions, positions))
-        weight = weight * (positions >= 0)
+        rows = Rows.of(sample, probabilities, sample.query_positions[:, chosen.to(sample.query_positions.device)])
+        need, weight = self.need(rows)
+        weight = weight * (rows.positions >= 0)
         pair = torch.stack([(need * weight).sum(), weight.sum()])
         seen = self._sums[layer]
         self._sums[layer] = pair if seen is None else seen + pair
