@@ -7,9 +7,13 @@ from .base import AttentionSample, Signal
 from .cosine import Cosine
 from .entropy import Entropy
 from .far_output import FarOutput
+from .last_queries import LastQueries
 from .locality import Locality
+from .preference import Preference
 from .sampled import SampledAttention
 from .span import Span
+from .streaming_mass import StreamingMass
+from .top_tokens import TopTokens
 
 SIGNALS: Registry[Signal] = Registry("signal")
 SIGNALS.register("cosine", Cosine)
@@ -17,6 +21,9 @@ SIGNALS.register("locality", Locality)
 SIGNALS.register("far_output", FarOutput)
 SIGNALS.register("span", Span)
 SIGNALS.register("entropy", Entropy)
+SIGNALS.register("preference", Preference)
+SIGNALS.register("streaming_mass", StreamingMass)
+SIGNALS.register("top_tokens", TopTokens)
 
 
 def resolve_signal(spec: str | Signal) -> Signal:
@@ -30,9 +37,13 @@ __all__ = [
     "Cosine",
     "Entropy",
     "FarOutput",
+    "LastQueries",
     "Locality",
+    "Preference",
     "SampledAttention",
     "Signal",
     "Span",
+    "StreamingMass",
+    "TopTokens",
     "resolve_signal",
 ]

@@ -1,0 +1,39 @@
+"""How lazy a layer is: whether its last queries read anything that streaming attention would drop."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import ConfigError
+from .base import AttentionSample
+from .last_queries import LastQueries, Tail
+from .sampled import layer_mean
+
+
+class StreamingMass(LastQueries):
+    """Share of the last queries' attention on the first ``sinks`` tokens and the newest ``recent`` (2410.13846).
+
+    LightTransfer's lazy ratio (SimLayerKV before), mean over heads, queries and rows. The paper's recent window
+    is of about 1,000 tokens, for prompts of many thousands; the default here is that of ``locality``. A learned
+    sink's part of the softmax counts as lazy: no token is read with it.
+    """
+
+    name = "streaming_mass"
+
+    def __init__(self, window: int = 32, sinks: int = 4, recent: int = 64) -> None:
+        super().__init__(window)
+        if sinks < 0 or recent < 1:
+            raise ConfigError(f"sinks must be at least 0 and recent at least 1, got {sinks} and {recent}")
+        self.sinks, self.recent = sinks, recent
+
+    def measure(self, sample: AttentionSample, tail: Tail) -> torch.Tensor:
+        """[2]: far mass summed over the queries, and their number."""
+        far = torch.zeros((), device=sample.queries.device)
+        for rows in tail.blocks(sample):
+            mask = (rows.distance >= self.recent) & (rows.key_positions >= self.sinks)[..., None, :]
+            far = far + layer_mean((rows.probabilities * rows.per_query_head(mask)).sum(dim=-1)).sum()
+        return torch.stack([far, (tail.positions >= 0).sum().to(far)])
+
+    def combine(self, measured: list[torch.Tensor]) -> list[float]:
+        pairs = torch.stack([pair.to(measured[0].device) for pair in measured])
+        return [1.0 - float(far) for far in (pairs[:, 0] / pairs[:, 1].clamp(min=1)).tolist()]
