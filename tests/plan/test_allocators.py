@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,16 +16,21 @@ from squeezeattention.allocators import (
     ALLOCATORS,
     Allocation,
     Allocator,
+    Cake,
+    DynamicKV,
     Fixed,
     Inverted,
+    Lazy,
     Proportional,
     Pyramid,
     Random,
     Reach,
     Squeeze,
     Uniform,
+    ZigZag,
     resolve_allocator,
 )
+from squeezeattention.allocators.dynamickv import capped
 from squeezeattention.errors import BudgetError, ConfigError, PlanError, UnknownNameError
 from squeezeattention.plan import BudgetPlan, build_plan
 
@@ -247,11 +253,82 @@ def test_bad_settings_of_proportional() -> None:
             Proportional(floor=bad)
 
 
+# --- the rules of other papers
+
+
+def test_cake_is_in_proportion_to_the_preference_above_its_window() -> None:
+    importance = [0.0, 0.5, 0.5, 1.0]  # preferences of 1, 1/2, 1/2 and 0 of the largest
+    assert plan_of(Cake(floor=1), importance).budgets == (199, 100, 100, 1)  # 399 for the three: 199.5, 99.75, 99.75
+    assert plan_of(Cake(), importance).budgets == (187, 94, 94, 25)  # 32 is more than a quarter of 100
+    assert plan_of(Cake(), importance, base_budget=1000).budgets == (1984, 992, 992, 32)
+
+
+def test_zigzag_guarantees_a_part_and_divides_the_rest() -> None:
+    importance = [0.9, 0.7, 0.4]  # needs of 1, 3 and 6 tenths; a third on average
+    assert plan_of(ZigZag(), importance).budgets == (44, 92, 164)  # 20 + 80 * (0.3, 0.9, 1.8)
+    assert plan_of(ZigZag(bound=0), importance).budgets == plan_of(Proportional(), importance).budgets == (30, 90, 180)
+    assert plan_of(ZigZag(bound=1), importance).budgets == (100, 100, 100)
+    assert "uniform" in plan_of(ZigZag(), [1.0, 1.0]).warnings[0]
+
+
+def test_lazy_layers_stream_and_the_others_share_the_rest() -> None:
+    importance = [0.9, 0.2, 0.8, 0.3]
+    plan = plan_of(Lazy(), importance, base_budget=400)
+    assert plan.budgets == (68, 732, 68, 732)
+    assert plan.groups == (2, 1, 2, 1)
+    assert plan_of(Lazy(), importance, base_budget=40).budgets == (10, 70, 10, 70)  # a quarter pays for 10
+    # as in the paper: the whole prompt where a layer is not lazy; what is left goes to the others
+    assert plan_of(Lazy(), importance, base_budget=400, caps=[500] * 4).budgets == (300, 500, 300, 500)
+    assert plan_of(Lazy(lazy=0.25, streaming=20), importance, base_budget=100).budgets == (20, 127, 127, 126)
+    assert plan_of(Lazy(), [0.5, 0.7, 0.7]).groups == (1, 1, 2)  # half of three, rounded down; the later of two
+    assert plan_of(Lazy(lazy=0), importance).budgets == (100,) * 4
+
+
+def test_equally_lazy_layers_are_uniform_with_a_warning() -> None:
+    plan = plan_of(Lazy(), [1.0] * 6)
+    assert plan.budgets == (100,) * 6
+    assert "equally lazy" in plan.warnings[0]
+
+
+def test_dynamickv_never_exceeds_r_max_times_the_average() -> None:
+    importance = [0.0, 0.9, 0.9, 0.8]  # needs of 10, 1, 1 and 2 tenths
+    assert plan_of(DynamicKV(floor=1), importance).budgets == (286, 29, 28, 57)
+    assert plan_of(DynamicKV(floor=1, r_max=2), importance).budgets == (200, 50, 50, 100)
+    assert plan_of(DynamicKV(r_max=1), importance).budgets == (100,) * 4
+
+
+@settings(max_examples=200, deadline=None)
+@given(needs=st.lists(st.floats(0, 1), min_size=1, max_size=20), most=st.floats(1, 12))
+def test_capped_shares_keep_their_sum_and_order(needs: list[float], most: float) -> None:
+    shares = Proportional().allocate([1 - need for need in needs], len(needs)).shares
+    got = capped(shares, most)
+    assert math.fsum(got) == pytest.approx(len(needs))
+    assert all(0 <= share <= most for share in got)
+    order = sorted(range(len(shares)), key=lambda layer: shares[layer])
+    assert all(got[a] <= got[b] + 1e-9 for a, b in itertools.pairwise(order))
+
+
+@pytest.mark.parametrize(
+    ("allocator", "options"),
+    [
+        (ZigZag, {"bound": -0.1}), (ZigZag, {"bound": True}), (ZigZag, {"bound": math.nan}), (Cake, {"power": 0}),
+        (Lazy, {"lazy": 1}), (Lazy, {"lazy": -0.5}), (Lazy, {"lazy": "half"}), (Lazy, {"streaming": 0}),
+        (Lazy, {"streaming": 1.5}), (DynamicKV, {"r_max": 0.5}), (DynamicKV, {"r_max": math.inf}),
+        (DynamicKV, {"r_max": True}), (DynamicKV, {"floor": 0}),
+    ],
+)  # fmt: skip
+def test_bad_settings_of_the_papers_rules(allocator: type[Allocator], options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        allocator(**options)
+
+
 # --- by name
 
 
 def test_names() -> None:
-    assert NAMES == ["inverted", "pyramid", "random", "reach", "squeeze", "uniform"]
+    assert NAMES == [
+        "cake", "dynamickv", "inverted", "lazy", "pyramid", "random", "reach", "squeeze", "uniform", "zigzag",
+    ]  # fmt: skip
     for name in NAMES:
         assert resolve_allocator(name, p=0.4, outliers="clamp").name == name
 

@@ -10,33 +10,41 @@ from ..errors import ConfigError
 from ..plan.plan import BudgetPlan
 from ..registry import Registry
 from .base import Allocation, Allocator, check_p
+from .cake import Cake
+from .dynamickv import DynamicKV
 from .fixed import Fixed
 from .inverted import Inverted
+from .lazy import Lazy
 from .proportional import Proportional
 from .pyramid import Pyramid
 from .random import Random
 from .reach import Reach
 from .squeeze import Squeeze, check_outliers
 from .uniform import Uniform
+from .zigzag import ZigZag
 
 __all__ = [
     "ALLOCATORS",
     "Allocation",
     "Allocator",
+    "Cake",
+    "DynamicKV",
     "Fixed",
     "Inverted",
+    "Lazy",
     "Proportional",
     "Pyramid",
     "Random",
     "Reach",
     "Squeeze",
     "Uniform",
+    "ZigZag",
     "name_or_plan",
     "resolve_allocator",
 ]
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator")
-for _allocator in (Squeeze, Reach, Uniform, Pyramid, Random, Inverted):
+for _allocator in (Squeeze, Reach, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):
     ALLOCATORS.register(_allocator.name, _allocator)
 
 
