@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
 from .. import evaluation
@@ -20,8 +17,8 @@ from ..evaluation import presets
 from ..evaluation.folder import read_run
 from ..extras import require
 from . import options
-from .console import ERR, OUT, notice, print_json
-from .inputs import load_model
+from .console import OUT, notice, print_json, progress_bar
+from .inputs import load_model, remark_on_length
 
 _RUN = "run"
 
@@ -107,38 +104,13 @@ def _work(settings: evaluation.Settings, out: Path) -> None:
     """Load the model and run, with a bar on stderr."""
     settings.make_tasks()  # what is wrong with them is told before a model is loaded
     model, tokenizer = load_model(settings.model, settings.dtype, settings.device)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and max(settings.lengths) > longest:
-        notice(f"{max(settings.lengths)} tokens are more than the {longest} positions that the model was made for")
+    remark_on_length(model, max(settings.lengths))
     try:
-        with _bar() as progress:
+        with progress_bar() as progress:
             evaluation.run(model, tokenizer, settings, out, progress)
     except KeyboardInterrupt:
         notice(f"what is done is in {out}; the same command goes on from there")
         raise
-
-
-@contextmanager
-def _bar() -> Iterator[evaluation.Progress]:
-    columns = (
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),  # last: what does not fit is cut off
-    )
-    with Progress(*columns, console=ERR, transient=True) as shown:
-        task = shown.add_task("starting", total=None)
-        begun = False
-
-        def step(done: int, total: int, what: str) -> None:
-            nonlocal begun
-            if not begun:  # what an earlier run did says nothing of the speed of this one
-                shown.reset(task, completed=done, total=total, description=what)
-                begun = True
-            shown.update(task, completed=done, description=what)
-
-        yield step
 
 
 def _show(report: evaluation.Report, as_json: bool) -> None:
