@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +15,14 @@ from .. import evaluation
 from ..embedded import NAME
 from ..errors import ConfigError, EvaluationError
 from ..evaluation import presets
+from ..evaluation.columns import budget_label, label
+from ..evaluation.config import Config
 from ..evaluation.folder import read_run
 from ..extras import require
 from . import options
 from .console import OUT, notice, print_json, progress_bar
 from .inputs import load_model, remark_on_length
+from .stability import STUDY_LEGEND, study_table
 
 _RUN = "run"
 
@@ -78,6 +82,8 @@ def evaluate(
     A run that was stopped goes on when the same command is given again.
 
     `squeeze eval report FOLDER` draws what a folder holds.
+
+    `squeeze eval plans FOLDER` says how stable the plans were.
 
     `squeeze eval rerun FOLDER` repeats a run and compares.
     """
@@ -144,6 +150,26 @@ def report(
 ) -> None:
     """Draw what a folder of results holds: tables, pictures, and report.html with everything in it."""
     _show(evaluation.write_report(folder), as_json)
+
+
+@app.command("plans")
+def plans(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Results of `squeeze eval`, finished or not.")],
+    as_json: options.Json = False,
+) -> None:
+    """How stable the plans of a run were, from prompt to prompt and task to task. See also `squeeze plan`."""
+    found = evaluation.plan_studies(folder)
+    if as_json:
+        print_json({"folder": str(folder), "studies": [one.to_dict() for one in found]})
+        return
+    for length, group in groupby(found, key=lambda one: one.length):
+        OUT.print(f"Plans, {length:,} tokens", style="bold")
+        OUT.print(study_table([(_config_label(one.config), one.study) for one in group]))
+    OUT.print(STUDY_LEGEND, style="dim")
+
+
+def _config_label(config: Config) -> str:
+    return f"{label(str(config.policy))} {budget_label(config.budget)} {label(str(config.allocator))}"
 
 
 @app.command("rerun")

@@ -21,6 +21,12 @@ LEGEND = (
     "0 = by chance. rank: Spearman correlation of the signal. elsewhere: tokens of the cache that lie in other layers."
 )
 
+STUDY_LEGEND = (
+    "groups: layers that two prompts put into the same group, of one task (within) and of two (between). moved: tokens "
+    "of the cache that lie in other layers. unseen: moved, against the mean shares of all other prompts or tasks. "
+    "uniform: moved, against equal budgets."
+)
+
 
 def layer_table(study: Study, frozen: BudgetPlan) -> Table:
     """A row a layer: its signal, how many prompts put it into each group, its budgets."""
@@ -76,6 +82,22 @@ def fit_table(fits: Sequence[Fit]) -> Table:
             _AGAINST[fit.against], _percent(fit.same_groups), _percent(fit.same_layers), _percent(fit.moved),
             _percent(fit.worst),
         )  # fmt: skip
+    return table
+
+
+def study_table(studies: Sequence[tuple[str, Study]]) -> Table:
+    """A row for each study: agreement within and between tasks, and how a frozen plan fits what it has not seen."""
+    table = _table(["plans of"])
+    for title in (
+        "groups\nwithin", "groups\nbetween", "moved\nwithin", "moved\nbetween", "unseen\nprompt", "unseen\ntask",
+        "uniform",
+    ):  # fmt: skip
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, found in studies:
+        fits = {fit.against: fit.moved for fit in found.fits}
+        shares = [found.within.same_layers, found.between.same_layers, found.within.moved, found.between.moved]
+        shares += [fits.get(against) for against in ("unseen prompt", "unseen task", "uniform")]
+        table.add_row(name, *map(_percent, shares))
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 from ..errors import ConfigError
@@ -42,8 +43,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     Raises :class:`ConfigError` as :func:`same_layers` does.
     """
     _check(first, second)
-    # Twice the ranks minus their mean, which is n + 1: whole numbers, so that perfect agreement is exactly 1.
-    a, b = ([rank - len(first) - 1 for rank in _double_ranks(values)] for values in (first, second))
+    a, b = (_double_ranks(tuple(values)) for values in (first, second))
     spread = sum(x * x for x in a) * sum(y * y for y in b)
     if spread == 0:
         return None
@@ -63,17 +63,21 @@ def moved(first: Sequence[float], second: Sequence[float]) -> float:
     return sum(abs(x / a - y / b) for x, y in zip(first, second, strict=True)) / 2
 
 
-def _double_ranks(values: Sequence[float]) -> list[int]:
-    """Twice the rank of each value, from 1; equal values get the mean of their ranks."""
+@lru_cache(maxsize=4096)  # a prompt is in many pairs
+def _double_ranks(values: tuple[float, ...]) -> tuple[int, ...]:
+    """Twice the rank of each value, minus what that is on average: whole numbers, so that nothing is rounded.
+
+    Equal values get the mean of their ranks.
+    """
     order = sorted(range(len(values)), key=lambda layer: values[layer])
     ranks = [0] * len(values)
     done = 0
     for _, group in groupby(order, key=lambda layer: values[layer]):
         layers = list(group)
         for layer in layers:
-            ranks[layer] = 2 * done + len(layers) + 1
+            ranks[layer] = 2 * done + len(layers) - len(values)
         done += len(layers)
-    return ranks
+    return tuple(ranks)
 
 
 def _pairs(sizes: Iterable[int]) -> int:

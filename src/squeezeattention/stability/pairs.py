@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..plan.plan import BudgetPlan
 from .measures import adjusted_rand, moved, same_layers, spearman
@@ -21,20 +22,43 @@ class Agreement:
     moved: float | None  # share of the tokens that lie in other layers; None without pairs
 
 
-def agreement(pairs: Iterable[tuple[BudgetPlan, BudgetPlan]]) -> Agreement:
-    """Mean agreement; all ``None`` if there are no pairs. All plans must be of one model and one allocator."""
+class Compared(NamedTuple):
+    """One pair; the fields are those of :class:`Agreement`."""
+
+    grouped: bool
+    same_layers: float
+    adjusted_rand: float
+    spearman: float | None
+    moved: float
+
+
+def compare(a: BudgetPlan, b: BudgetPlan) -> Compared:
+    """Agreement of two plans of one model; plans of different layers are a :class:`ConfigError`."""
+    return Compared(
+        grouped=has_groups(a) or has_groups(b),
+        same_layers=same_layers(a.groups, b.groups),
+        adjusted_rand=adjusted_rand(a.groups, b.groups),
+        spearman=None if a.importance is None or b.importance is None else spearman(a.importance, b.importance),
+        moved=moved(a.budgets, b.budgets),
+    )
+
+
+def mean_of(pairs: Iterable[Compared]) -> Agreement:
+    """Mean agreement of pairs; all ``None`` if there are none."""
     found = list(pairs)
-    grouped = any(has_groups(plan) for pair in found for plan in pair)
-    ranks = [
-        spearman(a.importance, b.importance) for a, b in found if a.importance is not None and b.importance is not None
-    ]
+    grouped = found if any(pair.grouped for pair in found) else []
     return Agreement(
         pairs=len(found),
-        same_layers=_mean(same_layers(a.groups, b.groups) for a, b in found) if grouped else None,
-        adjusted_rand=_mean(adjusted_rand(a.groups, b.groups) for a, b in found) if grouped else None,
-        spearman=_mean(rank for rank in ranks if rank is not None),
-        moved=_mean(moved(a.budgets, b.budgets) for a, b in found),
+        same_layers=_mean(pair.same_layers for pair in grouped),
+        adjusted_rand=_mean(pair.adjusted_rand for pair in grouped),
+        spearman=_mean(pair.spearman for pair in found if pair.spearman is not None),
+        moved=_mean(pair.moved for pair in found),
     )
+
+
+def agreement(pairs: Iterable[tuple[BudgetPlan, BudgetPlan]]) -> Agreement:
+    """Mean agreement of pairs of plans, all of one model and one allocator."""
+    return mean_of(compare(a, b) for a, b in pairs)
 
 
 def has_groups(plan: BudgetPlan) -> bool:

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..plan import BudgetPlan
 from .fits import Fit, Freeze, fits_of
 from .layers import Spread, by_layer, group_counts, usual_groups
-from .pairs import Agreement, agreement
+from .pairs import Agreement, Compared, compare, mean_of
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,22 @@ def study(observations: Sequence[Observation], freeze: Freeze, frozen: BudgetPla
     plans = [one.plan for one in observations]
     tasks = [one.task for one in observations]
     members = {task: [one.plan for one in observations if one.task == task] for task in dict.fromkeys(tasks)}
-    pairs = list(combinations(observations, 2))
     _check(plans)
     most = max(max(plan.groups) for plan in plans)
+    pairs = [({a.task, b.task}, compare(a.plan, b.plan)) for a, b in combinations(observations, 2)]
+
+    def task_study(task: str, own: Sequence[BudgetPlan], of: Iterable[Compared]) -> TaskStudy:
+        return _task_study(task, own, most, mean_of(of))
+
     return Study(
-        all=_task_study("all", plans, most),
-        tasks=tuple(_task_study(task, own, most) for task, own in members.items()),
-        within=_agreement((a, b) for a, b in pairs if a.task == b.task),
-        between=_agreement((a, b) for a, b in pairs if a.task != b.task),
+        all=task_study("all", plans, (pair for _, pair in pairs)),
+        tasks=tuple(
+            task_study(task, own, (pair for of, pair in pairs if of == {task})) for task, own in members.items()
+        ),
+        within=mean_of(pair for of, pair in pairs if len(of) == 1),
+        between=mean_of(pair for of, pair in pairs if len(of) == 2),
         fits=fits_of(plans, tasks, freeze, freeze(plans) if frozen is None else frozen),
     )
-
-
-def _agreement(pairs: Iterable[tuple[Observation, Observation]]) -> Agreement:
-    return agreement((a.plan, b.plan) for a, b in pairs)
 
 
 def _check(plans: Sequence[BudgetPlan]) -> None:
@@ -87,7 +89,7 @@ def _check(plans: Sequence[BudgetPlan]) -> None:
         raise ConfigError("a study of plans needs the signal of all prompts, or of none")
 
 
-def _task_study(task: str, plans: Sequence[BudgetPlan], n_groups: int) -> TaskStudy:
+def _task_study(task: str, plans: Sequence[BudgetPlan], n_groups: int, agreement: Agreement) -> TaskStudy:
     signals = [plan.importance for plan in plans if plan.importance is not None]
     groups = [plan.groups for plan in plans]
     counts = group_counts(groups, n_groups)
@@ -100,5 +102,5 @@ def _task_study(task: str, plans: Sequence[BudgetPlan], n_groups: int) -> TaskSt
         groups=counts if grouped else None,
         usual_groups=usual_groups(groups) if grouped else None,
         group_sizes=tuple(sum(layers) / len(plans) for layers in zip(*counts, strict=True)) if grouped else None,
-        agreement=agreement(combinations(plans, 2)),
+        agreement=agreement,
     )
