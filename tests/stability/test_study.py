@@ -150,6 +150,8 @@ def test_study_of_two_tasks() -> None:
     assert found.all.groups == ((0, 2, 2), (4, 0, 0), (4, 0, 0), (0, 2, 2))
     assert found.all.budgets[0].low == 30
     assert found.all.budgets[0].mean == 50
+    assert found.all.shares[0].low == 0.5
+    assert found.all.shares[1].mean == pytest.approx(70 / 60)
     assert found.all.signal is not None
     assert found.all.signal[3].mean == pytest.approx(0.7)
     assert json.loads(json.dumps(found.to_dict()))["between"]["pairs"] == 4

@@ -72,9 +72,11 @@ def plan(
 ) -> None:
     """Measure how much each layer matters on texts, and plan its budget.
 
-    Texts are files, -p TEXT, samples of tasks, or stdin. Of several texts, the plan that is shown last and saved is
-    one frozen plan, made from the mean of what they showed; the tables say how much the texts agree, and how far
-    their own plans are from it.
+    Texts are files, -p TEXT, samples of tasks, or stdin.
+
+    Of several texts, the plan that is shown last and saved is one frozen plan,
+    made from the mean of what they showed. The tables before it say how much
+    the texts agree, and how far their own plans are from it.
     """
     for target in (output, plot):
         check_target(target)

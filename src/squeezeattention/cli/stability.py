@@ -17,7 +17,7 @@ _AGAINST = {
     "uniform": "uniform budgets",
 }
 LEGEND = (
-    "same group: layers that both put into the same group. Rand: adjusted Rand index of the groups, 1 = the same, "
+    "tokens: budgets of the texts' own plans, all brought to the size of the frozen plan. same group: layers that both put into the same group. Rand: adjusted Rand index of the groups, 1 = the same, "
     "0 = by chance. rank: Spearman correlation of the signal. elsewhere: tokens of the cache that lie in other layers."
 )
 
@@ -29,8 +29,8 @@ STUDY_LEGEND = (
 
 
 def layer_table(study: Study, frozen: BudgetPlan) -> Table:
-    """A row a layer: its signal, how many prompts put it into each group, its budgets."""
-    seen = study.all
+    """A row a layer: its signal, how many prompts put it into each group, its budgets at the frozen plan's size."""
+    seen, average = study.all, frozen.total / frozen.n_layers
     table = _table(["layer"])
     for title in (
         *(("signal", "sd", "range") if seen.signal else ()),
@@ -40,14 +40,15 @@ def layer_table(study: Study, frozen: BudgetPlan) -> Table:
         "frozen",
     ):
         table.add_column(title, justify="right", no_wrap=True)
-    for layer, (budget, own) in enumerate(zip(seen.budgets, frozen.budgets, strict=True)):
+    for layer, (share, own) in enumerate(zip(seen.shares, frozen.budgets, strict=True)):
         cells = [str(layer)]
         if seen.signal is not None:
             signal = seen.signal[layer]
             cells += [_number(signal.mean), _number(signal.sd), f"{_number(signal.low)}-{_number(signal.high)}"]
         if seen.groups is not None:
             cells += [str(count or "") for count in seen.groups[layer]]
-        table.add_row(*cells, f"{budget.mean:.0f}", f"{budget.low:.0f}-{budget.high:.0f}", str(own))
+        mean, low, high = (f"{average * value:.0f}" for value in (share.mean, share.low, share.high))
+        table.add_row(*cells, mean, f"{low}-{high}", str(own))
     return table
 
 

@@ -31,6 +31,7 @@ class TaskStudy:
     prompts: int
     signal: tuple[Spread, ...] | None  # per layer; None without a signal
     budgets: tuple[Spread, ...]  # per layer, tokens
+    shares: tuple[Spread, ...]  # per layer, of the average layer of the prompt's plan: prompts of any length compare
     groups: tuple[tuple[int, ...], ...] | None  # per layer: prompts that put it into G1, G2, ...; None without groups
     usual_groups: tuple[int, ...] | None  # per layer: the group of most prompts
     group_sizes: tuple[float, ...] | None  # mean number of layers of G1, G2, ...
@@ -99,6 +100,7 @@ def _task_study(task: str, plans: Sequence[BudgetPlan], n_groups: int, agreement
         prompts=len(plans),
         signal=by_layer(signals) if signals else None,
         budgets=by_layer([plan.budgets for plan in plans]),
+        shares=by_layer([[plan.n_layers * budget / plan.total for budget in plan.budgets] for plan in plans]),
         groups=counts if grouped else None,
         usual_groups=usual_groups(groups) if grouped else None,
         group_sizes=tuple(sum(layers) / len(plans) for layers in zip(*counts, strict=True)) if grouped else None,
