@@ -17,10 +17,10 @@ _AGAINST = {
     "uniform": "uniform budgets",
 }
 LEGEND = (
-    "tokens: budgets of the texts' own plans, all brought to the size of the frozen plan. same group: layers that both put into the same group. Rand: adjusted Rand index of the groups, 1 = the same, "
-    "0 = by chance. rank: Spearman correlation of the signal. elsewhere: tokens of the cache that lie in other layers."
+    "tokens: budgets of the texts' own plans, all brought to the size of the frozen plan. same group: layers that both "
+    "put into the same group. Rand: adjusted Rand index of the groups, 1 = the same, 0 = by chance. rank: Spearman "
+    "correlation of the signal. elsewhere: tokens of the cache that lie in other layers."
 )
-
 STUDY_LEGEND = (
     "groups: layers that two prompts put into the same group, of one task (within) and of two (between). moved: tokens "
     "of the cache that lie in other layers. unseen: moved, against the mean shares of all other prompts or tasks. "
