@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from squeezeattention import BudgetPlan
-from squeezeattention.allocators import Squeeze
+from squeezeattention.allocators import Reach, Squeeze
+from squeezeattention.cli.console import ERR, OUT
 from squeezeattention.errors import ConfigError
 from squeezeattention.plan import build_plan
-from squeezeattention.plots import plan_figure, save
+from squeezeattention.plots import plan_figure, save, stability_figure
+from squeezeattention.stability import Observation
 
+from ..conftest import refused
 from .conftest import is_figure
 
 
@@ -51,7 +54,10 @@ def test_several_texts_give_the_plan_of_their_mean(squeeze: Any, prompt_file: Pa
     result = squeeze(*arguments, "--json")
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
-    assert set(data) == {"model", "prompts", "plan", "plan_from", "output", "plot"}
+    assert set(data) == {"model", "prompts", "plan", "plan_from", "stability", "output", "plot"}
+    assert {entry["task"] for entry in data["prompts"]} == {"files"}
+    assert data["stability"]["all"]["agreement"]["pairs"] == 1
+    assert data["stability"]["between"]["pairs"] == 0
     assert [entry["source"] for entry in data["prompts"]] == [str(prompt_file), str(other)]
     assert "mean importance of 2 texts" in data["plan_from"]
     plans = [BudgetPlan.from_dict(entry["plan"]) for entry in data["prompts"]]
@@ -67,6 +73,92 @@ def test_several_texts_give_the_plan_of_their_mean(squeeze: Any, prompt_file: Pa
     again = squeeze("generate", "embedded", "-p", "x = 1", "--allocator", saved, "-n", 2,
                     "--policy", "streaming_llm")  # fmt: skip
     assert again.exit_code == 0, again.stderr
+
+
+TASKS = ("-t", "niah_single_1", "-t", "code", "--length", 256, "--samples", 3, "--seed", 1)
+
+
+def test_tasks(squeeze: Any, model_folder: Path, tmp_path: Path) -> None:
+    """The samples are those of `squeeze eval`; the frozen plan is of all of them, and can be served with."""
+    saved, plot = tmp_path / "plan.json", tmp_path / "plan.png"
+    result = squeeze("plan", model_folder, *TASKS, "-o", saved, "--plot", plot, "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    sources = [(entry["source"], entry["task"]) for entry in data["prompts"]]
+    assert sources == [(f"{task}/256/1/{i}", task) for task in ("niah_single_1", "code") for i in range(3)]
+    assert all(entry["tokens"] == entry["plan"]["prompt_tokens"] <= 256 for entry in data["prompts"])
+    found = data["stability"]
+    assert [(task["task"], task["prompts"]) for task in found["tasks"]] == [("niah_single_1", 3), ("code", 3)]
+    assert (found["within"]["pairs"], found["between"]["pairs"]) == (6, 9)
+    assert [fit["against"] for fit in found["fits"]] == ["frozen", "unseen prompt", "unseen task", "uniform"]
+    signals = [entry["plan"]["importance"] for entry in data["prompts"]]
+    assert [layer["mean"] for layer in found["all"]["signal"]] == pytest.approx(BudgetPlan.load(saved).importance)
+    assert [layer["high"] for layer in found["all"]["signal"]] == [max(layer) for layer in zip(*signals, strict=True)]
+    assert is_figure(plot)
+    served = squeeze("generate", model_folder, "-p", "x = 1", "--allocator", saved, "-n", 2, "--json")
+    assert served.exit_code == 0, served.stderr
+    assert json.loads(served.stdout)["plan"]["budgets"] == data["plan"]["budgets"]
+
+
+def test_tables_of_tasks_fit_80_columns(squeeze: Any, model_folder: Path, prompt_file: Path) -> None:
+    OUT.width = ERR.width = 80
+    result = squeeze("plan", model_folder, "-f", prompt_file, *TASKS, "--length", 300, "--budget", "0.4")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    for words in ("of two tasks", "code 300", "one made without its task", "mean importance of 13 texts", "uniform"):
+        assert words in result.stdout
+
+
+@pytest.mark.parametrize("allocator", ["squeeze", "reach"])
+def test_frozen_by_shares(squeeze: Any, model_folder: Path, prompt_file: Path, tmp_path: Path, allocator: str) -> None:
+    other, plot = tmp_path / "other.py", tmp_path / "plan.png"
+    other.write_text("import os\n" * 40)
+    arguments = ("plan", model_folder, "-f", prompt_file, other, "--freeze", "shares", "--allocator", allocator)
+    data = json.loads(squeeze(*arguments, "--plot", plot, "--json").stdout)
+    assert data["plan_from"] == "the mean shares of 2 texts"
+    assert data["plan"]["allocator"] == f"{allocator}, mean shares"
+    shares = [[b / sum(entry["plan"]["budgets"]) for b in entry["plan"]["budgets"]] for entry in data["prompts"]]
+    mean = [sum(layer) / 2 * sum(data["plan"]["budgets"]) for layer in zip(*shares, strict=True)]
+    assert data["plan"]["budgets"] == pytest.approx(mean, abs=1)
+    assert is_figure(plot)
+
+
+def test_lines_of_json(squeeze: Any, model_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('"x = 1"\n\n{"prompt": "import os", "task": "code"}\n{"text": "y = 2"}\n')
+    data = json.loads(squeeze("plan", model_folder, "--jsonl", path, "--json").stdout)
+    sources = [(entry["source"], entry["task"]) for entry in data["prompts"]]
+    assert sources == [(f"{path}:1", str(path)), (f"{path}:4", str(path)), (f"{path}:3", "code")]
+    for line, words in (
+        ("{", "no JSON"),
+        ("3", "no prompt"),
+        ('{"prompt": " "}', "no prompt"),
+        ('{"a": 1}', "no prompt"),
+    ):
+        path.write_text(f'"x"\n{line}\n')
+        refused(squeeze("plan", model_folder, "--jsonl", path), f"{path}:2", words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--length", 64), ("--task",)),
+        (("-f", "FILE", "--samples", 2), ("--task",)),
+        (("-t", "niah"), ("unknown task", "niah_single_1", "hotpotqa")),
+        (("-t", "code", "-t", "code"), ("code", "more than once")),
+        (("-t", "code", "--samples", 0), ("samples", "at least 1")),
+        (("-t", "vt", "--length", 20), ("vt", "at least")),
+        (("-t", "code", "--freeze", "mode"), ("--freeze", "signal, shares")),
+        (("-t", "code", "--jsonl", "none.jsonl"), ("none.jsonl",)),
+    ],
+)
+def test_refused(
+    squeeze: Any, model_folder: Path, prompt_file: Path, options: tuple[object, ...], words: tuple[str, ...]
+) -> None:
+    given = [prompt_file if option == "FILE" else option for option in options]
+    refused(squeeze("plan", model_folder, *given), *words)
 
 
 def test_chunks_measure_the_same(squeeze: Any, prompt_file: Path) -> None:
@@ -103,6 +195,32 @@ def test_figures_of_any_signal(tmp_path: Path, importance: list[float], signal: 
 def test_figure_of_many_layers_and_prompts(tmp_path: Path) -> None:
     plans = [(f"prompt {i}", _plan([0.5 + (i * layer % 7) / 20 for layer in range(80)])) for i in range(50)]
     assert is_figure(save(plan_figure(plans), tmp_path / "plan.png"))
+
+
+@pytest.mark.parametrize("tasks", [("a",), ("a", "b" * 50, "c")])
+@pytest.mark.parametrize(("n_prompts", "n_layers"), [(3, 6), (50, 80)])
+def test_figures_of_stability(tmp_path: Path, tasks: tuple[str, ...], n_prompts: int, n_layers: int) -> None:
+    seen = [
+        Observation(f"prompt {i}", task, _plan([0.5 + ((i + j) * layer % 7) / 20 for layer in range(n_layers)]))
+        for i in range(n_prompts)
+        for j, task in enumerate(tasks)
+    ]
+    assert is_figure(save(stability_figure(seen, seen[0].plan), tmp_path / "plan.png"))
+
+
+def test_figure_without_groups(tmp_path: Path) -> None:
+    plan = build_plan(Reach(), importance=[0.5, 0.7, 0.9], base_budget=50, caps=[200] * 3, signal="locality")
+    assert is_figure(save(stability_figure([Observation("a", "a", plan)] * 2, plan), tmp_path / "plan.png"))
+
+
+def test_figures_of_stability_refuse_what_they_cannot_show() -> None:
+    plan = _plan([0.1, 0.2, 0.3])
+    with pytest.raises(ConfigError, match="at least one"):
+        stability_figure([], plan)
+    with pytest.raises(ConfigError, match="same number"):
+        stability_figure([Observation("a", "a", plan)], _plan([0.1, 0.2]))
+    with pytest.raises(ConfigError, match="signal"):
+        stability_figure([Observation("a", "a", BudgetPlan.from_budgets([3, 4, 5]))], plan)
 
 
 def test_figures_refuse_what_they_cannot_show() -> None:

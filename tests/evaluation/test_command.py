@@ -49,6 +49,31 @@ def test_json_is_the_summary_and_goes_on(squeeze: Any, tmp_path: Path) -> None:
     assert drawn.stdout == first.stdout
 
 
+def test_how_stable_the_plans_were(squeeze: Any, tmp_path: Path) -> None:
+    """A study for each allocator that looks at prompts, of the plans that are on record, in 80 columns."""
+    assert squeeze("tiny", *SMALL, "--allocator", "reach", "--out", tmp_path).exit_code == 0
+    result = squeeze("plans", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "…" not in result.stdout
+    assert "h2o 30% squeeze" in result.stdout
+    studies = json.loads(squeeze("plans", tmp_path, "--json").stdout)["studies"]
+    assert [one["config"]["allocator"] for one in studies] == ["squeeze:outliers=clamp", "reach"]
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    for one in studies:
+        assert one["length"] == 40
+        assert [(task["task"], task["prompts"]) for task in one["tasks"]] == [("lines", 2), ("story", 2)]
+        assert (one["within"]["pairs"], one["between"]["pairs"]) == (2, 4)
+        budgets = [row["plans"][0]["budgets"] for row in rows if row["config"]["id"] == one["config"]["id"]]
+        assert [layer["high"] for layer in one["all"]["budgets"]] == [
+            max(layer) for layer in zip(*budgets, strict=True)
+        ]
+    assert studies[1]["all"]["groups"] is None
+    assert squeeze("tiny", *SMALL[:-2], "--out", tmp_path / "uniform").exit_code == 0
+    refused(squeeze("plans", tmp_path / "uniform"), "no two plans")
+    refused(squeeze("plans", tmp_path / "none"), "run.json")
+
+
 def test_rerun_says_whether_scores_agree(squeeze: Any, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     assert squeeze("tiny", *SMALL, "--out", folder).exit_code == 0

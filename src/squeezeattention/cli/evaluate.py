@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
 from .. import evaluation
 from ..embedded import NAME
 from ..errors import ConfigError, EvaluationError
 from ..evaluation import presets
+from ..evaluation.columns import budget_label, label
+from ..evaluation.config import Config
 from ..evaluation.folder import read_run
 from ..extras import require
 from . import options
-from .console import ERR, OUT, notice, print_json
-from .inputs import load_model
+from .console import OUT, notice, print_json, progress_bar
+from .inputs import load_model, remark_on_length
+from .stability import STUDY_LEGEND, study_table
 
 _RUN = "run"
 
@@ -82,6 +83,8 @@ def evaluate(
 
     `squeeze eval report FOLDER` draws what a folder holds.
 
+    `squeeze eval plans FOLDER` says how stable the plans were.
+
     `squeeze eval rerun FOLDER` repeats a run and compares.
     """
     require("matplotlib", "plot")  # before hours of work, not after
@@ -107,38 +110,13 @@ def _work(settings: evaluation.Settings, out: Path) -> None:
     """Load the model and run, with a bar on stderr."""
     settings.make_tasks()  # what is wrong with them is told before a model is loaded
     model, tokenizer = load_model(settings.model, settings.dtype, settings.device)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and max(settings.lengths) > longest:
-        notice(f"{max(settings.lengths)} tokens are more than the {longest} positions that the model was made for")
+    remark_on_length(model, max(settings.lengths))
     try:
-        with _bar() as progress:
+        with progress_bar() as progress:
             evaluation.run(model, tokenizer, settings, out, progress)
     except KeyboardInterrupt:
         notice(f"what is done is in {out}; the same command goes on from there")
         raise
-
-
-@contextmanager
-def _bar() -> Iterator[evaluation.Progress]:
-    columns = (
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),  # last: what does not fit is cut off
-    )
-    with Progress(*columns, console=ERR, transient=True) as shown:
-        task = shown.add_task("starting", total=None)
-        begun = False
-
-        def step(done: int, total: int, what: str) -> None:
-            nonlocal begun
-            if not begun:  # what an earlier run did says nothing of the speed of this one
-                shown.reset(task, completed=done, total=total, description=what)
-                begun = True
-            shown.update(task, completed=done, description=what)
-
-        yield step
 
 
 def _show(report: evaluation.Report, as_json: bool) -> None:
@@ -172,6 +150,26 @@ def report(
 ) -> None:
     """Draw what a folder of results holds: tables, pictures, and report.html with everything in it."""
     _show(evaluation.write_report(folder), as_json)
+
+
+@app.command("plans")
+def plans(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Results of `squeeze eval`, finished or not.")],
+    as_json: options.Json = False,
+) -> None:
+    """How stable the plans of a run were, from prompt to prompt and task to task. See also `squeeze plan`."""
+    found = evaluation.plan_studies(folder)
+    if as_json:
+        print_json({"folder": str(folder), "studies": [one.to_dict() for one in found]})
+        return
+    for length, group in groupby(found, key=lambda one: one.length):
+        OUT.print(f"Plans, {length:,} tokens", style="bold")
+        OUT.print(study_table([(_config_label(one.config), one.study) for one in group]))
+    OUT.print(STUDY_LEGEND, style="dim")
+
+
+def _config_label(config: Config) -> str:
+    return f"{label(str(config.policy))} {budget_label(config.budget)} {label(str(config.allocator))}"
 
 
 @app.command("rerun")

@@ -66,13 +66,26 @@ def tokenize(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 0) ->
     tokens: list[int] = list(tokenizer(prompt.text, verbose=False).input_ids)
     if not tokens:
         raise InputError(f"the prompt has no tokens: {prompt.source}")
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int) and len(tokens) + new_tokens > longest:
+    longest = _longest(model)
+    if longest is not None and len(tokens) + new_tokens > longest:
         notice(
             f"{prompt.source}: {len(tokens)} tokens and {new_tokens} new ones are more than the {longest} "
             "positions that the model was made for"
         )
     return tokens
+
+
+def remark_on_length(model: Any, tokens: int) -> None:
+    """A remark where samples of so many tokens are longer than the model was made for."""
+    longest = _longest(model)
+    if longest is not None and tokens > longest:
+        notice(f"{tokens} tokens are more than the {longest} positions that the model was made for")
+
+
+def _longest(model: Any) -> int | None:
+    """Positions that a model was made for, if it says so."""
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) else None
 
 
 def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:

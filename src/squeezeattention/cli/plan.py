@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,13 +13,19 @@ from rich.table import Table
 from .. import BudgetPlan, SqueezeCache
 from ..allocators import name_or_plan, resolve_allocator
 from ..errors import ConfigError, InputError
-from ..plan import build_plan
-from ..plots import plan_figure, save
+from ..extras import require
+from ..plots import plan_figure, save, stability_figure
 from ..policies import resolve_policy
+from ..stability import WAYS, Observation, Study, freeze, study
 from ..tasks.driving import read
 from . import options
-from .console import ERR, OUT, print_json
-from .inputs import check_target, load_model, read_prompts, tokenize
+from .console import ERR, OUT, print_json, progress_bar
+from .inputs import check_target, load_model
+from .stability import LEGEND, agreement_table, fit_table, group_table, layer_table, ranges
+from .texts import Text, Texts
+
+#: Texts up to which each has a row of its own on the terminal.
+_FEW = 12
 
 
 def plan(
@@ -30,14 +36,31 @@ def plan(
         typer.Option("--file", "-f", metavar="FILES...", help="A text to read (- is stdin); any number."),
     ] = None,
     prompt: options.PromptText = None,
+    jsonl: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--jsonl", metavar="FILE", help='A text a line, in JSON: a string, or an object with "prompt" (and "task").'
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", metavar="TASK", help="Samples of it; see `squeeze tasks`. Any number of tasks."),
+    ] = None,
+    lengths: Annotated[list[int] | None, typer.Option("--length", help="Tokens of a sample. [1024]")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Of each task, length and seed. [8]")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", "--seeds", help="Draw the samples. [0]")] = None,
     budget: options.BudgetText = "0.2",
     policy: options.Policy = "h2o",
     allocator: options.AllocatorName = "squeeze",
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,
+    by: Annotated[
+        str,
+        typer.Option("--freeze", metavar="signal|shares", help="What the plan of several texts is the mean of."),
+    ] = "signal",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan as JSON.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan as JSON, for --allocator.")
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw signal, groups and budgets as a PNG.")
@@ -47,109 +70,123 @@ def plan(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Measure how much each layer matters on texts, and plan its budget. Texts are files, -p TEXT, or stdin.
+    """Measure how much each layer matters on texts, and plan its budget.
 
-    Of several texts, the plan that is shown last and saved is made from the mean of what they showed.
+    Texts are files, -p TEXT, samples of tasks, or stdin.
+
+    Of several texts, the plan that is shown last and saved is one frozen plan,
+    made from the mean of what they showed. The tables before it say how much
+    the texts agree, and how far their own plans are from it.
     """
     for target in (output, plot):
         check_target(target)
-    prompts = read_prompts([*(files or ()), *(more_files or ())], prompt)
+    if plot is not None:
+        require("matplotlib", "plot")  # before the work, not after
+    if by not in WAYS:
+        raise ConfigError(f"--freeze must be one of {', '.join(WAYS)}, got {by!r}")
     spec = name_or_plan(allocator)
     if isinstance(spec, BudgetPlan):
         raise ConfigError("a finished plan measures nothing: give --allocator a name, see `squeeze allocators`")
     options.check(budget, policy, spec, p, outliers, signal)
+    asked = Texts.of(
+        model_name, [*(files or ()), *(more_files or ())], prompt, jsonl or (), tasks or (), lengths or (), samples,
+        seeds or (),
+    )  # fmt: skip
     model, tokenizer = load_model(model_name, dtype, device)
-    texts = [tokenize(model, tokenizer, given) for given in prompts]
-    plans: list[BudgetPlan] = []
-    with ERR.status("reading") as status:
-        for number, (given, tokens) in enumerate(zip(prompts, texts, strict=True), 1):
-            status.update(f"reading {given.source} ({number} of {len(prompts)}, {len(tokens)} tokens)")
-            cache = SqueezeCache(model, budget, policy, spec, p, signal=signal, outliers=outliers)
-            read(model, cache, tokens, chunk=chunk_size)
-            made = cache.plan
-            if made is None:
-                raise InputError(f"{given.source} gave no plan: nothing was read")
-            plans.append(made)
-    sources = [given.source for given in prompts]
-    final = plans[0] if len(plans) == 1 else mean_plan(plans, spec, policy, p, outliers)
-    origin = "the only text" if len(plans) == 1 else f"the mean importance of {len(plans)} texts"
+    texts = asked.tokenized(model, tokenizer)
+
+    def new_cache() -> SqueezeCache:
+        return SqueezeCache(model, budget, policy, spec, p, signal=signal, outliers=outliers)
+
+    seen = _observe(model, new_cache, texts, chunk_size)
+    frozen, found = seen[0].plan, None
+    if len(seen) > 1:
+        frozen_of = partial(
+            freeze, allocator=resolve_allocator(spec, p=p, outliers=outliers), floor=resolve_policy(policy).minimum,
+            by=by,
+        )  # fmt: skip
+        frozen = frozen_of([one.plan for one in seen])
+        found = study(seen, frozen_of, frozen)
+    origin = f"the mean {_MEANS[by]} of {len(seen)} texts" if found is not None else "the only text"
     if output is not None:
-        final.save(output)
+        frozen.save(output)
     if plot is not None:
-        save(plan_figure(list(zip(sources, plans, strict=True))), plot)
+        named = [(one.source, one.plan) for one in seen]
+        save(plan_figure(named) if found is None else stability_figure(seen, frozen), plot)
     if as_json:
         print_json({
             "model": model_name,
             "prompts": [
-                {"source": source, "tokens": len(tokens), "plan": made.to_dict()}
-                for source, tokens, made in zip(sources, texts, plans, strict=True)
+                {"source": text.source, "task": text.task, "tokens": len(text.tokens), "plan": one.plan.to_dict()}
+                for text, one in zip(texts, seen, strict=True)
             ],
-            "plan": final.to_dict(),
+            "plan": frozen.to_dict(),
             "plan_from": origin,
+            "stability": None if found is None else found.to_dict(),
             "output": None if output is None else str(output),
             "plot": None if plot is None else str(plot),
         })  # fmt: skip
         return
-    if len(plans) > 1:
-        OUT.print(_group_table(sources, plans))
-        OUT.print(f"\nPlan from {origin}, at their mean base budget of {final.base_budget} tokens:")
-    OUT.print(final)
+    if found is not None:
+        _show(seen, found, frozen)
+        OUT.print(f"\nPlan from {origin}, at their mean base budget of {frozen.base_budget} tokens:")
+    OUT.print(frozen)
     for what, path in ((f"plan from {origin}", output), ("figure", plot)):
         if path is not None:
             ERR.print(f"{what} saved: {path}", soft_wrap=True)
 
 
-def mean_plan(
-    plans: Sequence[BudgetPlan],
-    allocator: str,
-    policy: str,
-    p: float | None = None,
-    outliers: str | None = None,
-) -> BudgetPlan:
-    """One plan for several texts: the mean of their importance (each text counts once) and base budgets."""
-    rows = [plan.importance for plan in plans if plan.importance is not None]
-    limits = [[cap for cap in layer if cap is not None] for layer in zip(*(plan.caps for plan in plans), strict=True)]
-    chosen = resolve_policy(policy)
-    return build_plan(
-        resolve_allocator(allocator, p=p, outliers=outliers),
-        importance=[statistics.fmean(layer) for layer in zip(*rows, strict=True)],
-        base_budget=round(statistics.fmean(plan.base_budget for plan in plans)),
-        caps=[max(layer) if len(layer) == len(plans) else None for layer in limits],
-        floor=chosen.minimum,
-        signal=plans[0].signal,
-        policy=chosen.name,
-        prompt_tokens=round(statistics.fmean(plan.prompt_tokens or 1 for plan in plans)),
-        model=plans[0].model,
-    )
+_MEANS = {"signal": "importance", "shares": "shares"}
 
 
-def _group_table(sources: list[str], plans: list[BudgetPlan]) -> Table:
+def _observe(
+    model: Any, new_cache: Callable[[], SqueezeCache], texts: Sequence[Text], chunk: int | None
+) -> list[Observation]:
+    """Read every text into a cache of its own; what stays of it is its plan."""
+    seen = []
+    with progress_bar() as progress:
+        for number, text in enumerate(texts):
+            progress(number, len(texts), f"{text.source} ({len(text.tokens):,} tokens)")
+            cache = new_cache()
+            read(model, cache, text.tokens, chunk=chunk)
+            if (made := cache.plan) is None:
+                raise InputError(f"{text.source} gave no plan: nothing was read")
+            seen.append(Observation(text.source, text.task, made))
+        progress(len(texts), len(texts), "done")
+    return seen
+
+
+def _show(seen: Sequence[Observation], found: Study, frozen: BudgetPlan) -> None:
+    """What several texts showed, as tables."""
+    if len(seen) <= _FEW:
+        OUT.print(_text_table(seen))
+    OUT.print(f"\nLayers: signal ({frozen.signal}), groups and budgets over {len(seen)} texts", style="bold")
+    OUT.print(layer_table(found, frozen))
+    if found.all.groups is not None and (len(found.tasks) > 1 or len(seen) > _FEW):
+        OUT.print("Groups by task: mean number of layers, and which they usually are", style="bold")
+        OUT.print(group_table(found.tasks))
+    OUT.print("Stability", style="bold")
+    OUT.print(agreement_table(found))
+    OUT.print(fit_table(found.fits))
+    OUT.print(LEGEND, style="dim")
+
+
+def _text_table(seen: Sequence[Observation]) -> Table:
     """Each text's groups: which layers, and how many tokens they keep."""
-    groups = sorted({group for plan in plans for group in plan.groups})
+    groups = sorted({group for one in seen for group in one.plan.groups})
     table = Table(header_style="bold")
     table.add_column("text", overflow="fold")
     table.add_column("tokens", justify="right")
     for group in groups:
         table.add_column(f"G{group}: layers", overflow="fold")
         table.add_column("keep", justify="right")
-    for source, plan in zip(sources, plans, strict=True):
-        cells = [source, str(plan.prompt_tokens)]
+    for one in seen:
+        cells = [one.source, str(one.plan.prompt_tokens)]
         for group in groups:
-            members = [layer for layer, own in enumerate(plan.groups) if own == group]
-            cells += [_ranges(members), _span([plan.budgets[layer] for layer in members])]
+            members = [layer for layer, own in enumerate(one.plan.groups) if own == group]
+            cells += [ranges(members), _span([one.plan.budgets[layer] for layer in members])]
         table.add_row(*cells)
     return table
-
-
-def _ranges(layers: list[int]) -> str:
-    """``0, 3-5`` for 0, 3, 4, 5."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and parts[-1][-1] == layer - 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts) or "-"
 
 
 def _span(budgets: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from .columns import LEGEND, WIN_LEGEND
 from .grid import FULL, Settings, Unit
+from .plans import PlanStudy, plan_studies
 from .report import Report, write_report
 from .rerun import Agreement, compare
 from .runner import Progress, run
@@ -15,6 +16,7 @@ __all__ = [
     "LEGEND",
     "WIN_LEGEND",
     "Agreement",
+    "PlanStudy",
     "Progress",
     "Report",
     "Settings",
@@ -23,6 +25,7 @@ __all__ = [
     "compare",
     "first_tables",
     "overview_tables",
+    "plan_studies",
     "results_table",
     "run",
     "summarize",

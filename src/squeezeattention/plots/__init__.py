@@ -4,6 +4,7 @@ from .accuracy import Panel, Point, accuracy_figure
 from .canvas import save
 from .importance import importance_figure
 from .plans import plan_figure
+from .stability import stability_figure
 from .sweep import SweepPanel, SweepPoint, sweep_figure
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "importance_figure",
     "plan_figure",
     "save",
+    "stability_figure",
     "sweep_figure",
 ]

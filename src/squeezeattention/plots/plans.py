@@ -48,8 +48,11 @@ def plan_figure(plans: Sequence[tuple[str, BudgetPlan]], *, title: str | None = 
     return figure
 
 
-def signal_map(figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], name: str) -> None:
-    """A row a prompt, a column a layer, a colour bar at the side; cells carry their value where there is room."""
+def signal_map(figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], name: str, *, numbers: bool = True) -> None:
+    """A row a prompt, a column a layer, a colour bar at the side; cells carry their value where there is room.
+
+    ``numbers=False``: rows are too thin for values.
+    """
     flat = [value for row in rows for value in row]
     low, high = min(flat), max(flat)
     colors = require("matplotlib.colors", "plot")
@@ -69,7 +72,7 @@ def signal_map(figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], name
     bar.outline.set_visible(False)
     meaning = "attention changes little" if name == "cosine" else "the layer matters little"
     axes.set_title(f"{name} (high: {meaning})", fontsize=NORMAL, color=INK, loc="left")
-    if len(rows[0]) <= _MOST_NUMBERS and len(rows) <= _MOST_LABELS:
+    if numbers and len(rows[0]) <= _MOST_NUMBERS and len(rows) <= _MOST_LABELS:
         for y, row in enumerate(rows):
             for x, value in enumerate(row):
                 dark = float(norm(value)) < 0.55
@@ -107,7 +110,7 @@ def _group_map(axes: Axes, groups: Sequence[Sequence[int]]) -> None:
     colors = require("matplotlib.colors", "plot")
     patches = require("matplotlib.patches", "plot")
     most = max(3, *(max(row) for row in groups))
-    palette = [GROUPS[0], *([GROUPS[1]] * (most - 2)), GROUPS[2]]
+    palette = group_palette(most)
     edges = [[index - 0.5 for index in range(count + 1)] for count in (len(groups[0]), len(groups))]
     axes.pcolormesh(
         *edges, groups, cmap=colors.ListedColormap(palette), vmin=0.5, vmax=most + 0.5, edgecolors="white",
@@ -118,6 +121,11 @@ def _group_map(axes: Axes, groups: Sequence[Sequence[int]]) -> None:
     present = sorted({group for row in groups for group in row})
     handles = [patches.Patch(color=palette[group - 1], label=f"G{group}") for group in present]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL)
+
+
+def group_palette(most: int) -> list[str]:
+    """Colours of G1 to the last of ``most`` groups (at least 2), which is grey."""
+    return [GROUPS[0], *([GROUPS[1]] * (most - 2)), GROUPS[2]]
 
 
 def _budget_bars(axes: Axes, plans: list[BudgetPlan]) -> None:

@@ -1,0 +1,64 @@
+"""One plan for all prompts, made from the plans of some."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from ..allocators.base import Allocation, Allocator
+from ..errors import ConfigError
+from ..plan import BudgetPlan, build_plan
+from .layers import usual_groups
+
+#: What is averaged: what the signal measured (then the allocator divides), or how the plans divided.
+WAYS = ("signal", "shares")
+
+
+def freeze(plans: Sequence[BudgetPlan], allocator: Allocator, *, floor: int = 1, by: str = "signal") -> BudgetPlan:
+    """A plan to serve with; every prompt counts once.
+
+    ``by="signal"``: ``allocator`` is given the mean of the signal, as if it came from one prompt. ``by="shares"``:
+    each layer gets the mean of its shares of the cache, which softens the groups where prompts disagree; the groups
+    on record are then the usual ones.
+
+    ``floor``: least tokens of a layer, what the policy needs. The base budget is the mean of the plans', a layer's cap
+    the largest of its caps. Raises :class:`ConfigError` for plans of different layers, without what is averaged, or
+    none, and for an unknown way.
+    """
+    if by not in WAYS:
+        raise ConfigError(f'a plan is frozen by "signal" or by "shares", not by {by!r}')
+    if not plans or len({plan.n_layers for plan in plans}) != 1:
+        raise ConfigError("a frozen plan needs plans of one model, at least one, all of the same number of layers")
+    rows = [plan.importance for plan in plans if plan.importance is not None]
+    if rows and len(rows) < len(plans):
+        raise ConfigError("a frozen plan needs the signal of all plans, or of none")
+    lengths = [plan.prompt_tokens for plan in plans if plan.prompt_tokens is not None]
+    limits = [[cap for cap in layer if cap is not None] for layer in zip(*(plan.caps for plan in plans), strict=True)]
+    return build_plan(
+        allocator if by == "signal" else _MeanShares(allocator.name, plans),
+        importance=[statistics.fmean(layer) for layer in zip(*rows, strict=True)] if rows else None,
+        base_budget=round(statistics.fmean(plan.base_budget for plan in plans)),
+        caps=[max(layer) if len(layer) == len(plans) else None for layer in limits],
+        floor=floor,
+        signal=plans[0].signal,
+        policy=plans[0].policy,
+        prompt_tokens=round(statistics.fmean(lengths)) if lengths else None,
+        model=plans[0].model,
+    )
+
+
+class _MeanShares(Allocator):
+    """The mean of what the plans of some prompts gave each layer."""
+
+    needs_signal = False
+
+    def __init__(self, name: str, plans: Sequence[BudgetPlan]) -> None:
+        self.name = f"{name}, mean shares"  # type: ignore[misc]  # on record in the plan
+        self._plans = plans
+
+    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
+        shares = [[n_layers * budget / plan.total for budget in plan.budgets] for plan in self._plans]
+        return Allocation(
+            shares=tuple(statistics.fmean(layer) for layer in zip(*shares, strict=True)),
+            groups=usual_groups([plan.groups for plan in self._plans]),
+        )
