@@ -1,16 +1,24 @@
-"""Train the byte-level BPE: 2,048 tokens, single digits, newlines never merged with what follows."""
+"""Train the byte-level BPE: 4,608 tokens, numbers in groups of three digits, newlines never merged with what follows.
+
+Single digits make every long number a chain of ten symbols that all texts share: a small model then finds the first
+digit of an answer by its name and goes on from whatever looked like that digit before. A group of three digits is
+nearly always the only one of its kind in a text, so going on by what came after it is right.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from squeezeattention.tasks import corpus, recall
+from squeezeattention.tasks import TASKS, corpus, resolve_task
 
-VOCABULARY = 2048
+VOCABULARY = 4608
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
+#: How often each number of up to three digits is shown, so that all of them become tokens.
+_NUMBER_TIMES = 400
 
 
 def train_tokenizer() -> Tokenizer:
@@ -20,7 +28,7 @@ def train_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex("\n"), "isolated"),
-            pre_tokenizers.Split(Regex(r" ?\d"), "isolated"),  # one digit a token, with the space before it
+            pre_tokenizers.Split(Regex(r" ?\d{1,3}"), "isolated"),  # with the space before it
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -31,9 +39,22 @@ def train_tokenizer() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    rng = random.Random(0)
-    facts = [fact for _ in range(1000) for fact in recall.draw_facts(rng, 40, held_out=False)]
-    lines = "".join(fact.statement + fact.question + fact.answer for fact in facts)
-    sources = [text for _, text in corpus.modules(held_out=False)]
-    tokenizer.train_from_iterator([*sources, lines], trainer)
+    tokenizer.train_from_iterator(_texts(), trainer)
     return tokenizer
+
+
+def _texts() -> Iterator[str]:
+    """The library's source, the tasks' own words and names (those of training), and every number."""
+    yield from (text for _, text in corpus.modules(held_out=False))
+    for name in TASKS:
+        if name not in ("code", "text_file"):
+            task = resolve_task(name, held_out=False)
+            for index in range(60):
+                sample = task.sample(lambda text: len(text.split()), 1100, 0, index)
+                yield sample.context + "".join(question.text + question.reply for question in sample.questions)
+    rng = random.Random(0)
+    numbers = [f"{number:0{digits}d}" for digits in (1, 2, 3) for number in range(10**digits)]
+    for _ in range(_NUMBER_TIMES):
+        rng.shuffle(numbers)
+        yield "\n".join(numbers)
+        yield "".join(f" {number}\n" for number in numbers)

@@ -1,0 +1,60 @@
+"""The evaluation's own tasks as training text, on the names of training: a context, a question and its reply."""
+
+from __future__ import annotations
+
+import random
+
+from tokenizers import Tokenizer
+
+from retrieval import ANSWER, LIGHT
+from squeezeattention.errors import ConfigError
+from squeezeattention.tasks import TASKS, resolve_task
+
+#: How often each task is drawn. Those that need no more than a number found are taught by ``retrieval.py``.
+_WEIGHTS = {
+    "vt": 4.0, "cwe": 3.0, "fwe": 3.0, "niah_single_1": 2.0, "niah_multikey_2": 1.0, "passkey": 0.5,
+    "recall": 0.5, "track": 1.0, "copy": 1.0, "ledger": 0.5, "sort": 0.5, "kv_retrieval": 0.5, "niah_multikey_3": 0.5,
+}  # fmt: skip
+
+
+class Exercises:
+    """Draws samples of :data:`~squeezeattention.tasks.TASKS` that fit into a number of tokens, reply included."""
+
+    def __init__(self, tokenizer: Tokenizer, *, held_out: bool) -> None:
+        self.tokenizer = tokenizer
+        self.tasks = {name: resolve_task(name, held_out=held_out) for name in TASKS if name in _WEIGHTS}
+
+    def draw(self, rng: random.Random, size: int) -> tuple[list[int], list[float]] | None:
+        names = list(self.tasks)
+        for _ in range(8):
+            name = rng.choices(names, [_WEIGHTS[name] for name in names])[0]
+            document = self.one(name, rng.getrandbits(40), size)
+            if document is not None:
+                return document
+        return None
+
+    def one(self, name: str, seed: int, size: int) -> tuple[list[int], list[float]] | None:
+        """A sample of one task, or ``None`` if it does not fit."""
+        # Replies of the long decodes are as long as their contexts: leave room for them.
+        for length in (size - 24, size * 3 // 4, size // 2, size * 2 // 5):
+            try:
+                sample = self.tasks[name].sample(self._count, length, seed, 0)
+            except ConfigError:
+                return None
+            tokens = self._encode(sample.context)
+            weights = [LIGHT] * len(tokens)
+            for question in sample.questions:
+                ask, reply = self._encode(question.text), self._encode(question.reply)
+                if len(tokens) + len(ask) + len(reply) > size:
+                    break
+                tokens += ask + reply
+                weights += [LIGHT] * len(ask) + [ANSWER] * len(reply)
+            if ANSWER in weights:
+                return tokens, weights
+        return None
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+    def _count(self, text: str) -> int:
+        return len(self._encode(text))

@@ -1,0 +1,146 @@
+"""Documents that teach looking things up: bare pairs, repeated spans, and facts of every form with questions."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable
+
+from tokenizers import Tokenizer
+
+from squeezeattention.tasks import recall
+from squeezeattention.tasks.names import draw_codes, draw_names, draw_words
+from squeezeattention.tasks.niah import random_uuid
+from squeezeattention.tasks.noise import FILLER
+
+#: (statement, question, what follows the answer); the question ends where the answer begins.
+_FORMS = (
+    ("One of the special magic numbers for {k} is: {v}.\n", "The special magic number for {k} mentioned in the provided text is", ".\n"),
+    ("One of the special magic numbers for {k} is: {v}.\n", "What is the special magic number for {k} mentioned in the provided text? The special magic number for {k} mentioned in the provided text is", ".\n"),
+    ("# remember {k} {v}\n", "# recall {k}", "\n"),
+    ("{k}: {v}\n", "{k}:", "\n"),
+    ("{k} = {v}\n", "print({k})  #", "\n"),
+    ("The pass key of {k} is {v}. Remember it.\n", "What is the pass key of {k}? The pass key is", ".\n"),
+    ('"{k}": "{v}",\n', 'Key: "{k}"\nCorresponding value: "', '"\n'),
+)  # fmt: skip
+#: Loss weights: what cannot be foreseen, an answer's first token (it says *which* fact was found), its others.
+LIGHT, FIRST, ANSWER = 0.05, 5.0, 2.0
+
+Document = tuple[list[int], list[float]]
+
+
+class Retrieval:
+    """Makes documents of a given number of tokens; names are of training, or the held-out ones."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, filler: Callable[[random.Random, int], list[list[int]]], *, held_out: bool
+    ) -> None:
+        self.tokenizer, self.filler, self.held_out = tokenizer, filler, held_out
+        vocabulary = tokenizer.get_vocab()
+        letters = [token for token in vocabulary if token[0] == "Ġ" and token[1:].isalpha() and token[1:].isascii()]
+        self.words = sorted(vocabulary[token] for token in letters)
+        self.firsts = [vocabulary[f"Ġ{number:03d}"] for number in range(1000)]
+        self.groups = [vocabulary[f"{number:03d}"] for number in range(1000)]
+        self.noise = [tokenizer.encode(f"{' '.join(FILLER)}\n").ids]
+
+    def pairs(self, rng: random.Random, size: int) -> Document:
+        """``falcon 425 river 471 falcon 425 ...``: a few words with a number each, then each of them again; new ones, ...
+
+        The densest lesson in looking up what followed a word. Each word comes twice and no more: with more repetitions
+        the answer is gathered from earlier answers, and nothing is learned for a question asked once.
+        """
+        tokens: list[int] = []
+        weights: list[float] = []
+        while len(tokens) < size:
+            count, width, length = rng.randint(2, max(2, min(24, size // 10))), rng.randint(1, 2), rng.randint(1, 3)
+            names = [tuple(rng.choices(self.words, k=width)) for _ in range(count)]
+            # Few first groups, so that the word is needed to go on.
+            firsts = self.firsts if length == 1 else rng.sample(self.firsts, max(2, count // 3))
+            values = {name: [rng.choice(firsts), *rng.choices(self.groups, k=length - 1)] for name in names}
+            for weight in (0.0, 2.0):
+                for name in rng.sample(list(values), len(values)):
+                    tokens += [*name, *values[name]]
+                    weights += [0.0] * width + [weight] * length
+        return tokens[:size], weights[:size]
+
+    def repeats(self, rng: random.Random, size: int) -> Document:
+        """Random words and numbers, spans of which come again: what followed the last tokens follows them again."""
+        pool = self.words if rng.random() < 0.5 else [*self.words, *self.firsts, *self.groups]
+        tokens = rng.choices(pool, k=max(8, size // 3))
+        weights = [0.0] * len(tokens)
+        while len(tokens) < size:
+            length = rng.randint(4, 24)
+            start = rng.randrange(max(1, len(tokens) - length))
+            span = tokens[start : start + length]
+            tokens += [*span, rng.choice(pool)]
+            weights += [0.0, 0.5, *[1.0] * (len(span) - 2), 0.0]
+        return tokens[:size], weights[:size]
+
+    def needles(self, rng: random.Random, size: int) -> Document | None:
+        """Facts of one form, alone, in code or in noise, and questions about them, drawn with replacement.
+
+        Were each asked once, the answer could be had by elimination, and the model would learn that instead of telling
+        names apart.
+        """
+        statement, question, close = rng.choice(_FORMS)
+        draw_keys, draw_value = self._keys(rng), self._values(rng)
+        probe = self._question(question, "amber-falcon", draw_value(), close)
+        cost = len(self._encode(statement.format(k="amber-falcon", v=draw_value())))
+        questions = max(1, min(12, int(rng.uniform(0.1, 0.5) * size / len(probe[0]))))
+        room = size - questions * int(1.2 * len(probe[0]))
+        around = rng.random()  # below 0.55 nothing but facts, else code or noise between them
+        most = max(1, int(room / (1.2 * cost)))
+        count = most if around < 0.55 else rng.randint(1, max(1, min(most // 2, 24)))
+        keys = draw_keys(count)
+        if room < cost or len(keys) < count:
+            return None
+        facts = [(key, draw_value()) for key in keys]
+        stated = [self._encode(statement.format(k=key, v=value)) for key, value in facts]
+        asked = [self._question(question, *rng.choice(facts), close) for _ in range(questions)]
+        left = size - sum(map(len, stated)) - sum(len(tokens) for tokens, _ in asked)
+        between: list[tuple[list[int], float]] = []
+        if left > 0 and around >= 0.55:
+            lines = self.filler(rng, left) if around < 0.8 else self.noise * (left // len(self.noise[0]) + 1)
+            weight = 0.5 if around < 0.8 else LIGHT
+            while lines and left > 0:
+                line = lines.pop(0)[:left]
+                between.append((line, weight))
+                left -= len(line)
+        for tokens in stated:
+            between.insert(rng.randrange(len(between) + 1), (tokens, LIGHT))
+        parts = [(tokens, [weight] * len(tokens)) for tokens, weight in between] + asked
+        tokens = [token for part, _ in parts for token in part]
+        weights = [weight for _, part in parts for weight in part]
+        return (tokens, weights) if len(tokens) <= size else None
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+    def _question(self, form: str, key: str, value: str, close: str) -> Document:
+        text = form.format(k=key)
+        answer = f"{value}{close}" if text.endswith('"') else f" {value}{close}"
+        ask, reply = self._encode(text), self._encode(answer)
+        end = len(self._encode(close))
+        weights = [FIRST, *[ANSWER] * (len(reply) - 1 - end), *[0.3] * end]
+        return ask + reply, [LIGHT] * len(ask) + weights
+
+    def _keys(self, rng: random.Random) -> Callable[[int], list[str]]:
+        kind, held_out = rng.random(), self.held_out
+        if kind < 0.5:
+            return lambda count: draw_names(rng, count, held_out=held_out)
+        if kind < 0.65:
+            return lambda count: [fact.name for fact in recall.draw_facts(rng, min(count, 48), held_out=held_out)]
+        if kind < 0.8:
+            return lambda count: draw_words(rng, count, held_out=held_out)
+        if kind < 0.9:
+            return lambda count: draw_codes(rng, count, string.ascii_uppercase, 5, held_out=held_out)
+        return lambda count: [random_uuid(rng) for _ in range(count)]
+
+    def _values(self, rng: random.Random) -> Callable[[], str]:
+        kind = rng.random()
+        digits = 7 if kind < 0.5 else 5 if kind < 0.75 else rng.randint(1, 9)
+        if kind < 0.85:
+            return lambda: str(rng.randint(10 ** (digits - 1), 10**digits - 1))
+        if kind < 0.95:
+            return lambda: draw_words(rng, 1, held_out=self.held_out)[0]
+        return lambda: random_uuid(rng)
