@@ -34,7 +34,7 @@ class Scoring:
         return self.softcap is None and self.sink_logits is None
 
     def logits(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """[B, H, R, D] x [B, H, N, D] -> fp32 [B, H, R, N]."""
+        """[..., R, D] x [..., N, D] -> fp32 [..., R, N]."""
         logits = torch.matmul(query * self.scale, key.transpose(-1, -2)).float()
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
@@ -198,17 +198,21 @@ def attend_one(
     Returns output ``[B, Hq, 1, Dv]`` and, if asked for, the scores as in :func:`attend`.
     """
     batch, query_heads, _, width = query.shape
-    heads = key.shape[1]
-    packed = query.reshape(batch, heads, query_heads // heads, width)
+    heads, tokens = key.shape[1:3]
+    group = query_heads // heads
     if mask is not None:
         mask = mask[:, :, None, :]
     if scoring.is_plain and score_heads is None:
+        packed = query.reshape(batch, heads, group, width)
         out = F.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scoring.scale)
         return out.reshape(batch, query_heads, 1, -1), None
-    sink = scoring.sink_column(heads, 1, packed.float())
-    mass = probabilities(scoring.logits(packed, key), mask, sink)
-    out = torch.matmul(mass.to(value.dtype), value).reshape(batch, query_heads, 1, -1)
+    # One batch dimension: with so few numbers, the bookkeeping of a 4-D product costs as much as a kernel.
+    packed = query.reshape(batch * heads, group, width)
+    logits = scoring.logits(packed, key.flatten(0, 1)).view(batch, heads, group, tokens)
+    mass = probabilities(logits, mask, scoring.sink_column(heads, 1, logits))
+    out = torch.bmm(mass.to(value.dtype).reshape(batch * heads, group, tokens), value.flatten(0, 1))
+    out = out.view(batch, query_heads, 1, -1)
     if score_heads is None:
         return out, None
-    mass = mass.view(batch, score_heads, query_heads // score_heads, -1)
+    mass = mass.reshape(batch, score_heads, query_heads // score_heads, tokens)
     return out, mass[:, :, 0] if mass.shape[2] == 1 else mass.mean(dim=2)

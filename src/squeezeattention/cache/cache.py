@@ -249,10 +249,12 @@ class SqueezeCache(Cache):
 
     # ---------------------------------------------------- called by the model
 
-    def update(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by each attention layer with its new keys and values."""
         self._check_usable()
-        return super().update(*args, **kwargs)
+        return self.layers[layer_idx].update(key_states, value_states)
 
     def _expect(self, total_tokens: int) -> None:
         """``generate`` will not go beyond so many columns."""

@@ -81,9 +81,9 @@ class SqueezeLayer(CacheLayerMixin):
             self._insert(step, key_states, value_states, positions)
         else:
             self.store.append(key_states, value_states, positions)
+            step.cache._note_bytes(self)
         self.seen += step.length
         self._attended = False
-        step.cache._note_bytes(self)
         return self.store.view()
 
     def get_seq_length(self) -> int:
@@ -162,7 +162,8 @@ class SqueezeLayer(CacheLayerMixin):
             step.cache._note_bytes(self)
         store.used = columns
         store.insert(slot, keys, values, positions)
-        self._place_sinks()
+        if self.rerotation is not None:
+            self._place_sinks()
 
     def _place_sinks(self) -> None:
         """Turn the sinks' keys so that they sit right before the oldest token of the window."""

@@ -72,11 +72,13 @@ class LayerStore:
         """``[B or 1, H or 1, used]`` int64, -1 = hole."""
         if self.positions is None:
             raise RuntimeError("an empty store has no positions")
-        return self.positions[..., : self.used]
+        return self.positions if self.used == self.capacity else self.positions[..., : self.used]
 
     def used_scores(self) -> torch.Tensor | None:
         """``[B, H, used]`` fp32, or ``None``."""
-        return None if self.scores is None else self.scores[..., : self.used]
+        if self.scores is None or self.used == self.capacity:
+            return self.scores
+        return self.scores[..., : self.used]
 
     @property
     def bytes_per_token(self) -> int:
@@ -124,10 +126,11 @@ class LayerStore:
 
     def add_scores(self, scores: torch.Tensor) -> None:
         """Add ``[B, H, used]`` fp32 to the running sums (started at zero)."""
-        if self.scores is None:
+        held = self.used_scores()
+        if held is None:
             self.scores = scores
         else:
-            self.scores[..., : self.used] += scores
+            held.add_(scores)
 
     def keep(self, index: torch.Tensor, slots: torch.Tensor | None = None, columns: int | None = None) -> None:
         """Keep only the tokens ``index`` (``[B or 1, H or 1, m]`` columns, -1 = none), freeing the rest.
@@ -194,16 +197,18 @@ class LayerStore:
             if self.scores is not None:
                 self.scores[:, :, slot] = 0.0
             return
-        batch, heads = self.keys.shape[:2]
-        everywhere = slot.expand(batch, heads, 1)
-        self.keys.scatter_(2, everywhere[..., None].expand(-1, -1, -1, keys.shape[-1]), keys)
-        self.values.scatter_(2, everywhere[..., None].expand(-1, -1, -1, values.shape[-1]), values)
+        batch, heads, _, width = keys.shape
+        index = slot[..., None].expand(batch, heads, 1, width)
+        self.keys.scatter_(2, index, keys)
+        if values.shape[-1] != width:
+            index = slot[..., None].expand(batch, heads, 1, values.shape[-1])
+        self.values.scatter_(2, index, values)
         shape = (max(self.positions.shape[0], slot.shape[0]), max(self.positions.shape[1], slot.shape[1]))
         if self.positions.shape[:2] != shape:
             self.positions = self.positions.expand(*shape, -1).contiguous()
         self.positions.scatter_(-1, slot.expand(*shape, 1), positions.expand(*shape, 1))
         if self.scores is not None:
-            self.scores.scatter_(-1, everywhere, 0.0)
+            self.scores.scatter_(-1, slot.expand(batch, heads, 1), 0.0)
 
     # ------------------------------------------------------------------- rows
 

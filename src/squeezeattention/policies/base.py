@@ -55,5 +55,19 @@ class EvictionPolicy(ABC):
     def priority(self, tokens: Tokens, budget: int) -> torch.Tensor:
         """Rank of each token, higher = kept longer. Broadcasts to ``[B, H, N]``; any real dtype."""
 
+    def victim(self, tokens: Tokens, budget: int) -> torch.Tensor:
+        """Slot that makes room when all hold tokens: lowest priority, the oldest among equals.
+
+        Returns int64 ``[B or 1, H or 1, 1]``. Follows from :meth:`priority`; a policy may know a shorter way.
+        """
+        return oldest_of_lowest(self.priority(tokens, budget), tokens.positions)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def oldest_of_lowest(priority: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Slot of lowest priority, of lowest position among equals: int64 ``[..., 1]``."""
+    lowest = priority == priority.amin(dim=-1, keepdim=True)
+    age = torch.where(lowest, positions, torch.iinfo(torch.int64).max)
+    return age.argmin(dim=-1, keepdim=True)

@@ -32,9 +32,19 @@ class H2O(EvictionPolicy):
     def priority(self, tokens: Tokens, budget: int) -> torch.Tensor:
         if tokens.scores is None:
             raise ConfigError("H2O ranks by attention scores, but none were gathered")
-        window = math.ceil(self.recent * budget)
-        is_recent = tokens.positions > tokens.newest - window
-        return tokens.scores.masked_fill(is_recent, math.inf)
+        return tokens.scores.masked_fill(self._is_recent(tokens, budget), math.inf)
+
+    def victim(self, tokens: Tokens, budget: int) -> torch.Tensor:
+        if tokens.scores is None or type(self).priority is not H2O.priority:
+            return super().victim(tokens, budget)
+        # Score and age as one number, so that a single argmin finds the oldest of the lowest: floats that are
+        # not negative are ordered as their bits are, and positions are below 2**32.
+        rank = torch.add(tokens.positions, tokens.scores.view(torch.int32), alpha=2**32)
+        rank.masked_fill_(self._is_recent(tokens, budget), torch.iinfo(torch.int64).max)
+        return rank.argmin(dim=-1, keepdim=True)
+
+    def _is_recent(self, tokens: Tokens, budget: int) -> torch.Tensor:
+        return tokens.positions > tokens.newest - math.ceil(self.recent * budget)
 
     def __repr__(self) -> str:
         return f"H2O(recent={self.recent})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import EvictionPolicy, Tokens
+from .base import EvictionPolicy, Tokens, oldest_of_lowest
 
 
 def _ranked(policy: EvictionPolicy, tokens: Tokens, budget: int, window: int | None) -> torch.Tensor:
@@ -24,10 +24,9 @@ def victim(
 
     ``dense`` promises that every slot holds a token that can be seen. Returns int64 ``[B or 1, H or 1, 1]``.
     """
-    priority = policy.priority(tokens, budget) if dense else _ranked(policy, tokens, budget, window)
-    lowest = priority == priority.amin(dim=-1, keepdim=True)
-    age = torch.where(lowest, tokens.positions, torch.iinfo(torch.int64).max)
-    return age.argmin(dim=-1, keepdim=True)
+    if dense:
+        return policy.victim(tokens, budget)
+    return oldest_of_lowest(_ranked(policy, tokens, budget, window), tokens.positions)
 
 
 def survivors(policy: EvictionPolicy, tokens: Tokens, budget: int, window: int | None) -> torch.Tensor:
