@@ -61,8 +61,8 @@ test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
 bench: $(VENV)/.installed ## measure what the cache costs (benchmarks/overheads.py)
 	$(OFFLINE) $(BIN)/python benchmarks/overheads.py
 
-train-embedded: $(VENV)/.installed ## train the embedded model again (resumes; needs a C++ compiler)
-	PYTHONPATH=src $(BIN)/python training/train.py --compile
+train-embedded: $(VENV)/.installed ## train the embedded model again (resumes)
+	PYTHONPATH=src $(BIN)/python training/train.py
 
 clean: ## remove environments, caches and outputs (build/ stays: training keeps checkpoints there)
 	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval dist out squeeze-demo

@@ -13,16 +13,18 @@ from squeezeattention.tasks.names import draw_codes, draw_names, draw_words
 from squeezeattention.tasks.niah import random_uuid
 from squeezeattention.tasks.noise import FILLER
 
+_MAGIC = "One of the special magic numbers for {k} is: {v}.\n"
+_ASK_MAGIC = "The special magic number for {k} mentioned in the provided text is"
 #: (statement, question, what follows the answer); the question ends where the answer begins.
 _FORMS = (
-    ("One of the special magic numbers for {k} is: {v}.\n", "The special magic number for {k} mentioned in the provided text is", ".\n"),
-    ("One of the special magic numbers for {k} is: {v}.\n", "What is the special magic number for {k} mentioned in the provided text? The special magic number for {k} mentioned in the provided text is", ".\n"),
+    (_MAGIC, _ASK_MAGIC, ".\n"),
+    (_MAGIC, f"What is the special magic number for {{k}} mentioned in the provided text? {_ASK_MAGIC}", ".\n"),
     ("# remember {k} {v}\n", "# recall {k}", "\n"),
     ("{k}: {v}\n", "{k}:", "\n"),
     ("{k} = {v}\n", "print({k})  #", "\n"),
     ("The pass key of {k} is {v}. Remember it.\n", "What is the pass key of {k}? The pass key is", ".\n"),
     ('"{k}": "{v}",\n', 'Key: "{k}"\nCorresponding value: "', '"\n'),
-)  # fmt: skip
+)
 #: Loss weights: what cannot be foreseen, an answer's first token (it says *which* fact was found), its others.
 LIGHT, FIRST, ANSWER = 0.05, 5.0, 2.0
 
@@ -44,7 +46,7 @@ class Retrieval:
         self.noise = [tokenizer.encode(f"{' '.join(FILLER)}\n").ids]
 
     def pairs(self, rng: random.Random, size: int) -> Document:
-        """``falcon 425 river 471 falcon 425 ...``: a few words with a number each, then each of them again; new ones, ...
+        """``falcon 425 river 471 falcon 425 ...``: a few words with a number each, each of them again, new ones, ...
 
         The densest lesson in looking up what followed a word. Each word comes twice and no more: with more repetitions
         the answer is gathered from earlier answers, and nothing is learned for a question asked once.

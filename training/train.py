@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from documents import Documents
 from muon import Muon
 from retrieval import ANSWER, FIRST
 from tokenizer import END_OF_TEXT, PAD, train_tokenizer
-from tokenizers import Tokenizer
-from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 PASS = 0.85  # share of held-out answers that must be right before rows become longer

@@ -60,7 +60,11 @@ def test_small_budgets_equal_the_reference(family, policy, allocator):
     assert plan.budgets == plan_in_chunks.budgets
     kv_heads = cache.kept_positions(0).shape[1]
     moved = 0.0
-    for index, row in enumerate(rows):
+    # H2O's reference runs the whole text anew at each step, so it follows one row, another one for each allocator.
+    turn = ALLOCATORS.names().index(allocator) % len(rows)
+    followed = [turn] if policy == "h2o" else range(len(rows))
+    for index in followed:
+        row = rows[index]
         reference = NaiveReference(model, policy, windows, kv_heads)
         want = reference.run(row, plan.budgets, generated[index].tolist())
         assert (whole[index] - want).abs().max() <= TOLERANCE
