@@ -84,7 +84,11 @@ def test_corrupt_plan(squeeze: Any, tmp_path: Path) -> None:
 def test_plan_of_another_model(squeeze: Any, model_folder: Path, prompt_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     squeeze("plan", model_folder, "-f", prompt_file, "-o", path)
-    refused(squeeze("generate", "embedded", "-p", "x", "--allocator", path), "4 layers", f"the model has {load_embedded()[0].config.num_hidden_layers}")
+    refused(
+        squeeze("generate", "embedded", "-p", "x", "--allocator", path),
+        "4 layers",
+        f"the model has {load_embedded()[0].config.num_hidden_layers}",
+    )
     refused(squeeze("plan", model_folder, "-p", "x = 1", "--allocator", path), "measures nothing")
 
 
