@@ -14,10 +14,9 @@ import torch
 from tokenizers import Tokenizer
 
 from exercises import Exercises
-from retrieval import Retrieval
+from retrieval import Document, Retrieval
 from squeezeattention.tasks import corpus
-
-Document = tuple[list[int], list[float]]
+from tokenizer import END_OF_TEXT
 
 #: Share of each kind, by the length of the rows. Short rows are for learning to look things up at all.
 SHARES = {
@@ -34,7 +33,7 @@ class Documents:
 
     def __init__(self, tokenizer: Tokenizer, *, held_out: bool, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.end = tokenizer.token_to_id("<|endoftext|>")
+        self.end = tokenizer.token_to_id(END_OF_TEXT)
         self.lines = [
             [tokenizer.encode(line).ids for line in text.splitlines(keepends=True)]
             for _, text in corpus.modules(held_out=held_out)

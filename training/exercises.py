@@ -6,7 +6,7 @@ import random
 
 from tokenizers import Tokenizer
 
-from retrieval import ANSWER, LIGHT
+from retrieval import ANSWER, LIGHT, Document
 from squeezeattention.errors import ConfigError
 from squeezeattention.tasks import TASKS, resolve_task
 
@@ -24,7 +24,7 @@ class Exercises:
         self.tokenizer = tokenizer
         self.tasks = {name: resolve_task(name, held_out=held_out) for name in TASKS if name in _WEIGHTS}
 
-    def draw(self, rng: random.Random, size: int) -> tuple[list[int], list[float]] | None:
+    def draw(self, rng: random.Random, size: int) -> Document | None:
         names = list(self.tasks)
         for _ in range(8):
             name = rng.choices(names, [_WEIGHTS[name] for name in names])[0]
@@ -33,7 +33,7 @@ class Exercises:
                 return document
         return None
 
-    def one(self, name: str, seed: int, size: int) -> tuple[list[int], list[float]] | None:
+    def one(self, name: str, seed: int, size: int) -> Document | None:
         """A sample of one task, or ``None`` if it does not fit."""
         # Replies of the long decodes are as long as their contexts: leave room for them.
         for length in (size - 24, size * 3 // 4, size // 2, size * 2 // 5):

@@ -74,7 +74,7 @@ def answered(model: torch.nn.Module, documents: Documents, kind: str, length: in
         hits = (model(input_ids=ids[:, :-1], use_cache=False).logits.argmax(-1)[0] == ids[0, 1:]).tolist()
         run: list[bool] = []
         for hit, weight in zip([*hits, False], [*weights[1:], 0.0], strict=True):
-            if run and weight not in (ANSWER,):
+            if run and weight != ANSWER:
                 right, total, run = right + all(run), total + 1, []
             if weight in (FIRST, ANSWER):
                 run.append(hit)

@@ -162,8 +162,7 @@ class SqueezeLayer(CacheLayerMixin):
             step.cache._note_bytes(self)
         store.used = columns
         store.insert(slot, keys, values, positions)
-        if self.rerotation is not None:
-            self._place_sinks()
+        self._place_sinks()
 
     def _place_sinks(self) -> None:
         """Turn the sinks' keys so that they sit right before the oldest token of the window."""
