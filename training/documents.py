@@ -23,7 +23,7 @@ SHARES = {
     64: {"pairs": 0.4, "repeats": 0.15, "needles": 0.3, "code": 0.15},
     128: {"pairs": 0.25, "repeats": 0.1, "needles": 0.4, "exercises": 0.05, "code": 0.2},
     256: {"pairs": 0.15, "repeats": 0.05, "needles": 0.4, "exercises": 0.2, "code": 0.2},
-    512: {"pairs": 0.1, "repeats": 0.05, "needles": 0.35, "exercises": 0.3, "code": 0.2},
+    512: {"pairs": 0.05, "repeats": 0.05, "needles": 0.35, "exercises": 0.4, "code": 0.15},
 }
 _LEAST = 32  # tokens; what is left of a row below that is filled with code
 

@@ -142,7 +142,7 @@ def main() -> None:
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(state, args.tokens, args.lr)
         stage = state["stage"]
-        if stage and train.rng.random() < 0.3:
+        if stage and train.rng.random() < 0.4:
             stage = train.rng.randrange(stage)
         length = LENGTHS[stage]
         # Short rows are learned by the number of steps, long ones by the number of tokens.

@@ -126,6 +126,7 @@ class LayerStore:
 
     def add_scores(self, scores: torch.Tensor) -> None:
         """Add ``[B, H, used]`` fp32 to the running sums (started at zero)."""
+        scores = scores.detach()  # a forward with gradients on must not hold its graph here
         held = self.used_scores()
         if held is None:
             self.scores = scores
