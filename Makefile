@@ -3,7 +3,7 @@
 PYTHON    ?= python3
 # Options for every `pip install`, e.g. PIP_FLAGS="--find-links wheels"
 PIP_FLAGS ?=
-# Options for pytest in `test` and `test-compat`, e.g. PYTEST_FLAGS="-m 'not slow'"
+# Options for pytest, e.g. PYTEST_FLAGS="-k h2o"
 PYTEST_FLAGS ?=
 
 VENV      := .venv
@@ -24,7 +24,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format test-compat test-oldest test-newest test-lm-eval bench train-embedded clean
+.PHONY: help demo test test-matrix lint format test-compat test-oldest test-newest test-lm-eval bench train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ demo: $(VENV)/.installed ## install into .venv and run `squeeze demo`
 
 test: lint ## lint, types and the test-suite
 	$(TEST_ENV) $(BIN)/python $(PYTEST)
+
+test-matrix: $(VENV)/.installed-dev ## every family x policy x allocator that `test` leaves out
+	$(TEST_ENV) $(BIN)/python $(PYTEST) -m matrix tests/exact
 
 lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

@@ -15,10 +15,12 @@ from .dynamickv import DynamicKV
 from .fixed import Fixed
 from .inverted import Inverted
 from .lazy import Lazy
+from .measured import Measured, is_measured
 from .proportional import Proportional
 from .pyramid import Pyramid
 from .random import Random
 from .reach import Reach
+from .scaled import Scaled
 from .squeeze import Squeeze, check_outliers
 from .uniform import Uniform
 from .zigzag import ZigZag
@@ -32,14 +34,17 @@ __all__ = [
     "Fixed",
     "Inverted",
     "Lazy",
+    "Measured",
     "Proportional",
     "Pyramid",
     "Random",
     "Reach",
+    "Scaled",
     "Squeeze",
     "Uniform",
     "ZigZag",
     "name_or_plan",
+    "names_file",
     "resolve_allocator",
 ]
 
@@ -48,10 +53,19 @@ for _allocator in (Squeeze, Reach, Uniform, Pyramid, Random, Inverted, Cake, Zig
     ALLOCATORS.register(_allocator.name, _allocator)
 
 
-def name_or_plan(text: str) -> str | BudgetPlan:
-    """What a command line means by an allocator: a name, or the saved plan in a file (raises :class:`PlanError`)."""
-    is_file = text.endswith(".json") or (text not in ALLOCATORS and Path(text).is_file())
-    return BudgetPlan.load(text) if is_file else text
+def names_file(text: str) -> bool:
+    """Whether a command line means a file by an allocator."""
+    return text.endswith(".json") or (text not in ALLOCATORS and Path(text).is_file())
+
+
+def name_or_plan(text: str) -> str | BudgetPlan | Measured:
+    """What a command line means by an allocator: a name, or what was saved in a file: a plan or measured losses.
+
+    Raises :class:`PlanError` for a file that holds neither.
+    """
+    if not names_file(text):
+        return text
+    return Measured.load(text) if is_measured(text) else BudgetPlan.load(text)
 
 
 def resolve_allocator(

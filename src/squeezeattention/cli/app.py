@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import SqueezeError
-from . import demo, evaluate, generate, listing, plan
+from . import demo, evaluate, generate, listing, oracle, plan
 from .console import complain, notice
 
 
@@ -55,6 +55,7 @@ def _root(
 
 app.command("generate")(generate.generate)
 app.command("plan")(plan.plan)
+app.command("oracle")(oracle.oracle)
 app.command("demo")(demo.demo)
 app.add_typer(evaluate.app, name="eval", help="Evaluate caches on tasks; `eval report`, `eval rerun`.")
 app.command("tasks")(listing.tasks)

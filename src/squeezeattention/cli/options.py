@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..allocators import resolve_allocator
+from ..allocators import Allocator, resolve_allocator
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
 from ..signals import SIGNALS
@@ -26,7 +26,10 @@ BudgetText = Annotated[
 Policy = Annotated[str, typer.Option("--policy", help="Which tokens stay; see `squeeze policies`.")]
 AllocatorName = Annotated[
     str,
-    typer.Option("--allocator", help="Which layers get more; see `squeeze allocators`. Or a saved plan.json."),
+    typer.Option(
+        "--allocator",
+        help="Which layers get more; see `squeeze allocators`. Or what `squeeze plan` or `squeeze oracle` saved.",
+    ),
 ]
 SignalName = Annotated[
     str | None,
@@ -56,7 +59,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout in
 def check(
     budget: str,
     policy: str,
-    allocator: str | BudgetPlan,
+    allocator: str | BudgetPlan | Allocator,
     p: float | None,
     outliers: str | None,
     signal: str | None = None,

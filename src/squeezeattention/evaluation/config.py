@@ -10,9 +10,10 @@ from typing import Any
 from transformers import DynamicCache
 
 from .. import SqueezeCache
-from ..allocators import ALLOCATORS
-from ..errors import BudgetError
-from ..plan import Budget
+from ..allocators import ALLOCATORS, Allocator, Measured, Scaled, names_file
+from ..allocators.measured import is_measured
+from ..errors import BudgetError, ConfigError
+from ..plan import Budget, BudgetPlan
 from ..policies import resolve_policy
 from ..signals import resolve_signal
 from .spec import Spec
@@ -43,8 +44,7 @@ class Config:
         """Return the config if a cache can be made of it; else raise what making it would raise."""
         if self.policy is not None and self.allocator is not None:
             policy = resolve_policy(self.policy.name, **dict(self.policy.options))
-            options, signal = _split(self.allocator)
-            ALLOCATORS.create(self.allocator.name, **options)
+            _, signal = _make(self.allocator)
             if signal is not None:
                 resolve_signal(signal)
             budget = Budget.parse(self.budget)
@@ -58,11 +58,11 @@ class Config:
         """An empty cache for one prompt that ``new_tokens`` tokens will follow."""
         if self.policy is None or self.allocator is None or self.budget is None:
             return DynamicCache(config=model.config)
-        options, signal = _split(self.allocator)
+        allocator, signal = _make(self.allocator)
         given: dict[str, Any] = {} if signal is None else {"signal": signal}
         return SqueezeCache(
             model, self.budget, resolve_policy(self.policy.name, **dict(self.policy.options)),
-            ALLOCATORS.create(self.allocator.name, **options), new_tokens=new_tokens, **given,
+            allocator, new_tokens=new_tokens, **given,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, str | None]:
@@ -73,16 +73,31 @@ class Config:
 
 
 def takes(allocator: Spec, option: str) -> bool:
-    """Whether a registered allocator has an option of this name."""
+    """Whether an allocator has an option of this name."""
+    if names_file(allocator.name):
+        return is_measured(allocator.name) and option in _FILE_OPTIONS
     return option in inspect.signature(ALLOCATORS.factory(allocator.name)).parameters
 
 
-def _split(allocator: Spec) -> tuple[dict[str, Any], str | None]:
-    """Options of the allocator itself, and the signal that the cache is to measure for it."""
-    if takes(allocator, "signal"):
-        return dict(allocator.options), None
-    signal = allocator.get("signal")
-    return dict(allocator.without("signal").options), None if signal is None else str(signal)
+#: Of files with measured losses; a saved plan has none.
+_FILE_OPTIONS = ("by", "floor")
+
+
+def _make(spec: Spec) -> tuple[Allocator, str | None]:
+    """The allocator, and the signal that the cache is to measure for it.
+
+    A file is a plan, whose shares are scaled to each budget, or measured losses.
+    """
+    options = dict(spec.options)
+    if names_file(spec.name):
+        if wrong := sorted(name for name in options if not takes(spec, name)):
+            raise ConfigError(f"{spec.name} has no option {', '.join(wrong)}")
+        measured = is_measured(spec.name)
+        return Measured.load(spec.name, **options) if measured else Scaled(BudgetPlan.load(spec.name)), None
+    if takes(spec, "signal"):
+        return ALLOCATORS.create(spec.name, **options), None
+    signal = options.pop("signal", None)
+    return ALLOCATORS.create(spec.name, **options), None if signal is None else str(signal)
 
 
 def budget_text(value: object) -> str:

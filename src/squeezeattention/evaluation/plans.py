@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..allocators import ALLOCATORS, Uniform
+from ..allocators import ALLOCATORS, Uniform, names_file
 from ..errors import EvaluationError
 from ..plan import BudgetPlan
 from ..stability import Observation, Study, freeze, study
@@ -54,7 +54,9 @@ def plan_studies(folder: Path) -> list[PlanStudy]:
 
 
 def _looks_at_prompts(config: Config) -> bool:
-    return config.allocator is not None and getattr(ALLOCATORS.factory(config.allocator.name), "needs_signal", True)
+    if config.allocator is None or names_file(config.allocator.name):
+        return False
+    return getattr(ALLOCATORS.factory(config.allocator.name), "needs_signal", True)
 
 
 def _observations(rows: Sequence[Mapping[str, Any]], length: int, config: Config) -> Iterator[Observation]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from .. import SqueezeError
+from ..allocators import names_file
 from ..errors import EvaluationError
 from ..tasks.base import CountTokens, Sample, Task
 from .environment import describe_model, environment
@@ -15,6 +17,7 @@ from .exercises import score_answer, split_of
 from .folder import Results
 from .grid import SampleKey, Settings, Unit
 from .measure import digest, measure
+from .spec import Spec
 
 #: Told before each piece of work: how many are done, how many there are in all, and what comes next.
 Progress = Callable[[int, int, str], None]
@@ -76,9 +79,17 @@ def describe_run(model: Any, settings: Settings) -> dict[str, Any]:
             "split": {name: split_of(task) for name, task in tasks.items()},
             "metrics": {name: task.metric for name, task in tasks.items()},
             "items": [key.id for key in settings.samples_of_all()],
+            **_files(settings),
         },
         "environments": [environment()],
     }
+
+
+def _files(settings: Settings) -> dict[str, Any]:
+    """Digests of the files that allocators are read from, if there are any."""
+    paths = [name for name in (Spec.parse(text).name for text in settings.allocators) if names_file(name)]
+    digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths}
+    return {"files": digests} if digests else {}
 
 
 def token_counter(tokenizer: Any) -> CountTokens:

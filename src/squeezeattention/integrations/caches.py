@@ -9,7 +9,7 @@ from typing import Any
 from .. import SqueezeCache
 from ..allocators import name_or_plan, resolve_allocator
 from ..errors import ConfigError
-from ..plan import Budget
+from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
 from ..tasks.driving import read
 
@@ -44,7 +44,7 @@ class CacheMaker:
     @property
     def is_share(self) -> bool:
         """Whether a prompt's length decides how much is kept; a plan has its budgets already."""
-        return self.asked.kind == "share" and isinstance(self._rule, str)
+        return self.asked.kind == "share" and not isinstance(self._rule, BudgetPlan)
 
     def make(self, model: Any, *, whole: int, new_tokens: int) -> SqueezeCache:
         """An empty cache for texts of at most ``whole`` tokens, ``new_tokens`` of them after the prompt."""

@@ -3,6 +3,7 @@
 from .accuracy import Panel, Point, accuracy_figure
 from .canvas import save
 from .importance import importance_figure
+from .oracle import oracle_figure
 from .plans import plan_figure
 from .stability import stability_figure
 from .sweep import SweepPanel, SweepPoint, sweep_figure
@@ -14,6 +15,7 @@ __all__ = [
     "SweepPoint",
     "accuracy_figure",
     "importance_figure",
+    "oracle_figure",
     "plan_figure",
     "save",
     "stability_figure",

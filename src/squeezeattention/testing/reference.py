@@ -1,8 +1,13 @@
 """What the cache must compute, written so that it can be read in one go and trusted.
 
-No cache at all: every token is computed by one forward over the whole text so far, in float64, with eager attention
+No cache at all: every token is computed by a forward over the whole text so far, in float64, with eager attention
 and an explicit keep-mask for each layer, head and query. Rows are computed alone and without padding. Slow on
 purpose; it knows nothing of the cache's code.
+
+Step by step (:meth:`~NaiveReference.read`, :meth:`~NaiveReference.cut`, :meth:`~NaiveReference.step`) that is one
+forward a token. :meth:`~NaiveReference.run` tells a whole story at once. What a step evicts may hang on the attention
+of the steps before it, so the story is told again and again, each time with the attention of the last time, until
+nothing changes: a telling that is right up to a step is followed by one that is right up to the next at least.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 
 class NaiveReference:
@@ -33,15 +39,20 @@ class NaiveReference:
                 module.config._experts_implementation_internal = "eager"
         self.policy, self.windows, self.kv_heads = policy, list(windows), kv_heads
         self.n_layers = len(self.windows)
-        self.tokens: list[int] = []
-        # masks[layer][head, query, position]: 0 where the query may see the position, "minus infinity" elsewhere
-        self.masks = [torch.empty(kv_heads, 0, 0, dtype=torch.float64) for _ in self.windows]
-        # kept[layer][head] = set of positions held; mass[layer][head][position] = attention received
-        self.kept: list[list[set[int]]] = [[set() for _ in range(kv_heads)] for _ in self.windows]
-        self.mass: list[list[dict[int, float]]] = [[{} for _ in range(kv_heads)] for _ in self.windows]
-        self.budgets: list[int] = []
-        self._lazy = False
         self._hook()
+        self._restart()
+
+    def _restart(self) -> None:
+        kv_heads = self.kv_heads
+        self.tokens: list[int] = []
+        # seen[layer][head, query, position]: whether the query may see the position
+        self.seen = [torch.zeros(kv_heads, 0, 0, dtype=torch.bool) for _ in self.windows]
+        # kept[layer][head] = set of positions held; mass[layer][head, position] = attention received
+        self.kept: list[list[set[int]]] = [[set() for _ in range(kv_heads)] for _ in self.windows]
+        self.mass = [torch.empty(kv_heads, 0, dtype=torch.float64) for _ in self.windows]
+        self.budgets: list[int] = []
+        # While a story is told: [kv_heads, 1 + query, position] what each position has received before a query
+        self._foreseen: list[torch.Tensor] | None = None
 
     def _hook(self) -> None:
         self._weights: dict[int, torch.Tensor] = {}
@@ -53,19 +64,17 @@ class NaiveReference:
 
     def _give_mask(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         length = len(self.tokens)
-        mask = self.masks[module.layer_idx][:, :length, :length]
+        seen = self.seen[module.layer_idx][:, :length, :length]
+        hidden = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, torch.finfo(torch.float64).min)
         group = self.model.config.num_attention_heads // self.kv_heads
-        return args, {**kwargs, "attention_mask": mask.repeat_interleave(group, dim=0)[None]}
+        return args, {**kwargs, "attention_mask": hidden.repeat_interleave(group, dim=0)[None]}
 
-    def _show(self, layer: int, head: int, query: int, positions: set[int]) -> None:
-        """Let a query see these positions (inside its native window) and no others."""
-        if query >= self.masks[layer].shape[1]:
-            size, old = 2 * query + 64, self.masks[layer]
-            self.masks[layer] = torch.full(
-                (self.kv_heads, size, size), torch.finfo(torch.float64).min, dtype=torch.float64
-            )
-            self.masks[layer][:, : old.shape[1], : old.shape[2]] = old
-        self.masks[layer][head, query, sorted(self._in_window(layer, positions, query))] = 0.0
+    def _room(self, length: int) -> None:
+        """Make room for so many tokens in ``seen``."""
+        for layer, old in enumerate(self.seen):
+            if length > old.shape[1]:
+                grow = max(length, 2 * old.shape[1]) - old.shape[1]
+                self.seen[layer] = F.pad(old, (0, grow, 0, grow))
 
     def _take_weights(self, module: Any, args: Any, output: Any) -> None:
         weights = output[1]
@@ -73,18 +82,20 @@ class NaiveReference:
 
     def _forward(self, new: int) -> torch.Tensor:
         """Run over everything; count the attention of the last ``new`` queries; their logits [new, V]."""
-        # Only H2O needs to know each step's attention before the next; the others may run it all at the end.
-        if self.policy != "h2o" and self._lazy:
+        if self._foreseen is not None:
+            self.mass = [received[:, len(self.tokens)] for received in self._foreseen]
             return torch.empty(new, 0)
-        with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor([self.tokens]), use_cache=False).logits[0]
-        for layer in range(self.n_layers):
-            for head in range(self.kv_heads):
-                received = self._weights[layer][head, -new:].sum(0).tolist()
-                mass = self.mass[layer][head]
-                for position in self.kept[layer][head]:
-                    mass[position] = mass.get(position, 0.0) + received[position]
+        logits = self._logits()
+        for layer, mass in enumerate(self.mass):
+            received = self._weights[layer][:, -new:].sum(1)
+            received[:, : mass.shape[1]] += mass
+            self.mass[layer] = received
         return logits[-new:]
+
+    def _logits(self) -> torch.Tensor:
+        with torch.no_grad():
+            logits: torch.Tensor = self.model(input_ids=torch.tensor([self.tokens]), use_cache=False).logits[0]
+        return logits
 
     def _in_window(self, layer: int, positions: set[int], query: int) -> set[int]:
         window = self.windows[layer]
@@ -92,13 +103,17 @@ class NaiveReference:
 
     def read(self, tokens: Sequence[int]) -> torch.Tensor:
         """A prompt or a further turn: each token sees what is kept and the new tokens before it."""
-        first = len(self.tokens)
-        self.tokens += list(tokens)
-        for layer in range(self.n_layers):
+        first, self.tokens = len(self.tokens), self.tokens + list(tokens)
+        last = len(self.tokens)
+        self._room(last)
+        for layer, window in enumerate(self.windows):
             for head in range(self.kv_heads):
-                for query in range(first, len(self.tokens)):
-                    self._show(layer, head, query, self.kept[layer][head] | set(range(first, query + 1)))
-                self.kept[layer][head] |= set(range(first, len(self.tokens)))
+                seen = self.seen[layer][head, first:last]
+                seen[:, sorted(self.kept[layer][head])] = True
+                seen[:, first:last] = torch.ones(last - first, last - first, dtype=torch.bool).tril()
+                if window is not None:
+                    seen &= torch.arange(seen.shape[1]) > torch.arange(first, last)[:, None] - window
+                self.kept[layer][head] |= set(range(first, last))
         return self._forward(len(tokens))
 
     def cut(self, budgets: Sequence[int]) -> None:
@@ -114,21 +129,33 @@ class NaiveReference:
         """One generated token: it is taken in (evicting), then attends. Its logits [V]."""
         query = len(self.tokens)
         self.tokens.append(token)
+        self._room(len(self.tokens))
         for layer, budget in enumerate(self.budgets):
             for head in range(self.kv_heads):
                 self.kept[layer][head].add(query)
                 self.kept[layer][head] = self._choose(layer, head, budget, query)
-                self._show(layer, head, query, self.kept[layer][head])
+                self.seen[layer][head, query, list(self._in_window(layer, self.kept[layer][head], query))] = True
         return self._forward(1)[0]
 
     def run(self, prompt: Sequence[int], budgets: Sequence[int], generated: Sequence[int]) -> torch.Tensor:
         """A whole story: prompt, cut, then ``generated`` tokens one by one. Logits of every token [T, V]."""
-        self._lazy = True
-        logits = [self.read(prompt)]
-        self.cut(budgets)
-        logits += [self.step(token)[None] for token in generated]
-        self._lazy = False
-        return torch.cat(logits) if self.policy == "h2o" else self._forward(len(self.tokens))
+        length = len(prompt) + len(generated)
+        foreseen = [torch.zeros(self.kv_heads, length + 1, length, dtype=torch.float64) for _ in self.windows]
+        told: list[torch.Tensor] = []
+        logits = torch.empty(0)
+        while True:
+            self._restart()
+            self._room(length)
+            self._foreseen = foreseen
+            self.read(prompt)
+            self.cut(budgets)
+            for token in generated:
+                self.step(token)
+            if told and all(map(torch.equal, told, self.seen)):
+                return logits
+            told = self.seen
+            logits = self._logits()
+            foreseen = [F.pad(self._weights[layer].cumsum(1), (0, 0, 1, 0)) for layer in range(self.n_layers)]
 
     def _choose(self, layer: int, head: int, budget: int, newest: int) -> set[int]:
         """The tokens that stay of those held, ``newest`` being the youngest."""
@@ -146,7 +173,7 @@ class NaiveReference:
         else:
             recent = math.ceil(budget / 2)
             old = [p for p in held if p <= newest - recent]
-            mass = self.mass[layer][head]
+            mass = self.mass[layer][head].tolist()
             first = sorted(old, key=lambda p: (-mass[p], -p))[: budget - recent]
             held = {p for p in held if p > newest - recent}
         rest = sorted(held - set(first), reverse=True)[: budget - len(first)]

@@ -1,0 +1,61 @@
+"""How well signals, read while a prompt goes in, rank the layers as the measured losses do."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import SqueezeCache
+from ..policies.base import EvictionPolicy
+from ..signals import SIGNALS
+from ..stability import spearman
+from ..tasks.driving import read
+from .cases import Case
+
+
+@dataclass(frozen=True)
+class SignalRank:
+    """One signal: its mean importance per layer over all prompts, and rank correlations with measured losses."""
+
+    signal: str
+    importance: tuple[float, ...]
+    """High = the layer matters less, as everywhere."""
+    alone: float | None
+    """Spearman with the loss when a layer alone is cut, 1 = the same order."""
+    greedy: float | None
+    """Spearman with the order in which layers were cut greedily, 1 = the same."""
+
+
+def rank_signals(
+    model: Any,
+    cases: Sequence[Case],
+    policy: EvictionPolicy,
+    budget: Any,
+    losses: Sequence[float],
+    order: Sequence[int],
+    *,
+    signals: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[SignalRank]:
+    """Read the contexts once for each signal (all registered ones), best rank correlation first."""
+    names = list(SIGNALS) if signals is None else list(signals)
+    found = []
+    for done, name in enumerate(names):
+        rows = []
+        for case in cases:
+            cache = SqueezeCache(model, budget, policy, "squeeze", signal=name)
+            read(model, cache, case.context)
+            if cache.plan is not None and cache.plan.importance is not None:
+                rows.append(cache.plan.importance)
+            cache.detach()
+        found.append(_rank(name, [statistics.fmean(layer) for layer in zip(*rows, strict=True)], losses, order))
+        progress(done + 1, len(names))
+    return sorted(found, key=lambda one: -2.0 if one.alone is None else one.alone, reverse=True)
+
+
+def _rank(name: str, importance: Sequence[float], losses: Sequence[float], order: Sequence[int]) -> SignalRank:
+    matters = [-value for value in importance]
+    cut_at = [float(order.index(layer)) for layer in range(len(losses))]
+    return SignalRank(name, tuple(importance), spearman(matters, losses), spearman(matters, cut_at))
