@@ -3,8 +3,9 @@
 A random Llama (8 layers, width 512, 8 heads of 64, fp32) reads prompts of 4,096 tokens and goes on, with transformers'
 own DynamicCache and with a SqueezeCache of each policy at a 20 % budget; as one sequence and as a batch, since one
 sequence spends most of a step on the weights. Variants are interleaved, round by round, and compared by the median of
-their per-round ratios, so that a busy machine shifts both sides. Peak memory is the growth of the process's resident
-set, each variant in a process of its own, the median of three.
+their per-round ratios, so that a busy machine shifts both sides. Prompts are timed with one sequence; every decode
+round goes on from where the last one ended. Peak memory is the growth of the process's resident set, each variant in
+a process of its own, the median of three.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ def peaks(args: argparse.Namespace, repeats: int = 3) -> dict[str, float]:
     """MiB per variant: the median of a few processes (an allocator's luck is worth tens of MiB)."""
     found = {}
     for variant in VARIANTS:
+        tell(f"peak of {variant}")
         command = [sys.executable, __file__, "--peak-of", variant, "--prompt", str(args.prompt),
-                   "--layers", str(args.layers), "--kv-heads", str(args.kv_heads), "--threads", str(args.threads),
-                   "--budget", str(args.budget)]  # fmt: skip
+                   "--layers", str(args.layers), "--shapes", args.shape, "--budget", str(args.budget)]  # fmt: skip
         runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(repeats)]
         found[variant] = statistics.median(int(run.stdout.split()[-1]) / 1024 for run in runs)
     return found
@@ -108,20 +109,29 @@ class Timings:
 def time_variants(model: Any, args: argparse.Namespace, batch: int) -> dict[str, Timings]:
     """All variants, interleaved, and a full cache of 8 tokens: the floor of a decode step."""
     found = {name: Timings() for name in (*VARIANTS, "floor")}
-    for round_ in range(args.rounds + 1):
+    caches: dict[str, Any] = {}
+    for round_ in range(1 + (args.prefill_rounds if batch == 1 else 0)):
         ids = torch.randint(0, 4096, (batch, args.prompt))
         for name, own in found.items():
-            cache = make_cache(model, "full" if name == "floor" else name, args.budget)
-            read = prefill(model, cache, ids[:, :8] if name == "floor" else ids)
-            wrote = decode(model, cache, args.steps, batch)
+            tell(f"batch {batch}, prompt {round_} {name}")
+            caches[name] = make_cache(model, "full" if name == "floor" else name, args.budget)
+            seconds = prefill(model, caches[name], ids[:, :8] if name == "floor" else ids)
             if round_:  # the first round warms up
-                own.prefill.append(read)
-                own.decode.append(wrote)
-            if isinstance(cache, SqueezeCache):
-                own.memory = cache.memory()
-            print(f"\rbatch {batch}, round {round_}/{args.rounds} {name:<15}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+                own.prefill.append(seconds)
+    for round_ in range(1 + args.rounds):
+        for name, own in found.items():
+            tell(f"batch {batch}, decode {round_} {name}")
+            seconds = decode(model, caches[name], args.steps, batch)
+            if round_:
+                own.decode.append(seconds)
+    for name, cache in caches.items():
+        if isinstance(cache, SqueezeCache):
+            found[name].memory = cache.memory()
     return found
+
+
+def tell(what: str) -> None:
+    print(f"\r{what:<60}", end="", file=sys.stderr, flush=True)
 
 
 def summarize(name: str, own: Timings, full: Timings, args: argparse.Namespace, batch: int) -> dict[str, Any]:
@@ -129,11 +139,12 @@ def summarize(name: str, own: Timings, full: Timings, args: argparse.Namespace, 
     row: dict[str, Any] = {
         "variant": name,
         "batch": batch,
-        "prefill_s": statistics.median(own.prefill),
-        "prefill_ratio": statistics.median(a / b for a, b in zip(own.prefill, full.prefill, strict=True)),
         "decode_tokens_per_s": batch * args.steps / statistics.median(own.decode),
         "decode_speedup": statistics.median(b / a for a, b in zip(own.decode, full.decode, strict=True)),
     }
+    if own.prefill and name != "floor":
+        row["prefill_s"] = statistics.median(own.prefill)
+        row["prefill_ratio"] = statistics.median(a / b for a, b in zip(own.prefill, full.prefill, strict=True))
     if own.memory is not None:
         row["kv_bytes"] = own.memory.bytes
         row["kv_index_bytes"] = own.memory.index_bytes
@@ -144,51 +155,55 @@ def summarize(name: str, own: Timings, full: Timings, args: argparse.Namespace, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompt", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=48, help="decode steps a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=16, help="decode steps a round")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--prefill-rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 2])
+    cores = torch.get_num_threads()
+    parser.add_argument("--shapes", nargs="+", default=[f"8:{cores}", "8:1", f"2:{cores}"], metavar="KV_HEADS:THREADS")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--budget", type=float, default=0.2)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-peaks", action="store_true", help="leave out peak memory, the slow part")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    shapes, records = args.kv_heads, []
-    if args.peak_of:
-        (args.kv_heads,) = shapes
-        measure_peak(args)
-        return
-    for kv_heads in shapes:
-        args.kv_heads, rows = kv_heads, []
-        model = build(args)
+    records = []
+    for shape in dict.fromkeys(args.shapes):
+        args.shape = shape
+        args.kv_heads, args.threads = map(int, shape.split(":"))
+        torch.set_num_threads(args.threads)
+        if args.peak_of:
+            measure_peak(args)
+            return
+        model, rows = build(args), []
         for batch in args.batch:
             times = time_variants(model, args, batch)
             rows += [summarize(name, own, times["full"], args, batch) for name, own in times.items()]
-        peak = peaks(args)
+        again = any(record["kv_heads"] == args.kv_heads for record in records)
+        peak = {} if args.no_peaks or again else peaks(args)
         for row in rows:
             if row["batch"] == 1 and row["variant"] in peak:
                 row["peak_mib"] = peak[row["variant"]]
                 row["peak_ratio"] = peak[row["variant"]] / peak["full"]
-        show(args.kv_heads, rows)
-        records.append({"kv_heads": args.kv_heads, "rows": rows})
+        show(args, rows)
+        records.append({"kv_heads": args.kv_heads, "threads": args.threads, "rows": rows})
     setting = {
         "layers": args.layers, "hidden": 512, "intermediate": 1408, "heads": 8, "head_dim": 64, "dtype": "float32",
-        "prompt": args.prompt, "decode_steps": args.steps, "rounds": args.rounds, "budget": args.budget,
-        "allocator": "squeeze", "threads": args.threads, "torch": torch.__version__,
+        "prompt": args.prompt, "decode_steps": args.steps, "rounds": args.rounds,
+        "prefill_rounds": args.prefill_rounds, "budget": args.budget,
+        "allocator": "squeeze", "torch": torch.__version__,
         "transformers": transformers.__version__, "machine": platform.machine(),
     }  # fmt: skip
     if args.out:
         args.out.write_text(json.dumps({"setting": setting, "shapes": records}, indent=1) + "\n")
 
 
-def show(kv_heads: int, rows: list[dict[str, Any]]) -> None:
-    print(f"{kv_heads} KV heads")
+def show(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    print(f"{args.kv_heads} KV heads, {args.threads} threads")
     print(f"batch {'variant':<15} {'prefill':>9}  ratio {'decode':>12} speed-up {'peak':>9}  ratio")
     for row in rows:
-        is_floor = row["variant"] == "floor"
-        read = f"{'':>16}" if is_floor else f"{row['prefill_s']:>8.2f}s {row['prefill_ratio']:>6.3f}"
+        has = "prefill_s" in row
+        read = f"{row['prefill_s']:>8.2f}s {row['prefill_ratio']:>6.3f}" if has else f"{'':>16}"
         line = f"{row['batch']:>5} {row['variant']:<15} {read}"
         line += f" {row['decode_tokens_per_s']:>6.1f} tok/s {row['decode_speedup']:>7.2f}x"
         if "peak_mib" in row:

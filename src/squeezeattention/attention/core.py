@@ -35,7 +35,13 @@ class Scoring:
 
     def logits(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """[..., R, D] x [..., N, D] -> fp32 [..., R, N]."""
-        logits = torch.matmul(query * self.scale, key.transpose(-1, -2)).float()
+        return self._capped(torch.matmul(query * self.scale, key.transpose(-1, -2)).float())
+
+    def logits_of_few(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """The same for few rows, [BH, R, D] x [BH, N, D]: keys times queries streams the keys a third faster."""
+        return self._capped(torch.bmm(key, (query * self.scale).transpose(1, 2)).transpose(1, 2).float())
+
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
@@ -202,13 +208,15 @@ def attend_one(
     group = query_heads // heads
     if mask is not None:
         mask = mask[:, :, None, :]
-    if scoring.is_plain and score_heads is None:
+    # On the CPU two products beat the fused kernel, which has one query row to share out among its blocks.
+    products = query.device.type == "cpu" and query.dtype == torch.float32
+    if scoring.is_plain and score_heads is None and not products:
         packed = query.reshape(batch, heads, group, width)
         out = F.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scoring.scale)
         return out.reshape(batch, query_heads, 1, -1), None
     # One batch dimension: with so few numbers, the bookkeeping of a 4-D product costs as much as a kernel.
     packed = query.reshape(batch * heads, group, width)
-    logits = scoring.logits(packed, key.flatten(0, 1)).view(batch, heads, group, tokens)
+    logits = scoring.logits_of_few(packed, key.flatten(0, 1)).reshape(batch, heads, group, tokens)
     mass = probabilities(logits, mask, scoring.sink_column(heads, 1, logits))
     out = torch.bmm(mass.to(value.dtype).reshape(batch * heads, group, tokens), value.flatten(0, 1))
     out = out.view(batch, query_heads, 1, -1)
