@@ -33,6 +33,9 @@ from .memory import MemoryReport
 from .planning import Planner
 from .step import Step
 
+#: Ways to read a prompt.
+PREFILLS = ("exact", "bounded")
+
 
 class SqueezeCache(Cache):
     """KV cache whose layers hold different numbers of tokens, chosen per prompt (SqueezeAttention, ICLR 2025).
@@ -62,6 +65,10 @@ class SqueezeCache(Cache):
         sinks: leading tokens that StreamingLLM keeps (default 4).
         new_tokens: how many tokens will be generated, if known (``generate`` tells): no layer is given more
             than it can use.
+        prefill: "exact": every prompt token sees all before it, as in the paper. "bounded": the prompt goes in
+            pieces of ``chunk_size`` tokens; after each the layers are planned by what was measured so far and cut,
+            so that no more than the budget and one piece is ever held, however long the prompt.
+        chunk_size: tokens of a piece, with ``prefill="bounded"``.
 
     Raises:
         ConfigError, BudgetError, UnknownNameError: an argument cannot work.
@@ -84,6 +91,8 @@ class SqueezeCache(Cache):
         positions: str | None = None,
         sinks: int | None = None,
         new_tokens: int | None = None,
+        prefill: str = "exact",
+        chunk_size: int = 512,
     ) -> None:
         self._budget = Budget.parse(budget)
         self.policy = _resolve_policy(policy, positions=positions, sinks=sinks)
@@ -91,6 +100,8 @@ class SqueezeCache(Cache):
         # A copy: its sums are this cache's own.
         self.signal = copy.deepcopy(resolve_signal(self.allocator.signal if signal is None else signal))
         self._new_tokens = _check_new_tokens(new_tokens)
+        self.prefill = _check_prefill(prefill)
+        self.chunk_size = _check_chunk_size(chunk_size)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
                 f"a budget of {self._budget.value} tokens a layer is too small: {self.policy.name} needs at least "
@@ -124,6 +135,8 @@ class SqueezeCache(Cache):
     def _lease(self, model: nn.Module) -> None:
         """Attach to the model for as long as this cache lives."""
         self._attachment = attach(model)
+        if self.prefill == "bounded":
+            self._attachment.split_prompts()
         self._release = weakref.finalize(self, self._attachment.release)
         self._detached = False
 
@@ -142,6 +155,9 @@ class SqueezeCache(Cache):
         self._in_prefill = False  # ... and its end will be told
         self._failed: str | None = None
         self._expected: int | None = None
+        self._total: int | None = None  # tokens of the longest row when the prompt is over, if known
+        self._is_cut = False  # all layers have budgets that go by everything that was read
+        self._trimmed = 0  # leading layers that were cut while the prompt's last piece was still being read
         self._rows = 0
         self._held = [0] * len(self.layers)
         self._peak = 0
@@ -186,44 +202,98 @@ class SqueezeCache(Cache):
         """End the prompt that is being read, if any: plan it and cut every layer to its budget."""
         if not self._open or self._in_prefill or self._failed:
             return
-        expected, prompt_tokens = self._expected, max(self._next)
-        if self._new_tokens is not None:
-            expected = prompt_tokens + self._new_tokens
-        bytes_per_token = [layer.store.bytes_per_token for layer in self.layers]
+        if not self._is_cut:
+            self._cut(max(self._next))
+        self._open = self._first_turn = False
+        self._total = None
+
+    def _cut(self, prompt_tokens: int) -> None:
+        """Plan for a prompt of so many tokens by what was seen of it so far, and cut every layer to its budget."""
         try:
             importance = None
             if self._observes:
-                self.signal.see_budget(self._planner.base_tokens(prompt_tokens, bytes_per_token))
+                sizes = [layer.store.bytes_per_token for layer in self.layers]
+                self.signal.see_budget(self._planner.base_tokens(prompt_tokens, sizes))
                 importance = self.signal.values()
-            plan = self._planner.plan(
-                importance=importance,
-                prompt_tokens=prompt_tokens,
-                total_tokens=expected,
-                bytes_per_token=bytes_per_token,
-            )
+            plan = self._make_plan(importance, prompt_tokens)
         except SqueezeError:
             self._failed = "its prompt could not be planned"
             raise
-        newest = [after - 1 for after in self._next]
-        for layer, budget in zip(self.layers, plan.budgets, strict=True):
-            layer.compact(budget, newest, self._padded)
-            self._note_bytes(layer)
-        self._plan = plan
-        self._open = self._first_turn = False
+        for layer in self.layers[self._trimmed :]:
+            self._cut_layer(layer, plan, self._next, padded=self._padded)
+        self._plan, self._trimmed, self._is_cut = plan, 0, True
+
+    def _make_plan(self, importance: Sequence[float] | None, prompt_tokens: int) -> BudgetPlan:
+        expected = self._expected if self._new_tokens is None else prompt_tokens + self._new_tokens
+        return self._planner.plan(
+            importance=importance, prompt_tokens=prompt_tokens, total_tokens=expected,
+            bytes_per_token=[layer.store.bytes_per_token for layer in self.layers],
+        )  # fmt: skip
+
+    def _cut_layer(self, layer: SqueezeLayer, plan: BudgetPlan, after: Sequence[int], *, padded: bool) -> None:
+        layer.compact(plan.budgets[layer.index], [row - 1 for row in after], padded)
+        self._note_bytes(layer)
+
+    def _trim_before(self, index: int, step: Step) -> None:
+        """Cut the layers before ``index``, which are done with the prompt's last piece, where budgets are known.
+
+        They are when no signal decides and no layer's size is awaited: then the whole prompt is never held in all
+        layers at once. What is left is what a cut at the prompt's end leaves.
+        """
+        if step.final is None:
+            step.final = self._final_plan(step)
+        if step.final:
+            plan, after = step.final
+            for layer in self.layers[self._trimmed : index]:
+                self._cut_layer(layer, plan, after, padded=self._padded or step.real is not None)
+            self._trimmed = max(self._trimmed, index)
+
+    def _final_plan(self, step: Step) -> tuple[BudgetPlan, list[int]] | tuple[()]:
+        """The plan, and the rows' lengths after this step, if it is known that the prompt ends with it."""
+        known = self._is_fixed or (not self.allocator.needs_signal and self._planner.budget.kind != "bytes")
+        if not known or self._total is None or step.decoding:
+            return ()
+        after = self._after(step)
+        if max(after) != self._total:
+            return ()
+        try:
+            return self._make_plan(None, self._total), after
+        except SqueezeError:  # said at the prompt's end, where nothing is half done
+            return ()
 
     @contextlib.contextmanager
-    def prefilling(self) -> Iterator[SqueezeCache]:
+    def prefilling(self, total_tokens: int | None = None) -> Iterator[SqueezeCache]:
         """Forwards inside are chunks of one prompt, whatever their length; it ends with the block.
 
-        What the cache held before is an earlier turn.
+        What the cache held before is an earlier turn. ``total_tokens``: real tokens of the longest row at the end,
+        earlier turns included, if known. With ``prefill="bounded"`` a share of the prompt is of that from the first
+        chunk on; without it, of what was read so far.
         """
         self.compact()
-        self._in_prefill = True
+        self._in_prefill, self._total = True, total_tokens
         try:
             yield self
         finally:
             self._in_prefill = False
         self.compact()
+
+    @contextlib.contextmanager
+    def _reading_pieces(self, mask: Any, length: int) -> Iterator[None]:
+        """Forwards inside are pieces of one that has ``length`` tokens a row and this mask."""
+        self._check_usable()
+        before = self._in_prefill, self._total
+        given = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        if given is not None and not self._in_prefill and given.shape[1] == self.get_seq_length() + length:
+            self._check_rows(given)
+        self._in_prefill = True
+        if self._total is None:
+            new = [length] * len(self._next) if given is None else given[:, -length:].bool().sum(1).tolist()
+            rows = self._next * len(new) if len(self._next) == 1 else self._next
+            self._total = max(row + count for row, count in zip(rows, new, strict=True))
+        try:
+            yield
+        finally:
+            self._in_prefill, self._total = before
 
     def reset(self) -> None:
         """Forget everything; the next prompt gets what a fresh cache gives."""
@@ -367,13 +437,22 @@ class SqueezeCache(Cache):
             self._clear()
             self._failed = "a forward pass with it failed half way"
             return
-        if step.real is None:
-            self._next = [after + step.length for after in self._next]
-        else:
+        if not step.decoding:
+            self._trim_before(len(self.layers), step)
+            self._is_cut = False
+        self._next = self._after(step)
+        if step.real is not None:
             self._padded = True
-            counts = step.real.sum(1).tolist()
-            before = self._next * len(counts) if len(self._next) == 1 else self._next
-            self._next = [after + count for after, count in zip(before, counts, strict=True)]
+        if self.prefill == "bounded" and not step.decoding:
+            self._cut(self._total if self._total is not None else max(self._next))
+
+    def _after(self, step: Step) -> list[int]:
+        """The position of each row's next token when ``step`` is over."""
+        if step.real is None:
+            return [after + step.length for after in self._next]
+        counts = step.real.sum(1).tolist()
+        before = self._next * len(counts) if len(self._next) == 1 else self._next
+        return [after + count for after, count in zip(before, counts, strict=True)]
 
     def _note_bytes(self, layer: SqueezeLayer) -> None:
         """Keep the peak up to date after a layer's storage changed."""
@@ -442,6 +521,18 @@ def _resolve_policy(policy: str | EvictionPolicy, *, positions: str | None, sink
         else:
             raise ConfigError(f"{', '.join(options)} is an option of policy 'streaming_llm', not of {policy!r}")
     return resolve_policy(policy, **options)
+
+
+def _check_prefill(prefill: str) -> str:
+    if prefill not in PREFILLS:
+        raise ConfigError(f"prefill must be one of {', '.join(PREFILLS)}, got {prefill!r}")
+    return prefill
+
+
+def _check_chunk_size(size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(f"chunk_size must be a whole number of at least 1 token, got {size!r}")
+    return size
 
 
 def _check_new_tokens(count: int | None) -> int | None:

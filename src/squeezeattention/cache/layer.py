@@ -80,6 +80,7 @@ class SqueezeLayer(CacheLayerMixin):
         if step.decoding:
             self._insert(step, key_states, value_states, positions)
         else:
+            step.cache._trim_before(self.index, step)
             self.store.append(key_states, value_states, positions)
             step.cache._note_bytes(self)
         self.seen += step.length

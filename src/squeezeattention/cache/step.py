@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from ..plan import BudgetPlan
     from .cache import SqueezeCache
 
 
@@ -26,6 +27,9 @@ class Step:
     """One new token a row, and the prompt is over."""
     observe: bool
     """Prompt tokens whose signal is wanted."""
+    final: tuple[BudgetPlan, list[int]] | tuple[()] | None = None
+    """The budgets of the prompt that ends with this pass and each row's length then; empty: not known. ``None``: not
+    asked yet."""
     handles: list[Any] = field(default_factory=list)
     """Hooks of this pass, removed at its end."""
     _positions: dict[torch.device, torch.Tensor] = field(default_factory=dict)

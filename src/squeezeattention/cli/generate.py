@@ -35,6 +35,7 @@ def generate(
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
     temperature: Annotated[float, typer.Option("--temperature", help="Of the draws; with --sample.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -61,7 +62,10 @@ def generate(
 
     model, tokenizer = load_model(model_name, dtype, device)
     tokens = tokenize(model, tokenizer, given, max_new_tokens)
-    cache = SqueezeCache(model, budget, policy, spec, p, signal=signal, outliers=outliers, positions=positions)
+    pieces = {} if chunk_size is None or prefill == "exact" else {"chunk_size": chunk_size}
+    cache = SqueezeCache(
+        model, budget, policy, spec, p, signal=signal, outliers=outliers, positions=positions, prefill=prefill, **pieces
+    )
     torch.manual_seed(seed)
     watch = _Watch(tokenizer if stream else None)
     ids = torch.tensor([tokens], device=model.device)

@@ -49,6 +49,13 @@ Positions = Annotated[
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+Prefill = Annotated[
+    str,
+    typer.Option(
+        "--prefill", metavar="exact|bounded",
+        help="exact: each token sees all before it. bounded: in pieces that are cut at once, for prompts too long.",
+    ),
+]  # fmt: skip
 ChunkSize = Annotated[
     int | None,
     typer.Option("--chunk-size", min=1, metavar="TOKENS", help="Read the prompt in pieces of so many tokens."),

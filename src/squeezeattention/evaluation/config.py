@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from .. import SqueezeCache
 from ..allocators import ALLOCATORS, Allocator, Measured, Scaled, names_file
 from ..allocators.measured import is_measured
+from ..cache.cache import PREFILLS
 from ..errors import BudgetError, ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import resolve_policy
@@ -27,7 +28,7 @@ class Config:
 
     policy: Spec | None = None
     allocator: Spec | None = None
-    """With ``p`` and, if it is not the allocator's own, ``signal`` among its options."""
+    """With ``p`` and, where they are not the defaults, ``signal``, ``prefill`` and ``chunk_size`` among its options."""
     budget: str | None = None
     """As :func:`budget_text` writes it."""
 
@@ -44,9 +45,11 @@ class Config:
         """Return the config if a cache can be made of it; else raise what making it would raise."""
         if self.policy is not None and self.allocator is not None:
             policy = resolve_policy(self.policy.name, **dict(self.policy.options))
-            _, signal = _make(self.allocator)
-            if signal is not None:
-                resolve_signal(signal)
+            _, given = _make(self.allocator)
+            if "signal" in given:
+                resolve_signal(given["signal"])
+            if given.get("prefill", "exact") not in PREFILLS:
+                raise ConfigError(f"prefill must be one of {', '.join(PREFILLS)}, got {given['prefill']!r}")
             budget = Budget.parse(self.budget)
             if budget.kind == "tokens" and budget.value < policy.minimum:
                 raise BudgetError(
@@ -58,8 +61,7 @@ class Config:
         """An empty cache for one prompt that ``new_tokens`` tokens will follow."""
         if self.policy is None or self.allocator is None or self.budget is None:
             return DynamicCache(config=model.config)
-        allocator, signal = _make(self.allocator)
-        given: dict[str, Any] = {} if signal is None else {"signal": signal}
+        allocator, given = _make(self.allocator)
         return SqueezeCache(
             model, self.budget, resolve_policy(self.policy.name, **dict(self.policy.options)),
             allocator, new_tokens=new_tokens, **given,
@@ -83,21 +85,22 @@ def takes(allocator: Spec, option: str) -> bool:
 _FILE_OPTIONS = ("by", "floor")
 
 
-def _make(spec: Spec) -> tuple[Allocator, str | None]:
-    """The allocator, and the signal that the cache is to measure for it.
+#: Options of the cache that are written beside the allocator's own: ``squeeze:prefill=bounded``.
+_CACHE_OPTIONS = ("signal", "prefill", "chunk_size")
+
+
+def _make(spec: Spec) -> tuple[Allocator, dict[str, Any]]:
+    """The allocator, and the options of the cache that are given with it.
 
     A file is a plan, whose shares are scaled to each budget, or measured losses.
     """
-    options = dict(spec.options)
-    if names_file(spec.name):
-        if wrong := sorted(name for name in options if not takes(spec, name)):
-            raise ConfigError(f"{spec.name} has no option {', '.join(wrong)}")
-        measured = is_measured(spec.name)
-        return Measured.load(spec.name, **options) if measured else Scaled(BudgetPlan.load(spec.name)), None
-    if takes(spec, "signal"):
-        return ALLOCATORS.create(spec.name, **options), None
-    signal = options.pop("signal", None)
-    return ALLOCATORS.create(spec.name, **options), None if signal is None else str(signal)
+    options: dict[str, Any] = dict(spec.options)
+    given = {name: options.pop(name) for name in _CACHE_OPTIONS if name in options and not takes(spec, name)}
+    if not names_file(spec.name):
+        return ALLOCATORS.create(spec.name, **options), given
+    if wrong := sorted(name for name in options if not takes(spec, name)):
+        raise ConfigError(f"{spec.name} has no option {', '.join(wrong)}")
+    return Measured.load(spec.name, **options) if is_measured(spec.name) else Scaled(BudgetPlan.load(spec.name)), given
 
 
 def budget_text(value: object) -> str:

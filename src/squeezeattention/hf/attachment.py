@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..cache.step import ACTIVE, Step
@@ -28,6 +29,7 @@ from .layout import Layout, inspect_model
 from .observe import observe_hidden
 from .residual import ResidualSpot, find_spots
 from .shadow import scrub, shadow
+from .split import by_name, cache_of, is_split, split_prompts
 from .switch import Switch, switch_implementation
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 _LOCK = threading.RLock()
 _ATTACHMENTS: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()  # by decoder
 _SPOTS: weakref.WeakKeyDictionary[nn.Module, tuple[ResidualSpot, ...]] = weakref.WeakKeyDictionary()  # by decoder
-_CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
 
 
 def attach(model: nn.Module) -> Attachment:
@@ -66,6 +67,7 @@ class Attachment:
         self._switches: list[Switch] = []
         self._shadowed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._undo: list[Callable[[], None]] = []
+        self._splits = False
         #: Makes the cache of a ``generate`` call that was given none; set by ``squeeze()``.
         self.make_cache: Callable[[], SqueezeCache] | None = None
 
@@ -89,6 +91,14 @@ class Attachment:
                     ACTIVE.step = step
             return _SPOTS[decoder]
 
+    def split_prompts(self) -> None:
+        """Let caches with a bounded prefill have long forwards in pieces; stays until the last user goes."""
+        with _LOCK:
+            decoder = self.layout.decoder
+            if not self._splits:
+                self._splits = True
+                self._undo.append(split_prompts(decoder))
+
     def check(self) -> None:
         """Before a step: if the user has set another attention implementation meanwhile, wrap that one."""
         for switch in self._switches:
@@ -104,6 +114,7 @@ class Attachment:
                 close_step(step, failed=True)
             while self._undo:
                 self._undo.pop()()
+            self._splits = False
             for switch in self._switches:
                 switch.release()
             self._switches.clear()
@@ -135,16 +146,14 @@ class Attachment:
 
 def _begin_step(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Before the decoder runs: if its cache is ours, open a step."""
-    from ..cache.cache import SqueezeCache
-
     if ACTIVE.step is not None:  # an interrupted forward (Ctrl-C) that never reached its end
         close_step(ACTIVE.step, failed=True)
-    if args:
-        names = list(inspect.signature(decoder.forward).parameters)
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-    cache = next((kwargs[name] for name in _CACHE_NAMES if isinstance(kwargs.get(name), SqueezeCache)), None)
+    kwargs = by_name(decoder, args, kwargs)
+    cache = cache_of(kwargs)
     if cache is None:
         return
+    if is_split(cache, kwargs):
+        return  # each of its pieces has a step
     attachment = cache._attachment
     attachment.check()
     spots = attachment.spots if cache.observes_hidden else ()
@@ -202,8 +211,16 @@ def _prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(cache, SqueezeCache):
         return original(model, *args, **kwargs)
     cache._check_new_prompt(arguments["input_ids"], arguments["model_kwargs"], arguments["generation_config"])
-    with cache.prefilling():
+    with cache.prefilling(_real_tokens(arguments)):
         return original(model, *args, **kwargs)
+
+
+def _real_tokens(arguments: dict[str, Any]) -> int | None:
+    """Tokens of the longest row when a ``generate`` call has read its prompt, earlier turns included, if it says."""
+    mask = arguments["model_kwargs"].get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        return int(mask.sum(1).max())
+    return None
 
 
 def _class_method(model: nn.Module, name: str) -> Callable[..., Any]:

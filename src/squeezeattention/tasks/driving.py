@@ -21,7 +21,7 @@ def read(model: Any, cache: Any, tokens: Sequence[int], *, chunk: int | None = N
     ids = torch.tensor([list(tokens)], device=model.device)
     if not isinstance(cache, SqueezeCache):
         return _read_chunks(model, cache, ids, chunk)
-    with cache.prefilling():
+    with cache.prefilling(cache.get_seq_length() + ids.shape[1]):
         return _read_chunks(model, cache, ids, chunk)
 
 
