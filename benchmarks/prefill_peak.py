@@ -1,8 +1,8 @@
 """Peak of keys and values while a long prompt is read, and the time it takes: full cache, exact and bounded prefill.
 
-A random Llama (8 layers, width 512, fp32) reads one prompt of 16,384 tokens, each variant in a process of its own. Bytes
-of keys and values are those of the storages at their highest; the resident set is the growth of the process over the
-model. ``python benchmarks/prefill_peak.py --out benchmarks/prefill_peak.json``
+A random Llama (8 layers, width 512, fp32) reads one prompt of 16,384 tokens, each variant in a process of its own.
+Bytes of keys and values are those of the storages at their highest; the resident set is the growth of the process over
+the model. ``python benchmarks/prefill_peak.py --out benchmarks/prefill_peak.json``
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def main() -> None:
         row["time_ratio"] = row["seconds"] / full["seconds"]
         print(
             f"{name:<24} {row['seconds']:>6.1f} s {row['time_ratio']:>5.2f}x   keys and values at peak "
-            f"{row['kv_peak_bytes'] / 2**20:>6.1f} MiB {row['kv_peak_share']:>6.1%}   resident {row['resident_mib']:>5.0f} MiB",
+            f"{row['kv_peak_bytes'] / 2**20:>6.1f} MiB {row['kv_peak_share']:>6.1%}   "
+            f"resident {row['resident_mib']:>5.0f} MiB",
             flush=True,
         )
     setting = {
