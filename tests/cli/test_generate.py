@@ -108,3 +108,17 @@ def test_more_tokens_than_positions_is_remarked(squeeze: Any, tmp_path: Path, mo
     result = squeeze("generate", model_folder, "-f", tmp_path / "long", "-n", 2)
     assert result.exit_code == 0, result.stderr
     assert "more than the 512 positions" in result.stderr
+
+
+def test_a_bounded_prefill_never_holds_the_prompt(squeeze: Any, prompt_file: Path) -> None:
+    options = ("generate", "embedded", "-f", prompt_file, "-b", "32", "-n", 2, "--json", "--prefill", "bounded")
+    result = squeeze(*options, "--chunk-size", 16)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    share = data["memory"]["peak_bytes"] / data["memory"]["full_bytes"]
+    assert data["prompt_tokens"] > 100
+    assert share <= (32 + 16) / data["prompt_tokens"]
+    assert sum(data["plan"]["budgets"]) == 32 * len(data["plan"]["budgets"])
+    result = squeeze(*options[:-1], "fast")
+    assert result.exit_code == 2
+    assert "prefill must be one of exact, bounded" in result.stderr

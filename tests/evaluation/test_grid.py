@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from squeezeattention import SqueezeError
+from squeezeattention import SqueezeError, load_embedded
 from squeezeattention.errors import BudgetError, ConfigError, UnknownNameError
 from squeezeattention.evaluation import FULL, Settings, Spec
-from squeezeattention.evaluation.config import budget_text
+from squeezeattention.evaluation.config import Config, budget_text
 
 
 def test_the_full_cache_comes_once_and_first_for_each_sample(settings: Settings) -> None:
@@ -61,6 +61,7 @@ def test_settings_survive_json(settings: Settings) -> None:
         ({"allocators": ("squeeze:signal=noise",)}, UnknownNameError, "cosine"),
         ({"allocators": ("squeeze:p=0.3",), "ps": (0.4,)}, ConfigError, "twice"),
         ({"allocators": ("squeeze:",)}, ConfigError, "squeeze:"),
+        ({"allocators": ("squeeze:prefill=fast",)}, ConfigError, "prefill must be"),
         ({"budgets": ("0",)}, BudgetError, "'0'"),
         ({"budgets": ("0.2", "20%")}, ConfigError, "more than once"),
         ({"budgets": ("3",)}, BudgetError, "streaming_llm"),
@@ -95,3 +96,12 @@ def test_budget_texts() -> None:
     assert [budget_text(value) for value in (0.2, "20%", 1.0, "1", 64, "2KiB", 0.00001)] == [
         "0.2", "0.2", "1.0", "1", "64", "2048B", "0.00001",
     ]  # fmt: skip
+
+
+def test_options_of_the_cache_go_with_the_allocator() -> None:
+    model, _ = load_embedded()
+    config = Config(Spec.parse("h2o"), Spec.parse("reach:prefill=bounded,chunk_size=64,power=2"), "0.2").check()
+    cache = config.make_cache(model, 8)
+    assert (cache.prefill, cache.chunk_size, cache.allocator.power) == ("bounded", 64, 2)
+    cache = Config(Spec.parse("h2o"), Spec.parse("squeeze:signal=locality"), "0.2").make_cache(model, 8)
+    assert (cache.prefill, cache.signal.name) == ("exact", "locality")

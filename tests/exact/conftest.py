@@ -1,4 +1,4 @@
-"""Which cases of the matrix run by default."""
+"""Which cases of the matrices run by default."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.testing import FAMILIES
 
 POLICIES = ("sliding_window", "streaming_llm", "h2o")
-SHARE = 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark three cases of four ``matrix``: ``make test`` leaves those to ``make test-matrix``.
+    """Mark most cases of the large matrices ``matrix``: ``make test`` leaves those to ``make test-matrix``.
 
-    What stays is the default allocator everywhere, and each other one with each policy and with each family.
+    What stays of small budgets is the default allocator everywhere, and each other one with each policy and with
+    each family; of pieces, one policy for each family.
     """
-    families, allocators = list(FAMILIES), ALLOCATORS.names()
     for item in items:
-        if getattr(item, "originalname", "") != "test_small_budgets_equal_the_reference":
+        name = getattr(item, "originalname", "")
+        case = item.callspec.params if hasattr(item, "callspec") else {}
+        if name == "test_small_budgets_equal_the_reference":
+            allocator = case["allocator"]
+            left_out = (_turn(case) + ALLOCATORS.names().index(allocator)) % 4 and allocator != "squeeze"
+        elif name == "test_every_piece_equals_the_reference":
+            left_out = _turn(case) % 3
+        else:
             continue
-        case = item.callspec.params  # type: ignore[attr-defined]
-        turn = (
-            families.index(case["family"]) + POLICIES.index(case["policy"]) + allocators.index(case["allocator"])
-        ) % SHARE
-        if turn and case["allocator"] != "squeeze":
+        if left_out:
             item.add_marker(pytest.mark.matrix)
+
+
+def _turn(case: dict[str, str]) -> int:
+    return list(FAMILIES).index(case["family"]) + POLICIES.index(case["policy"])

@@ -43,10 +43,10 @@ def in_pieces(model, cache, rows, generated):
 
 
 @pytest.mark.parametrize("policy", ["sliding_window", "streaming_llm", "h2o"])
-@pytest.mark.parametrize("name", list(FAMILIES))
-def test_every_piece_equals_the_reference(name, policy):
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_piece_equals_the_reference(family, policy):
     """Each row alone: its part of a piece is read, then cut to the budgets that all rows have."""
-    model = tiny_model(name, **({"attn_implementation": "eager"} if name == "gemma2" else {}))
+    model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
     windows = inspect_model(model).windows
     rows, generated = story()
     cache = SqueezeCache(model, budget=BUDGET, policy=policy, prefill="bounded", chunk_size=PIECE)
