@@ -17,6 +17,8 @@ from .visibility import Visibility
 _BLOCK_ELEMENTS = 4 * 2**20
 #: ... but not fewer query rows than this, or the matrix products become slow.
 _BLOCK_ROWS = 16
+#: The same for blocks of one head on the CPU: 2 MiB stay in its cache from the product to the sum.
+_HEAD_ELEMENTS, _HEAD_ROWS = 2**19, 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Scoring:
 
     def logits(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """[..., R, D] x [..., N, D] -> fp32 [..., R, N]."""
-        return self._capped(torch.matmul(query * self.scale, key.transpose(-1, -2)).float())
+        return self._capped(product(query * self.scale, key.transpose(-1, -2)).float())
 
     def logits_of_few(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """The same for few rows, [BH, R, D] x [BH, N, D]: keys times queries streams the keys a third faster."""
@@ -52,6 +54,17 @@ class Scoring:
             return None
         column = self.sink_logits.to(like).reshape(1, heads, -1, 1).expand(-1, -1, -1, rows)
         return column.reshape(1, heads, -1, 1)
+
+    def of_heads(self, first: int, stop: int) -> Scoring:
+        """The same for some of the query heads."""
+        return self if self.sink_logits is None else replace(self, sink_logits=self.sink_logits[first:stop])
+
+
+def product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Matrix product over the last two dimensions. A single one is not a batch: that kernel takes all threads."""
+    if one.shape[:-2] == other.shape[:-2] == (1, 1):
+        return torch.mm(one[0, 0], other[0, 0])[None, None]
+    return torch.matmul(one, other)
 
 
 def probabilities(logits: torch.Tensor, mask: torch.Tensor | None, sink: torch.Tensor | None) -> torch.Tensor:
@@ -92,7 +105,36 @@ def attend(
             enable_gqa=query.shape[1] != key.shape[1],
         )  # fmt: skip
         return out, None
+    if score_heads is not None and query.device.type == "cpu":
+        return _attend_heads(query, key, value, visibility, scoring, score_heads)
     return _attend_blocks(query, key, value, visibility, scoring, score_heads)
+
+
+def _attend_heads(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring,
+    score_heads: int,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Scores are gathered head by head: the blocks of one head stay in a processor's cache, those of all do not.
+
+    Models hand over heads side by side in each token's row; taken apart once, they are read in one go.
+    """
+    batch, query_heads, length, _ = query.shape
+    heads, tokens = key.shape[1:3]
+    group, shared = query_heads // heads, heads // score_heads
+    out = query.new_empty(batch, query_heads, length, value.shape[-1])
+    scores = query.new_zeros(batch, score_heads, tokens, dtype=torch.float32)
+    for row in range(batch):
+        for head in range(heads):
+            one, kv, own = slice(row, row + 1), slice(head, head + 1), slice(head * group, (head + 1) * group)
+            part, mass = _attend_blocks(
+                query[one, own].contiguous(), key[one, kv].contiguous(), value[one, kv].contiguous(),
+                visibility.of(row, head),
+                scoring.of_heads(own.start, own.stop), 1, elements=_HEAD_ELEMENTS, least=_HEAD_ROWS,
+            )  # fmt: skip
+            out[one, own] = part
+            if mass is not None:
+                scores[one, head // shared] += mass[:, 0] / shared
+    return out, scores
 
 
 def _attend_rows(
@@ -121,30 +163,36 @@ def _attend_rows(
 
 def _attend_blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring,
-    score_heads: int | None,
+    score_heads: int | None, *, elements: int = _BLOCK_ELEMENTS, least: int = _BLOCK_ROWS,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     batch, query_heads, length, width = query.shape
     heads, tokens = key.shape[1], key.shape[2]
     group = query_heads // heads
-    rows = min(length, max(_BLOCK_ROWS, _BLOCK_ELEMENTS // max(1, batch * query_heads * tokens)))
+    rows = min(length, max(least, elements // max(1, batch * query_heads * tokens)))
     out = query.new_empty(batch, query_heads, length, value.shape[-1])
     scores = None if score_heads is None else query.new_zeros(batch, score_heads, tokens, dtype=torch.float32)
     for start in range(0, length, rows):
         stop = min(start + rows, length)
-        # Fresh tokens are in order: nothing behind the block's last query is visible.
-        seen = stop if visibility.fresh else tokens
+        # Where tokens are in order, nothing behind the block's last query is visible.
+        seen = tokens - length + stop if visibility.fresh or visibility.is_staircase else tokens
         first = 0
         if visibility.fresh and visibility.window is not None:
             first = max(0, start - visibility.window + 1)
-        mask = visibility.block(start, stop, seen)[..., first:].repeat(1, 1, group, 1)
         packed = query[:, :, start:stop].reshape(batch, heads, group * (stop - start), width)
         k, v = key[:, :, first:seen], value[:, :, first:seen]
         if scoring.is_plain and scores is None:
+            mask = visibility.block(start, stop, seen)[..., first:].repeat(1, 1, group, 1)
             part = F.scaled_dot_product_attention(packed, k, v, attn_mask=mask, scale=scoring.scale)
         else:
             sink = scoring.sink_column(heads, stop - start, packed.float())
-            mass = probabilities(scoring.logits(packed, k), mask, sink)
-            part = torch.matmul(mass.to(v.dtype), v)
+            logits = scoring.logits(packed, k)
+            if visibility.is_staircase:
+                _hide_later(logits, stop - start)
+                mass = probabilities(logits, None, sink)
+            else:
+                mask = visibility.block(start, stop, seen)[..., first:].repeat(1, 1, group, 1)
+                mass = probabilities(logits, mask, sink)
+            part = product(mass.to(v.dtype), v)
             if scores is not None:
                 scores[..., first:seen] += _grouped_mass(mass, scores.shape[1], query_heads)
         out[:, :, start:stop] = part.reshape(batch, query_heads, stop - start, -1)
@@ -153,9 +201,18 @@ def _attend_blocks(
     return out, scores
 
 
+def _hide_later(logits: torch.Tensor, rows: int) -> None:
+    """Mask what lies behind each query of a block: ``[B, H, G * rows, N]``, the last ``rows`` columns are its own."""
+    later = torch.ones(rows, rows, dtype=torch.bool, device=logits.device).triu_(1)
+    logits.unflatten(2, (-1, rows))[..., -rows:].masked_fill_(later, -torch.inf)
+
+
 def _grouped_mass(mass: torch.Tensor, score_heads: int, query_heads: int) -> torch.Tensor:
     """[B, H, G * rows, N] -> [B, score_heads, N]: sum over rows, mean over the query heads of a score head."""
     batch, _, _, tokens = mass.shape
+    if score_heads == 1 and mass.shape[:2] == (1, 1) and mass.device.type == "cpu":
+        # A product with ones is the faster sum, and it takes the mean over the query heads along.
+        return product(mass.new_full((1, 1, 1, mass.shape[2]), 1 / query_heads), mass)[:, :, 0]
     per_query_head = mass.view(batch, query_heads, -1, tokens).sum(dim=2)
     return per_query_head.view(batch, score_heads, -1, tokens).mean(dim=2)
 

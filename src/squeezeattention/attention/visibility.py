@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,11 +24,19 @@ class Visibility:
     """True if the tokens are the queries themselves: nothing was stored before."""
     ragged: bool
     """True if there may be padding queries or holes among the tokens."""
+    ordered: bool = False
+    """True if what was stored before is older than all queries, without holes, and they come last, in order."""
 
     @property
     def is_causal(self) -> bool:
         """Plain causal attention over the queries' own tokens: the fastest kernels apply."""
         return self.fresh and not self.ragged and (self.window is None or self.queries.shape[1] <= self.window)
+
+    @property
+    def is_staircase(self) -> bool:
+        """Each query sees all columns but those of the queries behind it, which are the last ones."""
+        unlimited = self.window is None or (self.fresh and self.queries.shape[1] <= self.window)
+        return unlimited and not self.ragged and (self.fresh or self.ordered)
 
     def block(self, start: int, stop: int, columns: int | None = None) -> torch.Tensor:
         """Mask of queries ``start:stop``: bool ``[B or 1, H or 1, stop - start, columns or N]``."""
@@ -38,6 +46,13 @@ class Visibility:
         if self.window is not None:
             seen &= token > query - self.window
         return seen
+
+    def of(self, row: int, head: int) -> Visibility:
+        """What one row's one head has to do with."""
+        row_q, row_t = (row if len(rows) > 1 else 0 for rows in (self.queries, self.tokens))
+        head = head if self.tokens.shape[1] > 1 else 0
+        tokens = self.tokens[row_t : row_t + 1, head : head + 1]
+        return replace(self, queries=self.queries[row_q : row_q + 1], tokens=tokens)
 
     def rows(self, row: int, first: int) -> Visibility:
         """The part of one row from column ``first`` on (fresh tokens only), its left padding cut off."""

@@ -193,8 +193,9 @@ class SqueezeLayer(CacheLayerMixin):
         fits = store.used <= budget and not padded and not self._lossy
         if fits:
             return
-        # A ring slot belongs to certain positions: those evicted in an earlier turn leave it empty for a while.
-        self._may_have_holes = self._lossy
+        # A ring slot belongs to certain positions: those evicted in an earlier turn leave it empty for a while. A token
+        # that left a native window leaves nothing behind either.
+        self._may_have_holes |= self._lossy and (self._ring is not None or self.window is not None)
         self._lossy = self._lossy or store.used > budget
         last = torch.tensor(newest, device=self.device)[:, None, None]
         tokens = Tokens(store.used_positions(), last, store.used_scores())
@@ -254,6 +255,7 @@ class SqueezeLayer(CacheLayerMixin):
                 window=self.window,
                 fresh=store.used == step.length,
                 ragged=step.real is not None,
+                ordered=len(step.start) == 1 and not self._may_have_holes,
             )
             if step.observe and step.cache.signal.wants_attention:
                 step.cache.signal.see_attention(self.index, self._sample(query, key, value, visibility, scoring))
