@@ -53,7 +53,9 @@ def test_json_and_files(squeeze: Any, tmp_path: Path) -> None:
         plans = [BudgetPlan.from_dict(plan) for plan in row["plans"]]
         for held, peak, whole, plan in zip(row["bytes"], row["peak_bytes"], full["bytes"], plans, strict=True):
             assert held <= plan.total * 2 * 2 * 64 * 4  # keys and values, 2 heads of 64, fp32
-            assert held < whole == peak
+            assert held < whole
+            # Uniform budgets are known before the prompt is read: its layers are cut one by one.
+            assert held < peak < whole if row["allocator"] == "uniform" else peak == whole
 
 
 @pytest.mark.usefixtures("tiny")

@@ -52,7 +52,10 @@ def test_rows_have_what_was_measured(evaluate: Run, settings: Settings, tmp_path
             assert row["bytes"] <= sum(plan["budgets"]) * 2 * 2 * 8 * 4
             assert row["cut_bytes"] == row["bytes"] < row["full_bytes"]
             assert row["full_bytes"] == rows[f"{row['task']}/40/0/{row['index']}/full"]["bytes"]
-            assert row["peak_bytes"] == rows[f"{row['task']}/40/0/{row['index']}/full"]["cut_bytes"]
+            prompt = rows[f"{row['task']}/40/0/{row['index']}/full"]["cut_bytes"]
+            # Uniform budgets are known before the prompt is read: its layers are cut one by one.
+            known = row["config"]["allocator"] == "uniform"
+            assert row["cut_bytes"] < row["peak_bytes"] < prompt if known else row["peak_bytes"] == prompt
         if row["task"] == "lines":
             assert row["answer_tokens"] == [len(text) for text in row["answers"]] == [3, 2, 4]
             assert row["scores"] == [spread(text, ["a"]) for text in row["answers"]]
