@@ -60,7 +60,9 @@ class Story:
         self.window = rng.choice([None, None, rng.randint(3, 20)])
         self.rows = rng.randint(1, 3)
         self.layer = SqueezeLayer(0, self.window, resolve_policy(self.policy, **options))
-        self.cache = SimpleNamespace(layers=[self.layer], _note_bytes=lambda layer: None)
+        self.cache = SimpleNamespace(
+            layers=[self.layer], _note_bytes=lambda layer: None, _trim_before=lambda index, step: None
+        )
         self.model = Model(self.policy, sinks, self.window, self.rows)
         self.next, self.padded, self.steps = [0], False, 0
         self.generator = torch.Generator().manual_seed(rng.randrange(2**31))

@@ -245,7 +245,7 @@ def test_turns(family, policy, kind, batch, chunk):
     windows, kv_heads = inspect_model(model).windows, model.config.num_key_value_heads
     references = [NaiveReference(model, policy, windows, kv_heads) for _ in range(batch)]
     for reference in references:
-        reference._lazy = policy != "h2o"
+        reference.silent = policy != "h2o"
     compared = [[] for _ in range(batch)]  # our logits, by position in the row's own text
     text, mask = torch.zeros(batch, 0, dtype=torch.long), torch.zeros(batch, 0, dtype=torch.long)
     last = [[] for _ in range(batch)]
@@ -271,8 +271,7 @@ def test_turns(family, policy, kind, batch, chunk):
         text, mask = out.sequences, torch.cat([mask, torch.ones_like(said)], dim=1)
     for row, reference in enumerate(references):
         if policy != "h2o":
-            reference._lazy = False
-            every = reference._forward(len(reference.tokens))
+            every = reference.logits()
         for turn, (first, ours, direct) in enumerate(compared[row]):
             want = direct if policy == "h2o" else every[first : first + len(ours)]
             assert (ours - want).abs().max() <= TOLERANCE, (turn, row, (ours - want).abs().amax(-1))

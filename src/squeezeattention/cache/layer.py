@@ -193,9 +193,10 @@ class SqueezeLayer(CacheLayerMixin):
         fits = store.used <= budget and not padded and not self._lossy
         if fits:
             return
-        # A ring slot belongs to certain positions: those evicted in an earlier turn leave it empty for a while. A token
-        # that left a native window leaves nothing behind either.
-        self._may_have_holes |= self._lossy and (self._ring is not None or self.window is not None)
+        # A ring slot belongs to certain positions: those evicted in an earlier turn leave it empty for a while. Nor do
+        # tokens that left a native window leave anything behind, and rows that lost as much may have gained less.
+        uneven = self._ring is not None or self.window is not None or len(newest) > 1
+        self._may_have_holes |= self._lossy and uneven
         self._lossy = self._lossy or store.used > budget
         last = torch.tensor(newest, device=self.device)[:, None, None]
         tokens = Tokens(store.used_positions(), last, store.used_scores())

@@ -39,6 +39,9 @@ class NaiveReference:
                 module.config._experts_implementation_internal = "eager"
         self.policy, self.windows, self.kv_heads = policy, list(windows), kv_heads
         self.n_layers = len(self.windows)
+        #: Set it where the attention of a step decides nothing (every policy but H2O): then reading and steps give no
+        #: logits, and :meth:`logits` has all of them for one forward.
+        self.silent = False
         self._hook()
         self._restart()
 
@@ -82,17 +85,20 @@ class NaiveReference:
 
     def _forward(self, new: int) -> torch.Tensor:
         """Run over everything; count the attention of the last ``new`` queries; their logits [new, V]."""
+        if self.silent:
+            return torch.empty(new, 0)
         if self._foreseen is not None:
             self.mass = [received[:, len(self.tokens)] for received in self._foreseen]
             return torch.empty(new, 0)
-        logits = self._logits()
+        logits = self.logits()
         for layer, mass in enumerate(self.mass):
             received = self._weights[layer][:, -new:].sum(1)
             received[:, : mass.shape[1]] += mass
             self.mass[layer] = received
         return logits[-new:]
 
-    def _logits(self) -> torch.Tensor:
+    def logits(self) -> torch.Tensor:
+        """Logits of every token so far [T, V]."""
         with torch.no_grad():
             logits: torch.Tensor = self.model(input_ids=torch.tensor([self.tokens]), use_cache=False).logits[0]
         return logits
@@ -154,7 +160,7 @@ class NaiveReference:
             if told and all(map(torch.equal, told, self.seen)):
                 return logits
             told = self.seen
-            logits = self._logits()
+            logits = self.logits()
             foreseen = [F.pad(self._weights[layer].cumsum(1), (0, 0, 1, 0)) for layer in range(self.n_layers)]
 
     def _choose(self, layer: int, head: int, budget: int, newest: int) -> set[int]:
