@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from squeezeattention import POLICIES
 from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.testing import FAMILIES
-
-POLICIES = ("sliding_window", "streaming_llm", "h2o")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,9 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         case = item.callspec.params if hasattr(item, "callspec") else {}
         if name == "test_small_budgets_equal_the_reference":
             allocator = case["allocator"]
-            left_out = (_turn(case) + ALLOCATORS.names().index(allocator)) % 4 and allocator != "squeeze"
+            left_out = (_turn(case) + ALLOCATORS.names().index(allocator)) % 6 and allocator != "squeeze"
         elif name == "test_every_piece_equals_the_reference":
             left_out = _turn(case) % 3
+        elif name == "test_a_long_forward_is_cut_into_pieces_by_itself":
+            left_out = (ALLOCATORS.names().index(case["allocator"]) + POLICIES.names().index(case["policy"])) % 3
         else:
             continue
         if left_out:
@@ -31,4 +32,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(case: dict[str, str]) -> int:
-    return list(FAMILIES).index(case["family"]) + POLICIES.index(case["policy"])
+    return list(FAMILIES).index(case["family"]) + POLICIES.names().index(case["policy"])

@@ -251,3 +251,16 @@ def test_budgets_that_a_signal_decides_are_cut_at_the_end(model, allocator):
     teacher_forced(model, cache, rows)
     memory = cache.memory()
     assert memory.peak_bytes == memory.full_bytes
+
+
+def test_a_prompt_that_goes_on_after_its_announced_end(model):
+    ids = torch.tensor([story()[0][0]])
+    cache = SqueezeCache(model, budget=15, allocator="uniform")
+    with torch.no_grad():
+        with cache.prefilling(30):
+            model(ids[:, :30], past_key_values=cache)
+            with pytest.raises(InputError, match="30 tokens was announced"):
+                model(ids[:, 30:], past_key_values=cache)
+        assert cache.lengths() == [15] * 4  # what was announced is there
+        model(ids[:, 30:], past_key_values=cache)  # a new turn
+    assert cache.get_seq_length() == LENGTHS[0]

@@ -266,8 +266,9 @@ class SqueezeCache(Cache):
         """Forwards inside are chunks of one prompt, whatever their length; it ends with the block.
 
         What the cache held before is an earlier turn. ``total_tokens``: real tokens of the longest row at the end,
-        earlier turns included, if known. With ``prefill="bounded"`` a share of the prompt is of that from the first
-        chunk on; without it, of what was read so far.
+        earlier turns included, if known. Budgets that need no signal are then cut while the last chunk is read (and
+        tokens after it are an :class:`InputError`); with ``prefill="bounded"`` a share of the prompt is of that from
+        the first chunk on, without it of what was read so far.
         """
         self.compact()
         self._in_prefill, self._total = True, total_tokens
@@ -400,6 +401,11 @@ class SqueezeCache(Cache):
         if single and real is None:
             self.compact()
         decoding = single and real is None
+        if self._trimmed and not decoding:
+            raise InputError(
+                f"a prompt of {self._total} tokens was announced and has been cut, but goes on; call cache.reset() and "
+                "give prefilling() the number of tokens of the longest row when the prompt is over"
+            )
         self._open = self._open or not decoding
         self._rows = rows
         return Step(self, length, self._next, real, decoding, observe=not decoding and self._observes)
@@ -444,7 +450,7 @@ class SqueezeCache(Cache):
         if step.real is not None:
             self._padded = True
         if self.prefill == "bounded" and not step.decoding:
-            self._cut(self._total if self._total is not None else max(self._next))
+            self._cut(max(self._total or 0, max(self._next)))
 
     def _after(self, step: Step) -> list[int]:
         """The position of each row's next token when ``step`` is over."""
