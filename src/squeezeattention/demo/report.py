@@ -211,7 +211,7 @@ def _about_speed(result: Result) -> str:
     )
     if result.full.mean_bytes < _SMALL_CACHE:
         text += "; for one short sequence that is overhead and says nothing of long contexts or large batches"
-    return text + ". Peaks are those of the whole context, which was read in one piece."
+    return text + ". Peaks are those of the whole context, but for uniform budgets, which are known before it is read."
 
 
 # ---------------------------------------------------------------------- files
