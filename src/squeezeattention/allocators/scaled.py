@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from ..plan.plan import BudgetPlan
 from .base import Allocation, Allocator
+from .fixed import Fixed
 
 
 class Scaled(Allocator):
@@ -19,13 +21,11 @@ class Scaled(Allocator):
     needs_signal: ClassVar[bool] = False
 
     def __init__(self, plan: BudgetPlan) -> None:
-        self.plan = plan.check()
-        self.p = self.plan.p
+        self._fixed = Fixed(plan)
+        self.p = self._fixed.p
 
     def __repr__(self) -> str:
-        return f"Scaled({list(self.plan.budgets)})"
+        return f"Scaled({list(self._fixed.plan.budgets)})"
 
     def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
-        self.plan.check_model(None, n_layers)
-        mean = self.plan.total / n_layers
-        return Allocation(tuple(budget / mean for budget in self.plan.budgets), self.plan.groups)
+        return replace(self._fixed.allocate(importance, n_layers), plan=None)

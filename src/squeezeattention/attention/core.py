@@ -171,6 +171,7 @@ def _attend_blocks(
     rows = min(length, max(least, elements // max(1, batch * query_heads * tokens)))
     out = query.new_empty(batch, query_heads, length, value.shape[-1])
     scores = None if score_heads is None else query.new_zeros(batch, score_heads, tokens, dtype=torch.float32)
+    fused = scoring.is_plain and scores is None
     for start in range(0, length, rows):
         stop = min(start + rows, length)
         # Where tokens are in order, nothing behind the block's last query is visible.
@@ -180,18 +181,17 @@ def _attend_blocks(
             first = max(0, start - visibility.window + 1)
         packed = query[:, :, start:stop].reshape(batch, heads, group * (stop - start), width)
         k, v = key[:, :, first:seen], value[:, :, first:seen]
-        if scoring.is_plain and scores is None:
+        mask = None
+        if fused or not visibility.is_staircase:
             mask = visibility.block(start, stop, seen)[..., first:].repeat(1, 1, group, 1)
+        if fused:
             part = F.scaled_dot_product_attention(packed, k, v, attn_mask=mask, scale=scoring.scale)
         else:
             sink = scoring.sink_column(heads, stop - start, packed.float())
             logits = scoring.logits(packed, k)
-            if visibility.is_staircase:
+            if mask is None:
                 _hide_later(logits, stop - start)
-                mass = probabilities(logits, None, sink)
-            else:
-                mask = visibility.block(start, stop, seen)[..., first:].repeat(1, 1, group, 1)
-                mass = probabilities(logits, mask, sink)
+            mass = probabilities(logits, mask, sink)
             part = product(mass.to(v.dtype), v)
             if scores is not None:
                 scores[..., first:seen] += _grouped_mass(mass, scores.shape[1], query_heads)

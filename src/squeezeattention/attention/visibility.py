@@ -35,8 +35,7 @@ class Visibility:
     @property
     def is_staircase(self) -> bool:
         """Each query sees all columns but those of the queries behind it, which are the last ones."""
-        unlimited = self.window is None or (self.fresh and self.queries.shape[1] <= self.window)
-        return unlimited and not self.ragged and (self.fresh or self.ordered)
+        return self.is_causal or (self.ordered and not self.ragged and self.window is None)
 
     def block(self, start: int, stop: int, columns: int | None = None) -> torch.Tensor:
         """Mask of queries ``start:stop``: bool ``[B or 1, H or 1, stop - start, columns or N]``."""

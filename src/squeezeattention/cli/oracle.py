@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +94,7 @@ def oracle(
     with progress_bar() as progress:
         ranks = rank_signals(
             model, cases, chosen, size, losses.added, losses.order, signals=names,
-            progress=partial(_told, progress),
+            progress=lambda done, total: progress(done, total, "reading signals"),
         )  # fmt: skip
     setting = {
         "model": model_name, "tasks": list(settings.tasks), "length": length, "samples": samples,
@@ -119,10 +118,6 @@ def oracle(
     for what, path in (("losses", output), ("figure", plot)):
         if path is not None:
             ERR.print(f"{what} saved: {path}", soft_wrap=True)
-
-
-def _told(progress: Any, done: int, total: int) -> None:
-    progress(done, total, "reading signals")
 
 
 def _show(losses: Losses, ranks: Sequence[SignalRank], cases: Sequence[Case], setting: dict[str, Any]) -> None:
