@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,10 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, PlanError
+from ..plan.codec import read_json, write_json
 from .base import Allocation, Allocator
 
 FORMAT, VERSION = "squeezeattention-layer-losses", 1
 WAYS = ("greedy", "alone")
+_WHAT = "record of measured losses"
 
 #: How much more the next layer of an order gets: so much that it is full before the one after it gets anything.
 _STEEP = 1000.0
@@ -22,8 +23,8 @@ _STEEP = 1000.0
 def is_measured(path: str | Path) -> bool:
     """Whether a file says that it holds measured losses; ``False`` if it cannot be read."""
     try:
-        data = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError):
+        data = read_json(path)
+    except PlanError:
         return False
     return isinstance(data, dict) and data.get("format") == FORMAT
 
@@ -73,21 +74,12 @@ class Measured(Allocator):
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file; raises :class:`PlanError` if that is not possible."""
-        try:
-            text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, allow_nan=False)
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise PlanError(f"cannot write {path}: {error.strerror or error}") from error
+        write_json(path, {"format": FORMAT, "version": VERSION, **asdict(self)}, what=_WHAT)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> Measured:
         """From :meth:`save`; ``options`` (``by``, ``floor``) win over those of the file. Raises :class:`PlanError`."""
-        try:
-            data = json.loads(Path(path).read_bytes())
-        except OSError as error:
-            raise PlanError(f"cannot read {path}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise PlanError(f"{path} is not JSON: {error}") from error
+        data = read_json(path, what=_WHAT)
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT or data.pop("version", None) != VERSION:
             raise PlanError(f"{path} holds no measured losses of layers (`squeeze oracle` writes them)")
         try:

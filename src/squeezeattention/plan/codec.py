@@ -94,7 +94,7 @@ def decode(data: object) -> dict[str, Any]:
     return {name: reader(name, data[name]) for name, reader in _READERS.items()}
 
 
-def write_json(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
+def write_json(path: str | os.PathLike[str], data: dict[str, Any], *, what: str = "budget plan") -> None:
     """Write beside the target, then rename over it: a reader sees the old file or the new one, never half."""
     try:
         target = Path(path)
@@ -105,21 +105,21 @@ def write_json(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
         finally:
             scratch.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
-        raise PlanError(f"cannot write the budget plan to {os.fspath(path)}: {error}") from error
+        raise PlanError(f"cannot write the {what} to {os.fspath(path)}: {error}") from error
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], *, what: str = "budget plan") -> Any:
     """The JSON value in a file; raises :class:`PlanError` with the path."""
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise PlanError(f"{os.fspath(path)}: not a budget plan, not UTF-8 text ({error})") from error
+        raise PlanError(f"{os.fspath(path)}: not a {what}, not UTF-8 text ({error})") from error
     except (OSError, ValueError) as error:
-        raise PlanError(f"cannot read the budget plan {os.fspath(path)}: {error}") from error
+        raise PlanError(f"cannot read the {what} {os.fspath(path)}: {error}") from error
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise PlanError(f"{os.fspath(path)}: not a budget plan, not JSON ({error})") from error
+        raise PlanError(f"{os.fspath(path)}: not a {what}, not JSON ({error})") from error
 
 
 def _refuse_constant(text: str) -> NoReturn:
