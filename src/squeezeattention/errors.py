@@ -48,3 +48,7 @@ class EvaluationError(SqueezeError, RuntimeError):
 
 class MissingExtraError(SqueezeError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class CompileWarning(UserWarning):
+    """Decode steps were to be compiled and are not; the message says why. Results are the same."""

@@ -26,15 +26,15 @@ from ..errors import (
 from ..hf import compat
 from ..hf.attachment import attach
 from ..plan import Budget, BudgetPlan
-from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
+from ..policies import EvictionPolicy, StreamingLLM
 from ..signals import Signal, resolve_signal
+from .checks import check_rows, new_padding
 from .layer import SqueezeLayer
 from .memory import MemoryReport
+from .options import checked_chunk_size, checked_compile, checked_new_tokens, checked_prefill, policy_with
 from .planning import Planner
+from .static import StaticDecode
 from .step import Step
-
-#: Ways to read a prompt.
-PREFILLS = ("exact", "bounded")
 
 
 class SqueezeCache(Cache):
@@ -69,6 +69,9 @@ class SqueezeCache(Cache):
             pieces of ``chunk_size`` tokens; after each the layers are planned by what was measured so far and cut,
             so that no more than the budget and one piece is ever held, however long the prompt.
         chunk_size: tokens of a piece, with ``prefill="bounded"``.
+        compile: decode steps go through ``torch.compile`` (on a GPU: CUDA graphs), in buffers that hold all columns
+            of the budget from the first step on. A model that cannot be compiled decodes as without, and a
+            :class:`~squeezeattention.errors.CompileWarning` says why.
 
     Raises:
         ConfigError, BudgetError, UnknownNameError: an argument cannot work.
@@ -93,15 +96,17 @@ class SqueezeCache(Cache):
         new_tokens: int | None = None,
         prefill: str = "exact",
         chunk_size: int = 512,
+        compile: bool = False,
     ) -> None:
         self._budget = Budget.parse(budget)
-        self.policy = _resolve_policy(policy, positions=positions, sinks=sinks)
+        self.policy = policy_with(policy, positions=positions, sinks=sinks)
         self.allocator = resolve_allocator(allocator, p=p, outliers=outliers)
         # A copy: its sums are this cache's own.
         self.signal = copy.deepcopy(resolve_signal(self.allocator.signal if signal is None else signal))
-        self._new_tokens = _check_new_tokens(new_tokens)
-        self.prefill = _check_prefill(prefill)
-        self.chunk_size = _check_chunk_size(chunk_size)
+        self._new_tokens = checked_new_tokens(new_tokens)
+        self.prefill = checked_prefill(prefill)
+        self.chunk_size = checked_chunk_size(chunk_size)
+        self.compile = checked_compile(compile, self.policy)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
                 f"a budget of {self._budget.value} tokens a layer is too small: {self.policy.name} needs at least "
@@ -135,8 +140,8 @@ class SqueezeCache(Cache):
     def _lease(self, model: nn.Module) -> None:
         """Attach to the model for as long as this cache lives."""
         self._attachment = attach(model)
-        if self.prefill == "bounded":
-            self._attachment.split_prompts()
+        if self.prefill == "bounded" or self.compile:
+            self._attachment.stand_in_front()
         self._release = weakref.finalize(self, self._attachment.release)
         self._detached = False
 
@@ -159,6 +164,7 @@ class SqueezeCache(Cache):
         self._is_cut = False  # all layers have budgets that go by everything that was read
         self._trimmed = 0  # leading layers that were cut while the prompt's last piece was still being read
         self._rows = 0
+        self._static = StaticDecode()
         self._held = [0] * len(self.layers)
         self._peak = 0
         self.signal.start(len(self.layers))
@@ -285,7 +291,7 @@ class SqueezeCache(Cache):
         before = self._in_prefill, self._total
         given = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         if given is not None and not self._in_prefill and given.shape[1] == self.get_seq_length() + length:
-            self._check_rows(given)
+            check_rows(given)
         self._in_prefill = True
         if self._total is None:
             new = [length] * len(self._next) if given is None else given[:, -length:].bool().sum(1).tolist()
@@ -346,7 +352,7 @@ class SqueezeCache(Cache):
         embeddings = model_kwargs.get("inputs_embeds")
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             columns = mask.shape[1]
-            self._check_rows(mask)
+            check_rows(mask)
         else:
             given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
             columns = max(given, getattr(generation_config, "_mask_length", None) or 0)
@@ -360,17 +366,6 @@ class SqueezeCache(Cache):
                 f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
                 "text so far to go on with it, or call cache.reset() for a new prompt"
             )
-
-    def _check_rows(self, mask: torch.Tensor) -> None:
-        """Every row of a whole prompt has a real token, and its last token is real."""
-        mask = mask.bool()
-        if mask.shape[1] == 0:
-            raise InputError("the prompt is empty: give at least one token")
-        empty = (~mask.any(1)).nonzero().flatten().tolist()
-        if empty:
-            raise InputError(f"row {empty[0]} is all padding; every row needs at least one real token")
-        if not bool(mask[:, -1].all()):
-            raise _right_padding()
 
     @property
     def _observes(self) -> bool:
@@ -397,7 +392,10 @@ class SqueezeCache(Cache):
                 f"this cache holds a batch of {self._rows}, but {rows} rows were given; call cache.reset()"
             )
         single = length == 1 and self.get_seq_length() > 0 and not self._in_prefill
-        real = self._new_mask(arguments.get("attention_mask"), rows, length)
+        real = new_padding(
+            arguments.get("attention_mask"), rows, length, self.get_seq_length(),
+            first_turn=self._first_turn, whole=not self._in_prefill,
+        )  # fmt: skip
         if single and real is None:
             self.compact()
         decoding = single and real is None
@@ -408,34 +406,12 @@ class SqueezeCache(Cache):
             )
         self._open = self._open or not decoding
         self._rows = rows
-        return Step(self, length, self._next, real, decoding, observe=not decoding and self._observes)
-
-    def _new_mask(self, mask: Any, rows: int, length: int) -> torch.Tensor | None:
-        """The padding of the new tokens: bool ``[rows, length]``, or ``None`` if there is none."""
-        if mask is None:
-            return None
-        if isinstance(mask, dict):
-            raise InputError("prepared masks are not supported; pass the 2-D attention_mask of the tokenizer")
-        if mask.ndim != 2:
-            raise InputError(
-                f"attention_mask must be 2-D [batch, tokens], got {tuple(mask.shape)}: a custom pattern cannot be "
-                "followed once tokens are evicted"
-            )
-        total = self.get_seq_length() + length
-        if mask.shape != (rows, total) and mask.shape != (rows, length):
-            raise InputError(
-                f"attention_mask has shape {tuple(mask.shape)}, but {rows} rows of {total} tokens were seen in all"
-            )
-        new = mask[:, -length:].bool()
-        if bool(new.all()):
-            return None
-        if not self._in_prefill and mask.shape[1] == total:
-            self._check_rows(mask)
-        if self._first_turn:  # later turns may be padded where they begin: the middle of the text
-            turn = mask.bool()
-            if bool((turn[:, :-1] & ~turn[:, 1:]).any()):
-                raise _right_padding()
-        return new
+        step = Step(self, length, self._next, real, decoding, observe=not decoding and self._observes)
+        if decoding and self.compile:
+            self._static.enter(step, self.layers)
+            for layer in self.layers:
+                self._note_bytes(layer)
+        return step
 
     def _end(self, step: Step, *, failed: bool) -> None:
         """After a forward pass: count its tokens, or mark the cache if it died half way."""
@@ -443,7 +419,10 @@ class SqueezeCache(Cache):
             self._clear()
             self._failed = "a forward pass with it failed half way"
             return
+        if step.static:
+            self._static.leave(self.layers)
         if not step.decoding:
+            self._static.clear()
             self._trim_before(len(self.layers), step)
             self._is_cut = False
         self._next = self._after(step)
@@ -485,6 +464,7 @@ class SqueezeCache(Cache):
         for layer in self.layers:
             layer.select_rows(rows)
         self.signal.select_rows(rows)
+        self._static.clear()
         chosen = rows.tolist()
         if len(self._next) > 1:
             self._next = [self._next[row] for row in chosen]
@@ -510,38 +490,3 @@ class SqueezeCache(Cache):
             f"SqueezeCache(budget={self._budget}, policy={self.policy!r}, allocator={self.allocator.name!r}, "
             f"layers={len(self.layers)}, seen={self.get_seq_length()})"
         )
-
-
-def _right_padding() -> InputError:
-    return InputError(
-        "right padding (a pad after a real token) cannot be cached exactly; pad on the left: "
-        'tokenizer.padding_side = "left"'
-    )
-
-
-def _resolve_policy(policy: str | EvictionPolicy, *, positions: str | None, sinks: int | None) -> EvictionPolicy:
-    options = {name: value for name, value in (("positions", positions), ("sinks", sinks)) if value is not None}
-    if options and policy != "streaming_llm" and isinstance(policy, str):
-        if positions == "original" and sinks is None:
-            options = {}  # the only thing the other policies can do
-        else:
-            raise ConfigError(f"{', '.join(options)} is an option of policy 'streaming_llm', not of {policy!r}")
-    return resolve_policy(policy, **options)
-
-
-def _check_prefill(prefill: str) -> str:
-    if prefill not in PREFILLS:
-        raise ConfigError(f"prefill must be one of {', '.join(PREFILLS)}, got {prefill!r}")
-    return prefill
-
-
-def _check_chunk_size(size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigError(f"chunk_size must be a whole number of at least 1 token, got {size!r}")
-    return size
-
-
-def _check_new_tokens(count: int | None) -> int | None:
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
-        raise ConfigError(f"new_tokens must be an integer >= 0 or None, got {count!r}")
-    return count

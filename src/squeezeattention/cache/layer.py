@@ -56,6 +56,9 @@ class SqueezeLayer(CacheLayerMixin):
         self._lossy = False  # something was evicted
         self._may_have_holes = False  # slots may stay empty although later ones are in use
         self._sink_keys: torch.Tensor | None = None
+        self._settled = False  # all columns of the budget are there and stay where they are
+        self._full = False  # ... and are full for good
+        self._had_holes = False  # ... before the empty columns came
         self.is_initialized = False
 
     # -------------------------------------------------- called by transformers
@@ -77,22 +80,28 @@ class SqueezeLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         positions = step.positions(key_states.device)
+        if step.static:  # what the host knows changes outside of the graph
+            self._insert_static(key_states, value_states, positions)
+            return self.store.view()
         if step.decoding:
             self._insert(step, key_states, value_states, positions)
         else:
             step.cache._trim_before(self.index, step)
+            self._settled = False
             self.store.append(key_states, value_states, positions)
             step.cache._note_bytes(self)
         self.seen += step.length
         self._attended = False
         return self.store.view()
 
-    def get_seq_length(self) -> int:
-        """Columns seen so far (padding included), not columns stored."""
-        return self.seen
+    def get_seq_length(self) -> int | torch.Tensor:
+        """Columns seen so far (padding included), not columns stored; a tensor inside a compiled step."""
+        step = ACTIVE.step
+        return self.seen if step is None or not step.static else step.seen(self.device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, self.seen
+        step = ACTIVE.step
+        return query_length, self.seen if step is None or not step.static else 0
 
     def get_max_length(self) -> int:
         return -1
@@ -164,6 +173,29 @@ class SqueezeLayer(CacheLayerMixin):
         store.used = columns
         store.insert(slot, keys, values, positions)
         self._place_sinks()
+
+    def settle(self, rows: int) -> None:
+        """Make all columns of the budget now, empty where there is no token yet, for compiled steps of so many rows."""
+        if self._settled or self.store.keys is None:
+            return
+        self._had_holes, self._may_have_holes, self._lossy = self._may_have_holes, True, True
+        self.store.settle(self._require_budget(), rows)
+        self._settled = True
+
+    def note_full(self, step: Step) -> None:
+        """Before a compiled step: whether every slot holds a token that is seen, so that no mask is needed."""
+        in_window = self.window is None or self._ring is not None
+        self._full = in_window and not self._had_holes and min(step.start) >= self.store.capacity
+
+    def _insert_static(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
+        """Like :meth:`_insert`, for a settled layer: the slot follows from tensors alone."""
+        budget, store = self._require_budget(), self.store
+        if self._ring is not None:
+            slot = ring_slots(positions, self._ring, budget)[:, None]
+        else:
+            tokens = Tokens(store.used_positions(), positions[:, None], store.used_scores())
+            slot = victim(self.policy, tokens, budget, self.window, dense=self._full)
+        store.insert(slot, keys, values, positions)
 
     def _place_sinks(self) -> None:
         """Turn the sinks' keys so that they sit right before the oldest token of the window."""
@@ -269,6 +301,8 @@ class SqueezeLayer(CacheLayerMixin):
 
     def _check_scorable(self, key: torch.Tensor, score_heads: int) -> None:
         """Scores need one attention call a step, over heads that can be told apart."""
+        if self._settled:  # seen to in the prompt
+            return
         if self._attended or score_heads not in (1, key.shape[1]):
             raise UnsupportedModelError(
                 f"policy {self.policy.name!r} cannot gather this model's attention: "
@@ -293,9 +327,13 @@ class SqueezeLayer(CacheLayerMixin):
 
     def _decode_mask(self, step: Step) -> torch.Tensor | None:
         """Visible slots, bool ``[B or 1, H or 1, used]``; ``None`` if all are."""
-        rows_full = len(step.start) == 1 or min(step.start) + 1 >= self.store.used
-        in_window = self.window is None or self._ring is not None
-        if rows_full and in_window and not self._may_have_holes:
+        if step.static:
+            all_seen = self._full
+        else:
+            rows_full = len(step.start) == 1 or min(step.start) + 1 >= self.store.used
+            in_window = self.window is None or self._ring is not None
+            all_seen = rows_full and in_window and not self._may_have_holes
+        if all_seen:
             return None
         positions = self.store.used_positions()
         visible = positions >= 0

@@ -27,12 +27,23 @@ class Step:
     """One new token a row, and the prompt is over."""
     observe: bool
     """Prompt tokens whose signal is wanted."""
+    static: bool = False
+    """A decode step for a compiler: what follows from ``start`` is read from tensors (see static.py)."""
     final: tuple[BudgetPlan, list[int]] | tuple[()] | None = None
     """The budgets of the prompt that ends with this pass and each row's length then; empty: not known. ``None``: not
     asked yet."""
     handles: list[Any] = field(default_factory=list)
     """Hooks of this pass, removed at its end."""
     _positions: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+    _seen: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+
+    def share(self, positions: dict[torch.device, torch.Tensor], seen: dict[torch.device, torch.Tensor]) -> None:
+        """Read positions and columns seen from these."""
+        self._positions, self._seen = positions, seen
+
+    def seen(self, device: torch.device) -> torch.Tensor:
+        """Columns before this step, int64 scalar on ``device``; of a static step only."""
+        return self._seen[device]
 
     def positions(self, device: torch.device) -> torch.Tensor:
         """[B or 1, length] int64 positions of the new tokens on ``device``, -1 = padding."""

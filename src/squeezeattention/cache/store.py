@@ -180,6 +180,20 @@ class LayerStore:
             self.scores = pad(self.scores[..., : self.used], (0, extra))
         return True
 
+    def settle(self, columns: int, rows: int) -> None:
+        """Make ``columns`` columns, all in use (holes where there is no token), with positions of their own for each
+        of ``rows`` rows and, if scores tell heads apart, each head. From now on :meth:`insert` moves nothing."""
+        if self.keys is None or self.positions is None:
+            raise RuntimeError("settle needs a store that holds a prompt")
+        self.reserve(columns, columns)
+        self.used = self.capacity
+        heads = self.positions.shape[1] if self.scores is None else self.keys.shape[1]
+        rows = max(rows, self.positions.shape[0]) if self.scores is None else self.keys.shape[0]
+        self.positions = self.positions.expand(rows, heads, -1).contiguous()
+        for buffer in (self.keys, self.values, self.positions, self.scores):
+            if buffer is not None and buffer.device.type == "cuda":  # a CUDA graph reads and writes it in place
+                torch._dynamo.mark_static_address(buffer)
+
     def insert(
         self, slot: int | torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
     ) -> None:
@@ -197,6 +211,14 @@ class LayerStore:
             self.positions[:, :, slot : slot + 1] = positions
             if self.scores is not None:
                 self.scores[:, :, slot] = 0.0
+            return
+        if slot.numel() == 1:
+            column = slot.flatten()
+            self.keys.index_copy_(2, column, keys)
+            self.values.index_copy_(2, column, values)
+            self.positions.index_copy_(-1, column, positions.expand(*self.positions.shape[:2], 1))
+            if self.scores is not None:
+                self.scores.index_fill_(-1, column, 0.0)
             return
         batch, heads, _, width = keys.shape
         index = slot[..., None].expand(batch, heads, 1, width)

@@ -37,6 +37,9 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Decode through torch.compile: slow to start, faster steps.")
+    ] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     save_plan: Annotated[
@@ -64,8 +67,9 @@ def generate(
     tokens = tokenize(model, tokenizer, given, max_new_tokens)
     pieces = {} if chunk_size is None or prefill == "exact" else {"chunk_size": chunk_size}
     cache = SqueezeCache(
-        model, budget, policy, spec, p, signal=signal, outliers=outliers, positions=positions, prefill=prefill, **pieces
-    )
+        model, budget, policy, spec, p, signal=signal, outliers=outliers, positions=positions, prefill=prefill,
+        compile=compiled, **pieces,
+    )  # fmt: skip
     torch.manual_seed(seed)
     watch = _Watch(tokenizer if stream else None)
     ids = torch.tensor([tokens], device=model.device)

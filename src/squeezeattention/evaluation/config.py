@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from .. import SqueezeCache
 from ..allocators import ALLOCATORS, Allocator, Measured, Scaled, names_file
 from ..allocators.measured import is_measured
-from ..cache.cache import PREFILLS
+from ..cache.options import checked_prefill
 from ..errors import BudgetError, ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import resolve_policy
@@ -48,8 +48,7 @@ class Config:
             _, given = _make(self.allocator)
             if "signal" in given:
                 resolve_signal(given["signal"])
-            if given.get("prefill", "exact") not in PREFILLS:
-                raise ConfigError(f"prefill must be one of {', '.join(PREFILLS)}, got {given['prefill']!r}")
+            checked_prefill(given.get("prefill", "exact"))
             budget = Budget.parse(self.budget)
             if budget.kind == "tokens" and budget.value < policy.minimum:
                 raise BudgetError(

@@ -23,13 +23,15 @@ from torch import nn
 
 from ..cache.step import ACTIVE, Step
 from ..errors import CacheStateError, UnsupportedFeatureError
+from .arguments import by_name, cache_of
 from .falcon import FALCON_FAMILIES
 from .falcon import forward as falcon_forward
+from .front import put_in_front
 from .layout import Layout, inspect_model
 from .observe import observe_hidden
 from .residual import ResidualSpot, find_spots
 from .shadow import scrub, shadow
-from .split import by_name, cache_of, is_split, split_prompts
+from .split import is_split
 from .switch import Switch, switch_implementation
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Attachment:
         self._switches: list[Switch] = []
         self._shadowed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._undo: list[Callable[[], None]] = []
-        self._splits = False
+        self._in_front = False
         #: Makes the cache of a ``generate`` call that was given none; set by ``squeeze()``.
         self.make_cache: Callable[[], SqueezeCache] | None = None
 
@@ -91,13 +93,12 @@ class Attachment:
                     ACTIVE.step = step
             return _SPOTS[decoder]
 
-    def split_prompts(self) -> None:
-        """Let caches with a bounded prefill have long forwards in pieces; stays until the last user goes."""
+    def stand_in_front(self) -> None:
+        """Let caches have long forwards in pieces or decode steps compiled; stays until the last user goes."""
         with _LOCK:
-            decoder = self.layout.decoder
-            if not self._splits:
-                self._splits = True
-                self._undo.append(split_prompts(decoder))
+            if not self._in_front:
+                self._in_front = True
+                self._undo.append(put_in_front(self.layout.decoder))
 
     def check(self) -> None:
         """Before a step: if the user has set another attention implementation meanwhile, wrap that one."""
@@ -114,7 +115,7 @@ class Attachment:
                 close_step(step, failed=True)
             while self._undo:
                 self._undo.pop()()
-            self._splits = False
+            self._in_front = False
             for switch in self._switches:
                 switch.release()
             self._switches.clear()

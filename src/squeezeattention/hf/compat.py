@@ -12,15 +12,29 @@ from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedFeatureError, UnsupportedModelError
 
 OLDEST = (5, 5)
+#: The first release whose models take the number of columns seen as a tensor.
+OLDEST_COMPILED = (5, 15)
+
+
+def _release() -> tuple[int, ...]:
+    return tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
+
+def check_compiles() -> None:
+    """Refuse ``compile=True`` where the models cannot be traced with tensors for lengths."""
+    if _release() < OLDEST_COMPILED:
+        raise UnsupportedFeatureError(
+            f"compile=True needs transformers >= {OLDEST_COMPILED[0]}.{OLDEST_COMPILED[1]}, this is "
+            f"{transformers.__version__}"
+        )
 
 
 def check_version() -> None:
     """Refuse a transformers release from before the cache and mask interfaces this library stands on."""
-    numbers = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if numbers < OLDEST:
+    if _release() < OLDEST:
         raise UnsupportedModelError(
             f"transformers {transformers.__version__} is too old: squeezeattention needs >= {OLDEST[0]}.{OLDEST[1]}"
         )

@@ -1,0 +1,59 @@
+"""What a batch of token rows must look like: checked before anything of a cache changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+
+
+def check_rows(mask: torch.Tensor) -> None:
+    """Every row of a whole prompt, ``[batch, tokens]``, has a real token, and its last token is real."""
+    mask = mask.bool()
+    if mask.shape[1] == 0:
+        raise InputError("the prompt is empty: give at least one token")
+    empty = (~mask.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise InputError(f"row {empty[0]} is all padding; every row needs at least one real token")
+    if not bool(mask[:, -1].all()):
+        raise _right_padding()
+
+
+def new_padding(mask: Any, rows: int, length: int, seen: int, *, first_turn: bool, whole: bool) -> torch.Tensor | None:
+    """The padding of ``length`` new tokens after ``seen``: bool ``[rows, length]``, or ``None`` if there is none.
+
+    ``whole``: no more tokens of this prompt will follow. ``first_turn``: the prompt is the first one.
+    """
+    if mask is None:
+        return None
+    if isinstance(mask, dict):
+        raise InputError("prepared masks are not supported; pass the 2-D attention_mask of the tokenizer")
+    if mask.ndim != 2:
+        raise InputError(
+            f"attention_mask must be 2-D [batch, tokens], got {tuple(mask.shape)}: a custom pattern cannot be "
+            "followed once tokens are evicted"
+        )
+    total = seen + length
+    if mask.shape != (rows, total) and mask.shape != (rows, length):
+        raise InputError(
+            f"attention_mask has shape {tuple(mask.shape)}, but {rows} rows of {total} tokens were seen in all"
+        )
+    new = mask[:, -length:].bool()
+    if bool(new.all()):
+        return None
+    if whole and mask.shape[1] == total:
+        check_rows(mask)
+    if first_turn:  # later turns may be padded where they begin: the middle of the text
+        turn = mask.bool()
+        if bool((turn[:, :-1] & ~turn[:, 1:]).any()):
+            raise _right_padding()
+    return new
+
+
+def _right_padding() -> InputError:
+    return InputError(
+        "right padding (a pad after a real token) cannot be cached exactly; pad on the left: "
+        'tokenizer.padding_side = "left"'
+    )

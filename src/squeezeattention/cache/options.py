@@ -1,0 +1,49 @@
+"""The arguments of a SqueezeCache, checked one by one."""
+
+from __future__ import annotations
+
+from ..errors import ConfigError
+from ..hf import compat
+from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
+
+#: Ways to read a prompt.
+PREFILLS = ("exact", "bounded")
+
+
+def policy_with(policy: str | EvictionPolicy, *, positions: str | None, sinks: int | None) -> EvictionPolicy:
+    """The policy by name or as it is; ``positions`` and ``sinks`` are StreamingLLM's."""
+    options = {name: value for name, value in (("positions", positions), ("sinks", sinks)) if value is not None}
+    if options and policy != "streaming_llm" and isinstance(policy, str):
+        if positions == "original" and sinks is None:
+            options = {}  # the only thing the other policies can do
+        else:
+            raise ConfigError(f"{', '.join(options)} is an option of policy 'streaming_llm', not of {policy!r}")
+    return resolve_policy(policy, **options)
+
+
+def checked_prefill(prefill: str) -> str:
+    if prefill not in PREFILLS:
+        raise ConfigError(f"prefill must be one of {', '.join(PREFILLS)}, got {prefill!r}")
+    return prefill
+
+
+def checked_chunk_size(size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(f"chunk_size must be a whole number of at least 1 token, got {size!r}")
+    return size
+
+
+def checked_new_tokens(count: int | None) -> int | None:
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+        raise ConfigError(f"new_tokens must be an integer >= 0 or None, got {count!r}")
+    return count
+
+
+def checked_compile(wanted: bool, policy: EvictionPolicy) -> bool:
+    if not isinstance(wanted, bool):
+        raise ConfigError(f"compile must be True or False, got {wanted!r}")
+    if wanted and isinstance(policy, StreamingLLM) and policy.positions == "cache":
+        raise ConfigError('compile=True does not go with positions="cache", which moves the sinks at each step')
+    if wanted:
+        compat.check_compiles()
+    return wanted

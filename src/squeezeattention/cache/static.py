@@ -1,0 +1,50 @@
+"""Decode steps for a compiler: buffers that stay where they are, and all that changes from step to step in tensors.
+
+::
+
+    host, outside of the graph              device, inside
+    Step.start, SqueezeLayer.seen  ------>  position of each row's token, columns seen (one add a step)
+    is a layer full? (changes once) ----->  keys, values, positions, scores: all columns of the budget, used or not
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .layer import SqueezeLayer
+    from .step import Step
+
+
+class StaticDecode:
+    """The tensors that tell a compiled step where the text is, on each device that has layers."""
+
+    def __init__(self) -> None:
+        self._positions: dict[torch.device, torch.Tensor] = {}
+        self._seen: dict[torch.device, torch.Tensor] = {}
+
+    def clear(self) -> None:
+        """The layers' buffers are about to change: the next step starts anew."""
+        self._positions, self._seen = {}, {}
+
+    def enter(self, step: Step, layers: list[SqueezeLayer]) -> None:
+        """Make a decode step one that a compiler can take; the first one gives all layers their final buffers."""
+        if not self._positions:
+            for device in {layer.device for layer in layers}:
+                self._positions[device] = torch.tensor(step.start, device=device)[:, None]
+                self._seen[device] = torch.tensor(layers[0].seen, device=device)
+            for layer in layers:
+                layer.settle(len(step.start))
+        for layer in layers:
+            layer.note_full(step)
+        step.static = True
+        step.share(self._positions, self._seen)
+
+    def leave(self, layers: list[SqueezeLayer]) -> None:
+        """The step is over."""
+        for tensor in (*self._positions.values(), *self._seen.values()):
+            tensor.add_(1)
+        for layer in layers:
+            layer.seen += 1

@@ -1,0 +1,36 @@
+"""Reading the arguments of a decoder's forward, however they were given."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from ..cache.cache import SqueezeCache
+
+_CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
+
+
+def by_name(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a decoder's forward, all by their names."""
+    if not args:
+        return kwargs
+    names = list(inspect.signature(type(decoder).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def cache_of(kwargs: dict[str, Any]) -> SqueezeCache | None:
+    """Our cache among the arguments of a forward, if there is one."""
+    from ..cache.cache import SqueezeCache
+
+    return next((kwargs[name] for name in _CACHE_NAMES if isinstance(kwargs.get(name), SqueezeCache)), None)
+
+
+def new_tokens(kwargs: dict[str, Any]) -> int:
+    """New tokens of a row."""
+    given = kwargs.get("input_ids")
+    given = kwargs.get("inputs_embeds") if given is None else given
+    return given.shape[1] if isinstance(given, torch.Tensor) and given.ndim > 1 else 0

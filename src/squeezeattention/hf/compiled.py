@@ -1,0 +1,73 @@
+"""Decode steps through ``torch.compile``: the decoder's forward as one graph, on a GPU as one CUDA graph.
+
+Compiled is what the class defines, inside the hooks that open and close a step: everything that changes on the host
+from step to step stays outside of the graph, which sees fixed buffers and positions in tensors. A model that cannot be
+traced whole decodes as before, and a :class:`~squeezeattention.errors.CompileWarning` says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..device import execution_device
+from ..errors import CompileWarning
+
+_EAGER: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # decoders that cannot be compiled; they were warned of
+
+
+def compiled_forward(decoder: nn.Module, given: dict[str, Any], before: Callable[..., Any] | None) -> Any:
+    """One decode step of ``decoder``; ``before``: a forward that was put on this object."""
+    if decoder not in _EAGER:
+        if before is not None:
+            _give_up(decoder, "another library has replaced its forward (accelerate does, to move weights)")
+        else:
+            try:
+                return _compiled(decoder)(decoder, _steady(given))
+            except torch._dynamo.exc.TorchDynamoException as error:  # nothing has run: compiling comes first
+                _give_up(decoder, _first_line(error))
+    return type(decoder).forward(decoder, **given) if before is None else before(**given)
+
+
+def _steady(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments as tensors of the same layout at every step, without the mask that grows: where positions are
+    given, the cache knows the rest."""
+    steady = {
+        name: value.clone(memory_format=torch.contiguous_format) if isinstance(value, torch.Tensor) else value
+        for name, value in given.items()
+    }
+    if isinstance(given.get("position_ids"), torch.Tensor):
+        steady["attention_mask"] = None
+    return steady
+
+
+def _compiled(decoder: nn.Module) -> Callable[[nn.Module, dict[str, Any]], Any]:
+    on_gpu = execution_device(decoder).type == "cuda"
+    if on_gpu:
+        torch.compiler.cudagraph_mark_step_begin()
+    return _compiler("reduce-overhead" if on_gpu else None)
+
+
+@functools.cache
+def _compiler(mode: str | None) -> Callable[[nn.Module, dict[str, Any]], Any]:
+    return torch.compile(_forward, fullgraph=True, mode=mode)
+
+
+def _forward(decoder: nn.Module, given: dict[str, Any]) -> Any:
+    return type(decoder).forward(decoder, **given)
+
+
+def _give_up(decoder: nn.Module, reason: str) -> None:
+    _EAGER.add(decoder)
+    warnings.warn(f"{type(decoder).__name__} decodes without torch.compile: {reason}", CompileWarning, stacklevel=2)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,47 @@
+"""What stands in front of a decoder's forward while a cache needs it: long prompts in pieces, decode steps compiled.
+
+Everything else goes on to the forward that was there before.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..cache.step import ACTIVE
+from .arguments import by_name, cache_of
+from .compiled import compiled_forward
+from .shadow import shadow
+from .split import is_split, split_forward
+
+#: Where a module keeps the forward that was put before its class's own (accelerate does that), while ours is in front.
+BEFORE = "_squeezeattention_forward"
+
+
+def put_in_front(decoder: nn.Module) -> Callable[[], None]:
+    """Let :func:`_route` take a decoder's calls; returns what undoes it."""
+    before = decoder.__dict__.get("forward")
+    if before is not None:
+        decoder.__dict__[BEFORE] = before
+    undo_shadow, reference = shadow(decoder, "forward", _route), weakref.ref(decoder)
+
+    def undo() -> None:
+        undo_shadow()
+        if (module := reference()) is not None:
+            module.__dict__.pop(BEFORE, None)
+
+    return undo
+
+
+def _route(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    given = by_name(decoder, args, kwargs)
+    cache = cache_of(given)
+    if cache is not None and is_split(cache, given):
+        return split_forward(decoder, cache, given)
+    before = decoder.__dict__.get(BEFORE)
+    if ACTIVE.step is not None and ACTIVE.step.static:
+        return compiled_forward(decoder, given, before)
+    return type(decoder).forward(decoder, *args, **kwargs) if before is None else before(*args, **kwargs)

@@ -1,0 +1,178 @@
+"""Decode steps through torch.compile: the numbers of plain steps, in few graphs, and loud where it cannot be."""
+
+import warnings
+
+import pytest
+import torch
+
+from squeezeattention import POLICIES, SqueezeCache, squeeze
+from squeezeattention.errors import CompileWarning, ConfigError
+from squeezeattention.hf import compiled
+from squeezeattention.testing import FAMILIES, left_padded, teacher_forced, tiny_model
+
+LENGTHS = (41, 22, 37)
+STEPS, BUDGET = 24, 12
+TOLERANCE = 1e-4
+
+
+def story(seed: int = 3, lengths=LENGTHS) -> tuple[list[list[int]], torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(3, 101, (n,), generator=generator).tolist() for n in lengths]
+    return rows, torch.randint(3, 101, (len(rows), STEPS), generator=generator)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Traces steps whole and runs them operation by operation; lists what was traced."""
+    traced = []
+
+    def backend(graph, example_inputs):
+        traced.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    call = torch.compile(compiled._forward, fullgraph=True, backend=backend)
+    monkeypatch.setattr(compiled, "_compiler", lambda mode: call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        yield traced
+    torch._dynamo.reset()
+
+
+def assert_same_tokens(one, other):
+    for layer in range(len(one.layers)):
+        assert torch.equal(one.kept_positions(layer), other.kept_positions(layer))
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family_decodes_in_graphs(family, policy, graphs):
+    model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
+    rows, generated = story()
+    plain = SqueezeCache(model, budget=BUDGET, policy=policy)
+    want = teacher_forced(model, plain, rows, generated)
+    cache = SqueezeCache(model, budget=BUDGET, policy=policy, compile=True)
+    got = teacher_forced(model, cache, rows, generated)
+    assert max((a - b).abs().max().item() for a, b in zip(got, want, strict=True)) <= TOLERANCE
+    assert_same_tokens(cache, plain)
+    assert 1 <= len(graphs) <= 2
+
+
+@pytest.fixture
+def model():
+    return tiny_model("llama", num_hidden_layers=2)
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize(
+    "lengths", [(5, 3), *(pytest.param(n, marks=pytest.mark.matrix) for n in ((9,), (30,)))], ids=str
+)
+def test_layers_that_fill_up_while_decoding(model, policy, lengths, graphs):
+    """Budgets above and below the prompt: empty columns first, then full ones."""
+    rows, generated = story(lengths=lengths)
+    budgets = [8, 90]
+    plain = SqueezeCache(model, allocator=budgets, policy=policy)
+    want = teacher_forced(model, plain, rows, generated)
+    cache = SqueezeCache(model, allocator=budgets, policy=policy, compile=True)
+    got = teacher_forced(model, cache, rows, generated)
+    assert max((a - b).abs().max().item() for a, b in zip(got, want, strict=True)) <= TOLERANCE
+    assert_same_tokens(cache, plain)
+    assert cache.lengths() == plain.lengths()
+    token = cache.memory().full_bytes // (len(lengths) * len(budgets) * (max(lengths) + STEPS))
+    assert cache.memory().bytes == len(lengths) * sum(cache.plan.budgets) * token
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_steps_do_not_trace_again(model, policy, graphs):
+    """Nor does a second prompt with budgets of the same size; other budgets once, and then no more."""
+    rows, generated = story(lengths=(40,))
+    counts = []
+    for budgets in ([10, 12], [10, 12], [9, 20], [12, 8]):
+        cache = SqueezeCache(model, allocator=budgets, policy=policy, compile=True)
+        teacher_forced(model, cache, rows, generated)
+        counts.append(len(graphs))
+    assert counts[0] == counts[1] == 1
+    assert counts[3] == counts[2] == 2
+
+
+@pytest.mark.parametrize("policy", ["h2o", pytest.param("streaming_llm", marks=pytest.mark.matrix)])
+def test_generate_turns_and_beams(model, policy, graphs):
+    rows, _ = story()
+    ids, mask = left_padded(rows)
+
+    def told(compile, **how):
+        cache = SqueezeCache(model, budget=BUDGET, policy=policy, compile=compile)
+        text, seen = ids, mask
+        for _ in range(2):
+            text = model.generate(
+                text, attention_mask=seen, past_key_values=cache, max_new_tokens=8, do_sample=False, pad_token_id=0,
+                eos_token_id=None, **how,
+            )  # fmt: skip
+            if how:
+                return text
+            text = torch.cat([text, ids.flip(0)[:, -9:]], dim=1)
+            seen = torch.cat([mask, torch.ones_like(text[:, mask.shape[1] :])], dim=1)
+        return text
+
+    assert torch.equal(told(True), told(False))
+    assert torch.equal(told(True, num_beams=3), told(False, num_beams=3))
+    with squeeze(model, budget=BUDGET, policy=policy, compile=True):
+        text = model.generate(
+            ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
+    assert torch.equal(text, told(False)[:, : text.shape[1]])
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_the_real_compiler(model, policy):
+    torch._dynamo.reset()
+    rows, generated = story(lengths=(31, 20))
+    want = teacher_forced(model, SqueezeCache(model, budget=BUDGET, policy=policy), rows, generated)
+    cache = SqueezeCache(model, budget=BUDGET, policy=policy, compile=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        got = teacher_forced(model, cache, rows, generated)
+    assert max((a - b).abs().max().item() for a, b in zip(got, want, strict=True)) <= TOLERANCE
+    torch._dynamo.reset()
+
+
+def test_what_cannot_be_traced_decodes_as_before_and_says_why(model, graphs):
+    rows, generated = story()
+    mlp = model.model.layers[1].mlp
+
+    def untraceable(module, args, output):
+        torch._dynamo.graph_break()
+        return output
+
+    handle = mlp.register_forward_hook(untraceable)
+    want = teacher_forced(model, SqueezeCache(model, budget=BUDGET), rows, generated)
+    cache = SqueezeCache(model, budget=BUDGET, compile=True)
+    with pytest.warns(CompileWarning, match="LlamaModel decodes without torch.compile: ") as warned:
+        got = teacher_forced(model, cache, rows, generated)
+    assert len(warned) == 1
+    assert all(map(torch.equal, got, want))
+    handle.remove()
+
+
+def test_a_forward_that_others_put_in_front_is_not_passed_by(model, graphs):
+    own, calls = model.model.forward, []
+
+    def hooked(*args, **kwargs):
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    model.model.forward = hooked
+    rows, generated = story()
+    cache = SqueezeCache(model, budget=BUDGET, compile=True)
+    with pytest.warns(CompileWarning, match="replaced its forward"):
+        teacher_forced(model, cache, rows, generated)
+    assert len(calls) >= 1 + STEPS
+    cache.detach()
+    assert model.model.forward is hooked
+
+
+def test_mistakes(model):
+    with pytest.raises(ConfigError, match="True or False"):
+        SqueezeCache(model, compile="yes")
+    with pytest.raises(ConfigError, match="sinks"):
+        SqueezeCache(model, policy="streaming_llm", positions="cache", compile=True)
