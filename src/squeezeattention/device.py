@@ -1,9 +1,11 @@
-"""Where modules compute."""
+"""Where modules compute, and whether there is room."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+_REFUSALS = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a memory")
 
 
 def execution_device(module: nn.Module) -> torch.device:
@@ -16,3 +18,10 @@ def execution_device(module: nn.Module) -> torch.device:
         if device is not None:
             return torch.device(device)
     return torch.device("cpu")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import SqueezeError
-from . import demo, evaluate, generate, listing, oracle, plan
+from . import bench, demo, evaluate, generate, listing, oracle, plan
 from .console import complain, notice
 
 
@@ -56,6 +56,7 @@ def _root(
 app.command("generate")(generate.generate)
 app.command("plan")(plan.plan)
 app.command("oracle")(oracle.oracle)
+app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.add_typer(evaluate.app, name="eval", help="Evaluate caches on tasks; `eval report`, `eval rerun`.")
 app.command("tasks")(listing.tasks)

@@ -98,8 +98,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    wanted = _dtype(dtype)
-    place = _device(device)
+    wanted = dtype_of(dtype)
+    place = device_of(device)
     if name == NAME:
         logging.disable_progress_bar()
         model, tokenizer = load_embedded(torch.float32 if wanted == "auto" else wanted)
@@ -120,7 +120,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     return model.to(place), tokenizer
 
 
-def _dtype(name: str) -> Any:
+def dtype_of(name: str) -> Any:
+    """A torch dtype by its name, or "auto"; raises :class:`ConfigError`."""
     import torch
 
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -129,7 +130,8 @@ def _dtype(name: str) -> Any:
     return names.get(name, "auto")
 
 
-def _device(name: str) -> Any:
+def device_of(name: str) -> Any:
+    """A device that can be used, by its name; "auto" is a GPU if there is one. Raises :class:`ConfigError`."""
     import torch
 
     if name == "auto":

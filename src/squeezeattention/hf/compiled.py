@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..device import execution_device
+from ..device import execution_device, out_of_memory
 from ..errors import CompileWarning
 
 _EAGER: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # decoders that cannot be compiled; they were warned of
@@ -31,6 +31,8 @@ def compiled_forward(decoder: nn.Module, given: dict[str, Any], before: Callable
             try:
                 return _compiled(decoder)(decoder, _steady(given))
             except torch._dynamo.exc.TorchDynamoException as error:  # nothing has run: compiling comes first
+                if out_of_memory(error) or (error.__cause__ is not None and out_of_memory(error.__cause__)):
+                    raise
                 _give_up(decoder, _first_line(error))
     return type(decoder).forward(decoder, **given) if before is None else before(**given)
 

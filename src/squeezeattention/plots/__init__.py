@@ -5,6 +5,7 @@ from .canvas import save
 from .importance import importance_figure
 from .oracle import oracle_figure
 from .plans import plan_figure
+from .speed import speed_figure
 from .stability import stability_figure
 from .sweep import SweepPanel, SweepPoint, sweep_figure
 
@@ -18,6 +19,7 @@ __all__ = [
     "oracle_figure",
     "plan_figure",
     "save",
+    "speed_figure",
     "stability_figure",
     "sweep_figure",
 ]

@@ -1,0 +1,85 @@
+"""What is compared: the full cache, dynamic or static, and squeezed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache, StaticCache
+
+from .. import SqueezeCache
+from ..allocators import Allocator
+from ..plan import BudgetPlan
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to hold the cache. ``policy`` is ``None`` for a full cache."""
+
+    name: str
+    policy: str | None = None
+    allocator: str | BudgetPlan | Allocator = "uniform"
+    budget: str = "0.2"
+    compiled: bool = False
+    prefill: str = "exact"
+    chunk_size: int = 512
+
+    def make_cache(self, model: Any, total: int) -> Any:
+        """An empty cache for ``total`` tokens."""
+        if self.policy is not None:
+            return SqueezeCache(
+                model, self.budget, self.policy, self.allocator, compile=self.compiled, prefill=self.prefill,
+                chunk_size=self.chunk_size,
+            )  # fmt: skip
+        if self.compiled:
+            return StaticCache(config=model.config, max_cache_len=total)
+        return DynamicCache(config=model.config)
+
+    def make_step(self, model: Any) -> Any:
+        """What is called for a decode step."""
+        if self.policy is not None or not self.compiled:
+            return model
+        on_gpu = model.device.type == "cuda"
+        return torch.compile(model, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
+
+
+def variants_of(
+    policies: Sequence[str],
+    allocators: Sequence[str],
+    *,
+    budget: str = "0.2",
+    compiled: bool = False,
+    prefill: str = "exact",
+    chunk_size: int = 512,
+) -> list[Variant]:
+    """The full cache, and each policy with each allocator; with ``compiled`` each of them compiled as well."""
+    found = [Variant(FULL)]
+    found += [
+        Variant(f"{policy}, {allocator}", policy, allocator, budget, prefill=prefill, chunk_size=chunk_size)
+        for policy in policies
+        for allocator in allocators
+    ]
+    if not compiled:
+        return found
+    both = []
+    for one in found:
+        name = "full, static" if one.policy is None else one.name
+        both += [one, Variant(f"{name}, compiled", one.policy, one.allocator, one.budget, True, prefill, chunk_size)]
+    return both
+
+
+def cache_bytes(cache: Any) -> tuple[int, int]:
+    """Bytes of keys and values that a cache holds now, and the most that it held; measured from its storages."""
+    if isinstance(cache, SqueezeCache):
+        memory = cache.memory()
+        return memory.bytes, memory.peak_bytes
+    storages = {}
+    for layer in cache.layers:
+        for tensor in (layer.keys, layer.values):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    held = sum(storages.values())
+    return held, held
