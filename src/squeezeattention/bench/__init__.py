@@ -1,4 +1,4 @@
-"""Speed and memory of a model with one cache or another, measured: prompts, decode steps, bytes, the hardware's bound."""
+"""Speed and memory of a model with one cache or another, measured, and held against the hardware's bound."""
 
 from .machine import Bandwidth, measure_bandwidth, memory_limit
 from .run import Run, Workload, measure

@@ -21,9 +21,10 @@ from .console import ERR, OUT, print_json, progress_bar
 from .inputs import check_target, device_of, dtype_of, load_model
 
 _LEGEND = (
-    "OOM: out of memory. tok/s: of decoding, all sequences; vs full: the full, dynamic cache's at the same batch. KV: keys and values at "
-    "the end and at peak, MiB (M) or GiB (G). bound: the time that a step's weights and cache take at the bandwidth "
-    "measured here, as a share of the step's. whole: tokens a second with the prompt's time; grown: of the process."
+    "OOM: out of memory. tok/s: of decoding, all sequences; vs full: the full, dynamic cache's at the same batch. "
+    "KV: keys and values at the end and at peak, MiB (M) or GiB (G). bound: the time that a step's weights and cache "
+    "take at the bandwidth measured here, as a share of the step's. whole: tokens a second with the prompt's time; "
+    "grown: of the process."
 )
 
 
