@@ -31,7 +31,14 @@ from ..signals import Signal, resolve_signal
 from .checks import check_rows, new_padding
 from .layer import SqueezeLayer
 from .memory import MemoryReport
-from .options import checked_chunk_size, checked_compile, checked_new_tokens, checked_prefill, policy_with
+from .options import (
+    checked_chunk_size,
+    checked_compile,
+    checked_kernels,
+    checked_new_tokens,
+    checked_prefill,
+    policy_with,
+)
 from .planning import Planner
 from .static import StaticDecode
 from .step import Step
@@ -72,6 +79,8 @@ class SqueezeCache(Cache):
         compile: decode steps go through ``torch.compile`` (on a GPU: CUDA graphs), in buffers that hold all columns
             of the budget from the first step on. A model that cannot be compiled decodes as without, and a
             :class:`~squeezeattention.errors.CompileWarning` says why.
+        kernels: "torch", or "triton" for this library's own kernels on a CUDA device (extra ``triton``): decoding, and
+            H2O's scores. They are held against plain torch under Triton's interpreter; on a GPU they are unmeasured.
 
     Raises:
         ConfigError, BudgetError, UnknownNameError: an argument cannot work.
@@ -97,6 +106,7 @@ class SqueezeCache(Cache):
         prefill: str = "exact",
         chunk_size: int = 512,
         compile: bool = False,
+        kernels: str = "torch",
     ) -> None:
         self._budget = Budget.parse(budget)
         self.policy = policy_with(policy, positions=positions, sinks=sinks)
@@ -107,6 +117,7 @@ class SqueezeCache(Cache):
         self.prefill = checked_prefill(prefill)
         self.chunk_size = checked_chunk_size(chunk_size)
         self.compile = checked_compile(compile, self.policy)
+        self._accelerated = checked_kernels(kernels, model)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
                 f"a budget of {self._budget.value} tokens a layer is too small: {self.policy.name} needs at least "
@@ -135,7 +146,7 @@ class SqueezeCache(Cache):
         self._planner = Planner(
             self._budget, self.allocator, self.policy, self.signal.name, layout.windows, layout.fingerprint
         )
-        return [SqueezeLayer(i, w, self.policy, rerotation) for i, w in enumerate(layout.windows)]
+        return [SqueezeLayer(i, w, self.policy, rerotation, self._accelerated) for i, w in enumerate(layout.windows)]
 
     def _lease(self, model: nn.Module) -> None:
         """Attach to the model for as long as this cache lives."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
+from ..attention.accelerated import NextVictim, attend_accelerated, attend_one_accelerated
 from ..attention.core import Scoring, attend, attend_one, probabilities_of, sampled_probabilities
 from ..attention.rope import Rerotation
 from ..attention.visibility import Visibility
@@ -37,13 +38,19 @@ class SqueezeLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(
-        self, index: int, window: int | None, policy: EvictionPolicy, rerotation: Rerotation | None = None
+        self,
+        index: int,
+        window: int | None,
+        policy: EvictionPolicy,
+        rerotation: Rerotation | None = None,
+        accelerated: bool = False,
     ) -> None:
         super().__init__()
         self.index = index
         self.window = window
         self.policy = policy
         self.rerotation = rerotation
+        self.accelerated = accelerated  # by Triton kernels
         self.clear()
 
     def clear(self) -> None:
@@ -56,6 +63,7 @@ class SqueezeLayer(CacheLayerMixin):
         self._lossy = False  # something was evicted
         self._may_have_holes = False  # slots may stay empty although later ones are in use
         self._sink_keys: torch.Tensor | None = None
+        self._next_slot: torch.Tensor | None = None  # where the next token goes, if a kernel has found it already
         self._settled = False  # all columns of the budget are there and stay where they are
         self._full = False  # ... and are full for good
         self._had_holes = False  # ... before the empty columns came
@@ -87,7 +95,7 @@ class SqueezeLayer(CacheLayerMixin):
             self._insert(step, key_states, value_states, positions)
         else:
             step.cache._trim_before(self.index, step)
-            self._settled = False
+            self._settled, self._next_slot = False, None
             self.store.append(key_states, value_states, positions)
             step.cache._note_bytes(self)
         self.seen += step.length
@@ -145,6 +153,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     def select_rows(self, rows: torch.Tensor) -> None:
         self.store.select_rows(rows)
+        self._next_slot = None
         if self._sink_keys is not None:
             self._sink_keys = self._sink_keys.index_select(0, rows.to(self._sink_keys.device))
 
@@ -163,6 +172,8 @@ class SqueezeLayer(CacheLayerMixin):
             self._lossy = self._lossy or newest >= budget
         elif store.used < budget:
             slot, columns = store.used, store.used + 1
+        elif self._next_slot is not None:
+            slot, columns, self._lossy = self._next_slot, store.used, True
         else:
             tokens = Tokens(store.used_positions(), positions[:, None], store.used_scores())
             dense = len(step.start) == 1 and self.window is None and not self._may_have_holes
@@ -192,6 +203,8 @@ class SqueezeLayer(CacheLayerMixin):
         budget, store = self._require_budget(), self.store
         if self._ring is not None:
             slot = ring_slots(positions, self._ring, budget)[:, None]
+        elif self._next_slot is not None:
+            slot = self._next_slot
         else:
             tokens = Tokens(store.used_positions(), positions[:, None], store.used_scores())
             slot = victim(self.policy, tokens, budget, self.window, dense=self._full)
@@ -279,6 +292,13 @@ class SqueezeLayer(CacheLayerMixin):
         if self.policy.needs_scores and store.keys is not None:
             score_heads = store.keys.shape[1]
             self._check_scorable(key, score_heads)
+        heads_agree = score_heads in (None, key.shape[1])
+        if step.decoding and self.accelerated and heads_agree:
+            out, self._next_slot = attend_one_accelerated(
+                query, key, value, self._decode_mask(step), scoring,
+                store.used_scores() if score_heads is not None else None, self._following(step),
+            )  # fmt: skip
+            return out
         if step.decoding:
             out, mass = attend_one(query, key, value, self._decode_mask(step), scoring, score_heads=score_heads)
         else:
@@ -294,10 +314,22 @@ class SqueezeLayer(CacheLayerMixin):
                 step.cache.signal.see_attention(self.index, self._sample(query, key, value, visibility, scoring))
             if native is not None and visibility.is_causal and scoring.is_plain and score_heads is None:
                 return native(query, key, value)
-            out, mass = attend(query, key, value, visibility, scoring, score_heads=score_heads)
+            if self.accelerated and score_heads is not None:
+                out, mass = attend_accelerated(query, key, value, visibility, scoring, score_heads=score_heads)
+            else:
+                out, mass = attend(query, key, value, visibility, scoring, score_heads=score_heads)
         if mass is not None:
             store.add_scores(mass)
         return out
+
+    def _following(self, step: Step) -> NextVictim | None:
+        """What a kernel needs to find the slot that the next token takes; ``None``: it is not to be searched so."""
+        store, budget = self.store, self._require_budget()
+        recent = self.policy.recent_tokens(budget)
+        if recent is None or self._ring is not None or self.window is not None or store.used < budget:
+            return None
+        positions = store.used_positions()
+        return NextVictim(positions, step.positions(positions.device)[:, 0] + 1, recent)
 
     def _check_scorable(self, key: torch.Tensor, score_heads: int) -> None:
         """Scores need one attention call a step, over heads that can be told apart."""

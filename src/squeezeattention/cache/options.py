@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from ..device import execution_device
 from ..errors import ConfigError
 from ..hf import compat
+from ..kernels import CHOICES
+from ..kernels import check as check_kernels
 from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
 
 #: Ways to read a prompt.
@@ -37,6 +42,15 @@ def checked_new_tokens(count: int | None) -> int | None:
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
         raise ConfigError(f"new_tokens must be an integer >= 0 or None, got {count!r}")
     return count
+
+
+def checked_kernels(kernels: str, model: nn.Module) -> bool:
+    """Whether the Triton kernels serve; raises where they cannot."""
+    if kernels not in CHOICES:
+        raise ConfigError(f"kernels must be one of {', '.join(CHOICES)}, got {kernels!r}")
+    if kernels == "triton":
+        check_kernels(execution_device(model))
+    return kernels == "triton"
 
 
 def checked_compile(wanted: bool, policy: EvictionPolicy) -> bool:

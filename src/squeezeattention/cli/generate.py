@@ -65,7 +65,7 @@ def generate(
 
     model, tokenizer = load_model(model_name, dtype, device)
     tokens = tokenize(model, tokenizer, given, max_new_tokens)
-    pieces = {} if chunk_size is None or prefill == "exact" else {"chunk_size": chunk_size}
+    pieces: dict[str, Any] = {} if chunk_size is None or prefill == "exact" else {"chunk_size": chunk_size}
     cache = SqueezeCache(
         model, budget, policy, spec, p, signal=signal, outliers=outliers, positions=positions, prefill=prefill,
         compile=compiled, **pieces,

@@ -62,6 +62,13 @@ class EvictionPolicy(ABC):
         """
         return oldest_of_lowest(self.priority(tokens, budget), tokens.positions)
 
+    def recent_tokens(self, budget: int) -> int | None:
+        """``n`` if the victim is the token of lowest score but for the ``n`` newest, the oldest among equals.
+
+        Then a kernel may find it on its way through the scores. ``None``: ask :meth:`victim`.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 

@@ -34,6 +34,10 @@ class H2O(EvictionPolicy):
             raise ConfigError("H2O ranks by attention scores, but none were gathered")
         return tokens.scores.masked_fill(self._is_recent(tokens, budget), math.inf)
 
+    def recent_tokens(self, budget: int) -> int | None:
+        own = type(self).priority is H2O.priority and type(self).victim is H2O.victim
+        return math.ceil(self.recent * budget) if own else None
+
     def victim(self, tokens: Tokens, budget: int) -> torch.Tensor:
         if tokens.scores is None or type(self).priority is not H2O.priority:
             return super().victim(tokens, budget)
