@@ -61,7 +61,7 @@ def test_shapes_have_the_published_sizes(name):
 
 
 def test_all_shapes_are_known():
-    assert set(SHAPES) == {*PUBLISHED, "tiny"}
+    assert set(SHAPES) == {*PUBLISHED, "small", "tiny"}
     with pytest.raises(UnknownNameError, match="mistral-7b"):
         build("mistral-7")
 
@@ -186,6 +186,7 @@ def test_the_command_finds_the_largest_batch():
         (["tiny", "--memory", "0.5"], "unit"),
         (["tiny", "--memory", "lots"], "lots"),
         (["tiny", "--prefill", "fast"], "fast"),
+        (["tiny", "--kernels", "hand-made"], "hand-made"),
         (["tiny", "--dtype", "int3"], "int3"),
         (["tiny", "--device", "abacus"], "abacus"),
         (["embedded", "--layers", "2"], "shapes"),

@@ -58,6 +58,10 @@ SHAPES.register("qwen3-8b", _llama_like(
     "Qwen3Config", vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36,
     num_attention_heads=32, num_key_value_heads=8, head_dim=128,
 ))  # fmt: skip
+SHAPES.register("small", _llama_like(
+    "LlamaConfig", vocab_size=4096, hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
+    num_attention_heads=8, num_key_value_heads=2,
+))  # fmt: skip
 SHAPES.register("tiny", _llama_like(
     "LlamaConfig", vocab_size=1024, hidden_size=256, intermediate_size=704, num_hidden_layers=4,
     num_attention_heads=4, num_key_value_heads=2,

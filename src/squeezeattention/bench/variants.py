@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,13 +27,14 @@ class Variant:
     compiled: bool = False
     prefill: str = "exact"
     chunk_size: int = 512
+    kernels: str = "torch"
 
     def make_cache(self, model: Any, total: int) -> Any:
         """An empty cache for ``total`` tokens."""
         if self.policy is not None:
             return SqueezeCache(
                 model, self.budget, self.policy, self.allocator, compile=self.compiled, prefill=self.prefill,
-                chunk_size=self.chunk_size,
+                chunk_size=self.chunk_size, kernels=self.kernels,
             )  # fmt: skip
         if self.compiled:
             return StaticCache(config=model.config, max_cache_len=total)
@@ -55,11 +56,12 @@ def variants_of(
     compiled: bool = False,
     prefill: str = "exact",
     chunk_size: int = 512,
+    kernels: str = "torch",
 ) -> list[Variant]:
     """The full cache, and each policy with each allocator; with ``compiled`` each of them compiled as well."""
     found = [Variant(FULL)]
     found += [
-        Variant(f"{policy}, {allocator}", policy, allocator, budget, prefill=prefill, chunk_size=chunk_size)
+        Variant(f"{policy}, {allocator}", policy, allocator, budget, False, prefill, chunk_size, kernels)
         for policy in policies
         for allocator in allocators
     ]
@@ -68,7 +70,7 @@ def variants_of(
     both = []
     for one in found:
         name = "full, static" if one.policy is None else one.name
-        both += [one, Variant(f"{name}, compiled", one.policy, one.allocator, one.budget, True, prefill, chunk_size)]
+        both += [one, replace(one, name=f"{name}, compiled", compiled=True)]
     return both
 
 

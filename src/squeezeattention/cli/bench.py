@@ -56,6 +56,7 @@ def bench(
         int | None, typer.Option("--layers", min=1, help="Only so many layers of a shape, for small machines.")
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measure all of it so often; medians count.")] = 1,
+    kernels: options.Kernels = "torch",
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
     dtype: options.Dtype = "auto",
@@ -67,21 +68,21 @@ def bench(
     """Measure prompts, decode steps and memory with the full cache and with squeezed ones.
 
     Shapes: falcon-7b, gpt-neox-20b, llama2-7b, llama2-70b, llama3-8b, mistral-7b,
-    mixtral-8x7b, opt-6.7b, qwen3-8b, tiny. Memory that runs out is a row of the table.
+    mixtral-8x7b, opt-6.7b, qwen3-8b, small, tiny. Memory that runs out is a row of the table.
     """
     for path in (output, plot):
         check_target(path)
     if plot is not None:
         require("matplotlib", "plot")  # before the work, not after
     from ..bench import SHAPES, Workload, build, largest_batch, measure, measure_bandwidth, medians, variants_of
-    from ..cache.options import checked_prefill
+    from ..cache.options import checked_kernels, checked_prefill
     from ..evaluation.environment import environment
 
     Budget.parse(budget)
     checked_prefill(prefill)
     chosen = variants_of(
         policies or POLICIES.names(), allocators or ["uniform", "squeeze"], budget=budget, compiled=compiled,
-        prefill=prefill, chunk_size=chunk_size or 512,
+        prefill=prefill, chunk_size=chunk_size or 512, kernels=kernels,
     )  # fmt: skip
     for variant in chosen:
         if variant.policy is not None:
@@ -94,6 +95,7 @@ def bench(
         raise ConfigError("--layers is for shapes with random weights; a trained model is measured whole")
     else:
         model, _ = load_model(target, dtype, device)
+    checked_kernels(kernels, model)
     bandwidth = measure_bandwidth(model.device)
     wanted, runs = batches or [1], []
     with progress_bar() as progress:
@@ -116,7 +118,7 @@ def bench(
     summary = medians(runs)
     result = {
         "target": target, "layers": layers, "dtype": str(model.dtype).removeprefix("torch."), "prompt": prompt,
-        "new": new, "budget": budget, "prefill": prefill, "rounds": rounds, "memory": most,
+        "new": new, "budget": budget, "prefill": prefill, "kernels": kernels, "rounds": rounds, "memory": most,
         "bandwidth": vars(bandwidth), "environment": environment(), "runs": [run.to_dict() for run in runs],
     }  # fmt: skip
     if output is not None:

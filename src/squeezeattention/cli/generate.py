@@ -37,9 +37,8 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Decode through torch.compile: slow to start, faster steps.")
-    ] = False,
+    compiled: options.Compiled = False,
+    kernels: options.Kernels = "torch",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     save_plan: Annotated[
@@ -68,7 +67,7 @@ def generate(
     pieces: dict[str, Any] = {} if chunk_size is None or prefill == "exact" else {"chunk_size": chunk_size}
     cache = SqueezeCache(
         model, budget, policy, spec, p, signal=signal, outliers=outliers, positions=positions, prefill=prefill,
-        compile=compiled, **pieces,
+        compile=compiled, kernels=kernels, **pieces,
     )  # fmt: skip
     torch.manual_seed(seed)
     watch = _Watch(tokenizer if stream else None)

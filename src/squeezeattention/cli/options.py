@@ -60,6 +60,10 @@ ChunkSize = Annotated[
     int | None,
     typer.Option("--chunk-size", min=1, metavar="TOKENS", help="Read the prompt in pieces of so many tokens."),
 ]
+Compiled = Annotated[bool, typer.Option("--compile", help="Decode through torch.compile: slow to start, faster steps.")]
+Kernels = Annotated[
+    str, typer.Option("--kernels", metavar="torch|triton", help="What computes attention; triton needs a CUDA device.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead.")]
 
 
