@@ -91,7 +91,8 @@ def main() -> None:
     if args.out:
         setting = {
             "shape": "small", "prompt": args.prompt, "steps": args.steps, "budget": args.budget,
-            "threads": args.threads, "torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.machine(),
+            "threads": args.threads,
+            "torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.machine(),
         }  # fmt: skip
         args.out.write_text(json.dumps({"setting": setting, "policies": found}, indent=1) + "\n")
 
