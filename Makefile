@@ -24,7 +24,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix lint format test-compat test-oldest test-newest test-lm-eval bench train-embedded clean
+.PHONY: help demo test test-matrix lint format test-compat test-oldest test-newest test-lm-eval bench results train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,9 @@ test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
 
 bench: $(VENV)/.installed ## measure what the cache costs (benchmarks/overheads.py)
 	$(OFFLINE) $(BIN)/python benchmarks/overheads.py
+
+results: $(VENV)/.installed ## the evaluations behind docs/results.md (hours; a stopped run goes on)
+	$(OFFLINE) $(BIN)/python benchmarks/results.py
 
 train-embedded: $(VENV)/.installed ## train the embedded model again (resumes)
 	PYTHONPATH=src $(BIN)/python training/train.py
