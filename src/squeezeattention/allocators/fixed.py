@@ -33,9 +33,7 @@ class Fixed(Allocator):
 
     def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
         self.plan.check_model(None, n_layers)
-        mean = self.plan.total / n_layers
-        shares = tuple(budget / mean for budget in self.plan.budgets)
-        return Allocation(shares=shares, groups=self.plan.groups, plan=self.plan)
+        return Allocation(shares=self.plan.shares, groups=self.plan.groups, plan=self.plan)
 
 
 def _whole_numbers(budgets: Sequence[int]) -> list[int]:

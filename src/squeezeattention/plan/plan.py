@@ -73,6 +73,11 @@ class BudgetPlan:
         return len(self.budgets)
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """Each layer's budget relative to the average layer's; they add up to ``n_layers``."""
+        return tuple(self.n_layers * budget / self.total for budget in self.budgets)
+
+    @property
     def group_sizes(self) -> dict[int, int]:
         """Number of layers by group, most important group first."""
         return dict(sorted(Counter(self.groups).items()))

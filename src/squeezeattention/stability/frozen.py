@@ -57,7 +57,7 @@ class _MeanShares(Allocator):
         self._plans = plans
 
     def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
-        shares = [[n_layers * budget / plan.total for budget in plan.budgets] for plan in self._plans]
+        shares = [plan.shares for plan in self._plans]
         return Allocation(
             shares=tuple(statistics.fmean(layer) for layer in zip(*shares, strict=True)),
             groups=usual_groups([plan.groups for plan in self._plans]),

@@ -100,7 +100,7 @@ def _task_study(task: str, plans: Sequence[BudgetPlan], n_groups: int, agreement
         prompts=len(plans),
         signal=by_layer(signals) if signals else None,
         budgets=by_layer([plan.budgets for plan in plans]),
-        shares=by_layer([[plan.n_layers * budget / plan.total for budget in plan.budgets] for plan in plans]),
+        shares=by_layer([plan.shares for plan in plans]),
         groups=counts if grouped else None,
         usual_groups=usual_groups(groups) if grouped else None,
         group_sizes=tuple(sum(layers) / len(plans) for layers in zip(*counts, strict=True)) if grouped else None,
