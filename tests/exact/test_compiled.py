@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from squeezeattention import POLICIES, SqueezeCache, squeeze
-from squeezeattention.errors import CompileWarning, ConfigError
-from squeezeattention.hf import compiled
+from squeezeattention.errors import CompileWarning, ConfigError, UnsupportedFeatureError
+from squeezeattention.hf import compat, compiled
 from squeezeattention.testing import FAMILIES, left_padded, teacher_forced, tiny_model
+
+try:
+    compat.check_compiles()
+except UnsupportedFeatureError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 LENGTHS = (41, 22, 37)
 STEPS, BUDGET = 24, 12
