@@ -36,7 +36,7 @@ def split_forward(decoder: nn.Module, cache: SqueezeCache, given: dict[str, Any]
         if wanted if wanted is not None else getattr(decoder.config, name, False):
             raise UnsupportedFeatureError(f'{name}=True does not go with prefill="bounded", which reads in pieces')
     with cache._reading_pieces(given.get("attention_mask"), new_tokens(given)):
-        outputs = [decoder(**piece) for piece in _pieces(given, cache.chunk_size, cache.get_seqnew_tokens())]
+        outputs = [decoder(**piece) for piece in _pieces(given, cache.chunk_size, cache.get_seq_length())]
     whole = outputs[-1]
     hidden = torch.cat([output[0] for output in outputs], dim=1)
     if isinstance(whole, tuple):
