@@ -232,10 +232,12 @@ def test_proportional_gives_each_layer_what_it_needs() -> None:
 
 def test_a_floor_is_kept_as_far_as_a_quarter_of_the_budget_pays() -> None:
     importance = [1.0, 1.0, 1.0, 0.0]
-    assert plan_of(Reach(), importance).budgets == (16, 16, 16, 352)
-    assert plan_of(Reach(), importance).floor == 16
-    assert plan_of(Reach(), importance, base_budget=40).budgets == (10, 10, 10, 130)
-    assert plan_of(Reach(), importance, base_budget=40, floor=20).budgets == (20, 20, 20, 100)  # the policy's own
+    bare = Reach(hedge=0)
+    assert plan_of(bare, importance).budgets == (16, 16, 16, 352)
+    assert plan_of(bare, importance).floor == 16
+    assert plan_of(bare, importance, base_budget=40).budgets == (10, 10, 10, 130)
+    assert plan_of(bare, importance, base_budget=40, floor=20).budgets == (20, 20, 20, 100)  # the policy's own
+    assert plan_of(Reach(), importance).budgets == (25, 25, 25, 325)
 
 
 def test_without_any_need_proportional_is_uniform() -> None:
@@ -244,7 +246,18 @@ def test_without_any_need_proportional_is_uniform() -> None:
     assert "no layer needs" in plan.warnings[0]
 
 
+def test_a_hedge_divides_a_share_of_the_cache_evenly() -> None:
+    importance = [1.0, 0.9, 0.8, 0.6]
+    assert plan_of(Proportional(hedge=1), importance).budgets == (100,) * 4
+    assert plan_of(Proportional(hedge=0.5), importance).budgets == (50, 79, 107, 164)
+    capped = plan_of(Proportional(power=3, hedge=0.4), [1.0, 1.0, 1.0, 0.0], caps=[150] * 4)
+    assert capped.budgets == (84, 83, 83, 150)  # what the last layer cannot use, the others share
+
+
 def test_bad_settings_of_proportional() -> None:
+    for bad in (-0.1, 1.1, math.nan, "half", True):
+        with pytest.raises(ConfigError, match="hedge"):
+            Proportional(hedge=bad)
     for bad in (0, -1, math.inf, math.nan, "3", True):
         with pytest.raises(ConfigError, match="power"):
             Proportional(power=bad)

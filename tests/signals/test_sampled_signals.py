@@ -39,7 +39,7 @@ def test_locality_equals_the_models_own_attention(family):
     for weights in layers:
         total = weight_sum = 0.0
         for row in range(len(ROWS)):
-            for column in range(15, positions.shape[1], 16):
+            for column in range(31, positions.shape[1], 32):
                 here = int(positions[row, column])
                 if here < 0:
                     continue
@@ -84,7 +84,7 @@ def test_locality_and_span_of_known_attention():
     rows = [list(range(3, 99))]
     needs = [1 - value for value in measured(model, Span(0.5), rows)]
     assert needs == pytest.approx([0.5] * 4, abs=0.02)
-    seen = torch.arange(16, 97, 16).double()
+    seen = torch.arange(32, 97, 32).double()
     far = (seen - 4 - 8).clamp(min=0) / seen
     want = float((far * far).sum() / far.sum())
     assert [1 - v for v in measured(model, Locality(4, 8), rows)] == pytest.approx([want] * 4, abs=1e-5)
@@ -92,8 +92,8 @@ def test_locality_and_span_of_known_attention():
 
 def test_columns_are_the_same_whole_and_in_chunks():
     whole = sampled_columns(0, 3000)
-    assert whole[0] == 15
-    assert len(whole) == 64 + (3000 - 1024) // 64
+    assert whole[0] == 31
+    assert len(whole) == 32 + (3000 - 1024) // 256
     for step in (1, 7, 64, 1000):
         assert [c for start in range(0, 3000, step) for c in sampled_columns(start, min(3000, start + step))] == whole
 

@@ -237,12 +237,14 @@ def probabilities_of(
     heads = key.shape[1]
     mask = replace(visibility, queries=positions).block(0, rows).repeat(1, 1, query_heads // heads, 1)
     packed = query.reshape(batch, heads, -1, width)
-    logits = scoring.logits(packed, key).masked_fill(~mask, -torch.inf)
+    logits = scoring.logits(packed, key).masked_fill_(~mask, -torch.inf)
     sink = scoring.sink_column(heads, rows, packed.float())
-    if sink is not None:
-        logits = torch.cat([logits, sink.expand(batch, -1, -1, 1)], dim=-1)
-    total = logits.logsumexp(dim=-1)
-    probability = (logits[..., : key.shape[2]] - total[..., None]).exp().nan_to_num(0.0)
+    highest = logits.amax(dim=-1)
+    probability = probabilities(logits, None, sink).nan_to_num_(0.0)
+    if sink is None:  # the largest probability is exp(highest - total): no further pass of exponentials
+        total = (highest - probability.amax(dim=-1).log()).nan_to_num_(nan=-torch.inf)
+    else:
+        total = torch.logaddexp(logits.logsumexp(dim=-1), sink[..., 0])
     shape = (batch, query_heads, rows)
     return probability.reshape(*shape, -1), total.reshape(shape)
 

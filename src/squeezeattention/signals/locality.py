@@ -33,5 +33,4 @@ class Locality(SampledAttention):
         return (seen - self.sinks - self.window).clamp(min=0) / seen
 
     def need(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        far = rows.per_query_head(self.far(rows))
-        return layer_mean((rows.probabilities * far).sum(dim=-1)), self.weight(rows)
+        return layer_mean(rows.mass(self.far(rows))), self.weight(rows)

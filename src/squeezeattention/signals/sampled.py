@@ -10,8 +10,9 @@ import torch
 from ..errors import CacheStateError
 from .base import AttentionSample, Signal
 
-#: Every so many columns one query is sampled: densely where a short prompt ends, thinly in a long one.
-_DENSE, _DENSE_UNTIL, _THIN = 16, 1024, 64
+#: Every so many columns one query is sampled: densely where a short prompt ends, thinly in a long one, so that looking
+#: costs a percent or two of a prompt's time whatever its length.
+_DENSE, _DENSE_UNTIL, _THIN = 32, 1024, 256
 #: Elements of the attention that is looked at together (16 MiB in fp32).
 BLOCK_ELEMENTS = 4 * 2**20
 
@@ -40,6 +41,14 @@ class Rows:
         """A [B or 1, H or 1, R, N] tensor repeated for the query heads that share a key head."""
         heads = self.probabilities.shape[1]
         return mask if mask.shape[1] == 1 else mask.repeat_interleave(heads // mask.shape[1], dim=1)
+
+    def mass(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Attention on ``chosen`` keys, bool [B or 1, H or 1, R, N]: fp32 [B, Hq, R]."""
+        if chosen.shape[:2] == (1, 1) and self.probabilities.shape[0] == 1:
+            # A product reads the probabilities once; heads side by side, since all choose the same keys.
+            by_row = self.probabilities[0].transpose(0, 1)
+            return torch.bmm(by_row, chosen[0, 0, :, :, None].to(by_row.dtype))[..., 0].T[None]
+        return (self.probabilities * self.per_query_head(chosen)).sum(dim=-1)
 
     @classmethod
     def of(cls, sample: AttentionSample, probabilities: torch.Tensor, positions: torch.Tensor) -> Rows:

@@ -31,7 +31,7 @@ class StreamingMass(LastQueries):
         far = torch.zeros((), device=sample.queries.device)
         for rows in tail.blocks(sample):
             mask = (rows.distance >= self.recent) & (rows.key_positions >= self.sinks)[..., None, :]
-            far = far + layer_mean((rows.probabilities * rows.per_query_head(mask)).sum(dim=-1)).sum()
+            far = far + layer_mean(rows.mass(mask)).sum()
         return torch.stack([far, (tail.positions >= 0).sum().to(far)])
 
     def combine(self, measured: list[torch.Tensor]) -> list[float]:
