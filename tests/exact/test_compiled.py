@@ -87,7 +87,7 @@ def test_layers_that_fill_up_while_decoding(model, policy, lengths, graphs):
     assert cache.memory().bytes == len(lengths) * sum(cache.plan.budgets) * token
 
 
-@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("policy", ["h2o", pytest.param("streaming_llm", marks=pytest.mark.matrix)])
 def test_steps_do_not_trace_again(model, policy, graphs):
     """Nor does a second prompt with budgets of the same size; other budgets once, and then no more."""
     rows, generated = story(lengths=(40,))
@@ -100,7 +100,8 @@ def test_steps_do_not_trace_again(model, policy, graphs):
     assert counts[3] == counts[2] == 2
 
 
-@pytest.mark.parametrize("policy", ["h2o", pytest.param("streaming_llm", marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("policy", ["h2o", "streaming_llm"])
 def test_generate_turns_and_beams(model, policy, graphs):
     rows, _ = story()
     ids, mask = left_padded(rows)
@@ -128,7 +129,9 @@ def test_generate_turns_and_beams(model, policy, graphs):
     assert torch.equal(text, told(False)[:, : text.shape[1]])
 
 
-@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize(
+    "policy", ["h2o", *(pytest.param(name, marks=pytest.mark.matrix) for name in ("sliding_window", "streaming_llm"))]
+)
 def test_the_real_compiler(model, policy):
     torch._dynamo.reset()
     rows, generated = story(lengths=(31, 20))

@@ -29,7 +29,7 @@ else:
         (2, 3, 1, 37, 32, 32),
         (3, 2, 4, 300, 40, 24),
         (1, 2, 7, 65, 64, 64),
-        (2, 1, 5, 1025, 16, 48),
+        (1, 1, 5, 1025, 16, 48),
     ]
 
     def drawn(*shape, seed=0, dtype=torch.float32):
@@ -83,9 +83,8 @@ else:
         assert got.dtype == dtype
         close(got, want, dtype)
 
-    @pytest.mark.parametrize("tokens", [3, 64, 130, 1500])
+    @pytest.mark.parametrize(("tokens", "rows"), [(3, 1), (130, 2), (1500, 1)])
     @pytest.mark.parametrize("holes", [False, True])
-    @pytest.mark.parametrize("rows", [1, 2])
     def test_the_next_victim(tokens, holes, rows):
         batch, heads, recent = 2, 3, tokens // 2
         query, keys = drawn(batch, heads, 16), drawn(batch, heads, tokens, 16, seed=1)
@@ -102,8 +101,7 @@ else:
         assert torch.equal(chosen, naive.victim(scores, positions, newest, recent))
 
     @pytest.mark.parametrize("shape", [(1, 1, 1, 5, 5, 16), (2, 2, 3, 70, 70, 24), (2, 3, 2, 33, 100, 32)], ids=str)
-    @pytest.mark.parametrize("window", [None, 9])
-    @pytest.mark.parametrize("extra", [{}, {"softcap": 5.0}, {"sinks": True}], ids=str)
+    @pytest.mark.parametrize(("window", "extra"), [(None, {}), (None, {"softcap": 5.0}), (9, {"sinks": True})], ids=str)
     def test_attention_mass(shape, window, extra):
         batch, heads, group, length, tokens, width = shape
         query, keys = drawn(batch, heads * group, length, width), drawn(batch, heads, tokens, width, seed=1)
