@@ -36,7 +36,7 @@ class H2O(EvictionPolicy):
 
     def recent_tokens(self, budget: int) -> int | None:
         own = type(self).priority is H2O.priority and type(self).victim is H2O.victim
-        return math.ceil(self.recent * budget) if own else None
+        return self._recent_count(budget) if own else None
 
     def victim(self, tokens: Tokens, budget: int) -> torch.Tensor:
         if tokens.scores is None or type(self).priority is not H2O.priority:
@@ -48,7 +48,10 @@ class H2O(EvictionPolicy):
         return rank.argmin(dim=-1, keepdim=True)
 
     def _is_recent(self, tokens: Tokens, budget: int) -> torch.Tensor:
-        return tokens.positions > tokens.newest - math.ceil(self.recent * budget)
+        return tokens.positions > tokens.newest - self._recent_count(budget)
+
+    def _recent_count(self, budget: int) -> int:
+        return math.ceil(self.recent * budget)
 
     def __repr__(self) -> str:
         return f"H2O(recent={self.recent})"
