@@ -22,12 +22,13 @@ from transformers import DynamicCache
 from overheads import build, high_water, prefill
 from squeezeattention import SqueezeCache
 
-#: name -> how the prompt is held
+#: name -> how the prompt is held; its budget relative to the others'
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "exact, squeeze": {"policy": "streaming_llm"},
     "exact, uniform": {"policy": "streaming_llm", "allocator": "uniform"},
     "exact, squeeze, H2O": {"policy": "h2o"},
+    "exact, squeeze, a tenth of the budget": {"policy": "streaming_llm", "budget": 0.1},
     "bounded, squeeze": {"policy": "streaming_llm", "prefill": "bounded"},
     "bounded, squeeze, H2O": {"policy": "h2o", "prefill": "bounded"},
 }
@@ -47,7 +48,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         peak = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         held = peak
     else:
-        cache = SqueezeCache(model, budget=args.budget, chunk_size=args.chunk, **options)
+        options = {"budget": 1.0, **options}
+        options["budget"] *= args.budget
+        cache = SqueezeCache(model, chunk_size=args.chunk, **options)
         with cache.prefilling(args.prompt):
             seconds = prefill(model, cache, ids)
         held, peak = cache.memory().bytes, cache.memory().peak_bytes

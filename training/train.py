@@ -53,9 +53,13 @@ def optimizers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]
     return [Muon(matrices, lr), torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is arithmetic there; processors that emulate it are faster in fp32."""
+    return device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
 def weighted_loss(model: torch.nn.Module, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    on_gpu = tokens.device.type == "cuda"  # bf16 is slower than fp32 on processors that emulate it
-    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=on_gpu):
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=has_bf16(tokens.device)):
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     losses = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     weights = weights[:, 1:].flatten()
@@ -103,6 +107,9 @@ def rate_at(state: dict[str, int], tokens: float, lr: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("build/embedded"))
+    parser.add_argument(
+        "--start", type=Path, help="a trained model to go on from, with its tokenizer; rows are long at once"
+    )
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--tokens", type=float, default=30e6, help="training tokens in all")
@@ -118,14 +125,17 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args.out.mkdir(parents=True, exist_ok=True)
     written = args.out / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(written)) if written.exists() else train_tokenizer()
+    known = written if written.exists() else args.start and args.start / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(known)) if known else train_tokenizer()
     tokenizer.save(str(written))
     eos, pad = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(PAD)
     model = build_model(tokenizer.get_vocab_size(), args.layers, args.width, eos, pad).to(device)
+    if args.start:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
     optims = optimizers(model, args.lr)
     train = Documents(tokenizer, held_out=False, seed=args.seed)
-    state = {"step": 0, "stage": 0, "tokens": 0}
+    state = {"step": 0, "stage": len(LENGTHS) - 1 if args.start else 0, "tokens": 0}
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
@@ -143,7 +153,7 @@ def main() -> None:
                 group["lr"] = rate_at(state, args.tokens, args.lr)
         stage = state["stage"]
         if stage and train.rng.random() < 0.4:
-            stage = train.rng.randrange(stage)
+            stage = max(train.rng.randrange(stage), train.rng.randrange(stage))
         length = LENGTHS[stage]
         # Short rows are learned by the number of steps, long ones by the number of tokens.
         rows = args.batch_tokens // length // (2 if length <= 256 else 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from squeezeattention import POLICIES, BudgetPlan, SqueezeCache, squeeze
+from squeezeattention import POLICIES, BudgetPlan, EvictionPolicy, SqueezeCache, squeeze
 from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.errors import ConfigError, InputError, UnsupportedFeatureError
 from squeezeattention.hf.layout import inspect_model
@@ -198,6 +198,27 @@ def test_mistakes(model, wrong):
 FIXED = [10, 30, 8, 12]
 
 
+def told_where_it_ends(model, cache, rows, generated, total, chunk=None):
+    """All logits, and the peak of the prompt, whose end is announced if there is a ``total``."""
+    ids, mask = left_padded(rows)
+    parts = []
+
+    def forward(tokens, mask):
+        positions = position_ids(mask)[:, -tokens.shape[1] :]
+        parts.append(model(tokens, attention_mask=mask, position_ids=positions, past_key_values=cache).logits)
+
+    with torch.no_grad():
+        with cache.prefilling(total):
+            for start in range(0, ids.shape[1], chunk or ids.shape[1]):
+                stop = start + (chunk or ids.shape[1])
+                forward(ids[:, start:stop], mask[:, :stop])
+        peak = cache.memory().peak_bytes
+        for index in range(generated.shape[1]):
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            forward(generated[:, index : index + 1], mask)
+    return torch.cat(parts, dim=1), peak
+
+
 @pytest.mark.parametrize("policy", POLICIES.names())
 @pytest.mark.parametrize("allocator", ["uniform", "pyramid", FIXED, BudgetPlan.from_budgets(FIXED)], ids=str)
 @pytest.mark.parametrize("chunk", [None, 11])
@@ -207,31 +228,10 @@ def test_known_budgets_are_cut_while_the_prompt_is_read(model, policy, allocator
 
     def run(total):
         cache = SqueezeCache(model, budget=15, policy=policy, allocator=allocator)
-        ids, mask = left_padded(rows)
-        parts = []
-        with torch.no_grad():
-            with cache.prefilling(total):
-                for start in range(0, ids.shape[1], chunk or ids.shape[1]):
-                    stop = start + (chunk or ids.shape[1])
-                    parts.append(
-                        model(
-                            ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache,
-                            position_ids=position_ids(mask[:, :stop])[:, start:],
-                        ).logits
-                    )  # fmt: skip
-            peak = cache.memory().peak_bytes
-            for index in range(STEPS):
-                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-                parts.append(
-                    model(
-                        generated[:, index : index + 1], attention_mask=mask, past_key_values=cache,
-                        position_ids=position_ids(mask)[:, -1:],
-                    ).logits
-                )  # fmt: skip
-        return torch.cat(parts, dim=1), cache, peak
+        return *told_where_it_ends(model, cache, rows, generated, total, chunk), cache
 
-    want, untold, highest = run(None)
-    got, told, peak = run(max(LENGTHS))
+    want, highest, untold = run(None)
+    got, peak, told = run(max(LENGTHS))
     assert torch.equal(got, want)
     assert told.plan == untold.plan
     for layer in range(4):
@@ -244,13 +244,55 @@ def test_known_budgets_are_cut_while_the_prompt_is_read(model, policy, allocator
         assert peak <= highest
 
 
+SOME = ("llama", "gemma2", "mistral-window", "falcon-7b")
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize(
+    "family", [name if name in SOME else pytest.param(name, marks=pytest.mark.matrix) for name in FAMILIES]
+)
+def test_what_no_plan_could_keep_goes_while_the_prompt_is_read(family, policy):
+    """A signal decides, but all but the others' floors is the most that a layer could get: the same bits, less peak."""
+    model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
+    rows, generated = story()
+    for allocator, chunk in (("squeeze", None), ("reach", 11)):
+        found = []
+        for total in (None, max(LENGTHS)):
+            cache = SqueezeCache(model, budget=8, policy=policy, allocator=allocator)
+            logits, peak = told_where_it_ends(model, cache, rows, generated, total, chunk)
+            kept = [cache.kept_positions(layer) for layer in range(4)]
+            found.append((logits, kept, cache.plan, peak))
+        (want, kept, plan, highest), (got, *told, peak) = found
+        assert torch.equal(got, want)
+        assert all(map(torch.equal, kept, told[0]))
+        assert told[1] == plan
+        assert peak < highest
+
+
 @pytest.mark.parametrize("allocator", ["squeeze", "reach", "random"])
-def test_budgets_that_a_signal_decides_are_cut_at_the_end(model, allocator):
+def test_layers_that_may_keep_the_prompt_are_cut_at_the_end(model, allocator):
     rows, _ = story()
     cache = SqueezeCache(model, budget=15, allocator=allocator)
-    teacher_forced(model, cache, rows)
+    told_where_it_ends(model, cache, rows, torch.empty(3, 0), max(LENGTHS))
     memory = cache.memory()
     assert memory.peak_bytes == memory.full_bytes
+
+
+class Newest(EvictionPolicy):
+    """Does not say that it is nested."""
+
+    name = "newest"
+
+    def priority(self, tokens, budget):
+        return tokens.positions
+
+
+def test_a_policy_that_is_not_known_to_be_nested_is_cut_once(model):
+    rows, _ = story()
+    for policy, once in ((Newest(), True), ("sliding_window", False)):
+        cache = SqueezeCache(model, budget=8, policy=policy)
+        told_where_it_ends(model, cache, rows, torch.empty(3, 0), max(LENGTHS))
+        assert (cache.memory().peak_bytes == cache.memory().full_bytes) is once
 
 
 def test_a_prompt_that_goes_on_after_its_announced_end(model):

@@ -8,6 +8,7 @@ import torch
 from squeezeattention import POLICIES, SqueezeCache, squeeze
 from squeezeattention.errors import CompileWarning, ConfigError, UnsupportedFeatureError
 from squeezeattention.hf import compat, compiled
+from squeezeattention.hf import rows as few
 from squeezeattention.testing import FAMILIES, left_padded, teacher_forced, tiny_model
 
 try:
@@ -142,6 +143,57 @@ def test_the_real_compiler(model, policy):
         got = teacher_forced(model, cache, rows, generated)
     assert max((a - b).abs().max().item() for a, b in zip(got, want, strict=True)) <= TOLERANCE
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_few_rows_times_a_matrix(rows, dtype, bias):
+    generator = torch.Generator().manual_seed(rows)
+    x, weight, shift = (torch.randn(size, generator=generator).to(dtype) for size in ((rows, 1, 67), (45, 67), (45,)))
+    want = torch.nn.functional.linear(x.double(), weight.double(), shift.double() if bias else None)
+    got = few.sum_of_rows(x, weight, shift if bias else None)
+    assert got.dtype == dtype
+    assert few.is_few_rows(x, weight)
+    assert not few.is_few_rows(x[:1].expand(4, 1, 67), weight)
+    assert not few.is_few_rows(x, weight.t().contiguous().t())
+    assert (got - want).abs().max() <= (1e-4 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize(("lengths", "replaced"), [((31,), True), ((31, 20, 4, 9), False)])
+def test_products_of_few_rows_are_written_as_sums(model, lengths, replaced, monkeypatch):
+    """Seven matrices a layer in the graph, and the head beside it; larger batches stay with the library."""
+    seen, heads = [], []
+    product = compiled._few_rows
+
+    def inductor(graph, example_inputs):
+        seen.append([node.target for node in graph.graph.nodes])
+        return graph.forward
+
+    def head(*args):
+        heads.append(1)
+        return product(*args)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(few, "lookup_backend", lambda name: inductor)
+    monkeypatch.setattr(compiled, "_few_rows", head)
+    compiled._compiler.cache_clear()
+    try:
+        rows, generated = story(lengths=lengths)
+        plain, cache = SqueezeCache(model, budget=BUDGET), SqueezeCache(model, budget=BUDGET, compile=True)
+        want = teacher_forced(model, plain, rows, generated)
+        assert not heads  # another cache's steps are left alone
+        got = teacher_forced(model, cache, rows, generated)
+    finally:
+        torch._dynamo.reset()
+        compiled._compiler.cache_clear()
+    assert max((a - b).abs().max().item() for a, b in zip(got, want, strict=True)) <= TOLERANCE
+    assert [targets.count(few.sum_of_rows) for targets in seen] == [14 if replaced else 0] * len(seen)
+    assert [targets.count(torch.nn.functional.linear) for targets in seen] == [0 if replaced else 14] * len(seen)
+    assert len(heads) == (STEPS if replaced else 0)
+    cache.detach()
+    plain.detach()
+    assert "forward" not in vars(model.lm_head)
 
 
 def test_what_cannot_be_traced_decodes_as_before_and_says_why(model, graphs):

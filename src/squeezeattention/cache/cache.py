@@ -41,7 +41,7 @@ from .options import (
 )
 from .planning import Planner
 from .static import StaticDecode
-from .step import Step
+from .step import Final, Step
 
 
 class SqueezeCache(Cache):
@@ -174,6 +174,7 @@ class SqueezeCache(Cache):
         self._total: int | None = None  # tokens of the longest row when the prompt is over, if known
         self._is_cut = False  # all layers have budgets that go by everything that was read
         self._trimmed = 0  # leading layers that were cut while the prompt's last piece was still being read
+        self._decided = 0  # ... to the plan's own budgets
         self._rows = 0
         self._static = StaticDecode()
         self._held = [0] * len(self.layers)
@@ -236,47 +237,60 @@ class SqueezeCache(Cache):
         except SqueezeError:
             self._failed = "its prompt could not be planned"
             raise
-        for layer in self.layers[self._trimmed :]:
-            self._cut_layer(layer, plan, self._next, padded=self._padded)
-        self._plan, self._trimmed, self._is_cut = plan, 0, True
+        for layer in self.layers[self._decided :]:
+            self._cut_layer(layer, plan.budgets, self._next, padded=self._padded)
+        self._plan, self._trimmed, self._decided, self._is_cut = plan, 0, 0, True
 
     def _make_plan(self, importance: Sequence[float] | None, prompt_tokens: int) -> BudgetPlan:
-        expected = self._expected if self._new_tokens is None else prompt_tokens + self._new_tokens
         return self._planner.plan(
-            importance=importance, prompt_tokens=prompt_tokens, total_tokens=expected,
+            importance=importance, prompt_tokens=prompt_tokens, total_tokens=self._expected_tokens(prompt_tokens),
             bytes_per_token=[layer.store.bytes_per_token for layer in self.layers],
         )  # fmt: skip
 
-    def _cut_layer(self, layer: SqueezeLayer, plan: BudgetPlan, after: Sequence[int], *, padded: bool) -> None:
-        layer.compact(plan.budgets[layer.index], [row - 1 for row in after], padded)
+    def _expected_tokens(self, prompt_tokens: int) -> int | None:
+        """Prompt and answer, if it is known how long that may get."""
+        return self._expected if self._new_tokens is None else prompt_tokens + self._new_tokens
+
+    def _cut_layer(self, layer: SqueezeLayer, budgets: Sequence[int], after: Sequence[int], *, padded: bool) -> None:
+        layer.compact(budgets[layer.index], [row - 1 for row in after], padded)
         self._note_bytes(layer)
 
     def _trim_before(self, index: int, step: Step) -> None:
-        """Cut the layers before ``index``, which are done with the prompt's last piece, where budgets are known.
+        """Cut the layers before ``index``, which are done with the prompt's last piece, to what is known of their
+        budgets: then the whole prompt is never held in all layers at once.
 
-        They are when no signal decides and no layer's size is awaited: then the whole prompt is never held in all
-        layers at once. What is left is what a cut at the prompt's end leaves.
+        Where no signal decides these are the budgets themselves; else the most that each layer could still get, and
+        the plan cuts it again. What is left is what one cut at the prompt's end leaves.
         """
         if step.final is None:
-            step.final = self._final_plan(step)
-        if step.final:
-            plan, after = step.final
+            step.final = self._final(step)
+        if step.final.budgets:
             for layer in self.layers[self._trimmed : index]:
-                self._cut_layer(layer, plan, after, padded=self._padded or step.real is not None)
+                padded = self._padded or step.real is not None
+                self._cut_layer(layer, step.final.budgets, step.final.after, padded=padded)
             self._trimmed = max(self._trimmed, index)
+            if step.final.decided:
+                self._decided = self._trimmed
 
-    def _final_plan(self, step: Step) -> tuple[BudgetPlan, list[int]] | tuple[()]:
-        """The plan, and the rows' lengths after this step, if it is known that the prompt ends with it."""
-        known = self._is_fixed or (not self.allocator.needs_signal and self._planner.budget.kind != "bytes")
-        if not known or self._total is None or step.decoding:
-            return ()
+    def _final(self, step: Step) -> Final:
+        """What is known of the layers' budgets, if it is known that the prompt ends with this step."""
+        unknown = Final((), (), decided=False)
+        if self._total is None or step.decoding:
+            return unknown
         after = self._after(step)
         if max(after) != self._total:
-            return ()
+            return unknown
         try:
-            return self._make_plan(None, self._total), after
+            if self._is_fixed or (not self.allocator.needs_signal and self._planner.budget.kind != "bytes"):
+                return Final(self._make_plan(None, self._total).budgets, after, decided=True)
+            expected = self._expected_tokens(self._total)
+            most = self._planner.most(prompt_tokens=self._total, total_tokens=expected)
         except SqueezeError:  # said at the prompt's end, where nothing is half done
-            return ()
+            return unknown
+        # A layer that cannot lose anything yet is left alone, and so are all: the end may still be told wrongly.
+        if most is None or not self.policy.nested or min(most) >= self._total:
+            return unknown
+        return Final(most, after, decided=False)
 
     @contextlib.contextmanager
     def prefilling(self, total_tokens: int | None = None) -> Iterator[SqueezeCache]:

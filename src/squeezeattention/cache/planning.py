@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..allocators.base import Allocator
 from ..errors import BudgetError
 from ..plan import Budget, BudgetPlan, build_plan
+from ..plan.fit import total_tokens as tokens_of_all
 from ..policies import EvictionPolicy
 
 #: More tokens than any cache holds, and few enough to compute with.
@@ -54,9 +55,7 @@ class Planner:
             bytes_per_token: of each layer, for one sequence.
         """
         base, floor = self.base_tokens(prompt_tokens, bytes_per_token), self.policy.minimum
-        # Without word of how long the answer gets, a layer can use the prompt, or what was asked for if more.
-        most = max(prompt_tokens, total_tokens if total_tokens is not None else base)
-        caps = [most if window is None else min(most, window) for window in self.windows]
+        caps = self._caps(base, prompt_tokens, total_tokens)
 
         def attempt(tokens: int) -> BudgetPlan:
             return build_plan(
@@ -69,6 +68,23 @@ class Planner:
         if self.budget.kind == "bytes" and len(set(bytes_per_token)) > 1:
             plan = self._within_bytes(attempt, base, floor, bytes_per_token)
         return plan
+
+    def most(self, *, prompt_tokens: int, total_tokens: int | None) -> list[int] | None:
+        """The most tokens each layer could get in a plan for this prompt, whatever the signal says: all but the
+        others' floors. ``None`` where that hangs on the sizes of layers that have read nothing yet."""
+        if self.budget.kind == "bytes":
+            return None
+        base = self.base_tokens(prompt_tokens, ())
+        caps = self._caps(base, prompt_tokens, total_tokens)
+        floors = [min(self.policy.minimum, cap) for cap in caps]
+        spare = tokens_of_all(base, caps) - sum(floors)
+        return [min(cap, floor + spare) for cap, floor in zip(caps, floors, strict=True)]
+
+    def _caps(self, base: int, prompt_tokens: int, total_tokens: int | None) -> list[int]:
+        """The most tokens that each layer can use."""
+        # Without word of how long the answer gets, a layer can use the prompt, or what was asked for if more.
+        most = max(prompt_tokens, total_tokens if total_tokens is not None else base)
+        return [most if window is None else min(most, window) for window in self.windows]
 
     def _within_bytes(self, attempt, base: int, floor: int, bytes_per_token: Sequence[int]) -> BudgetPlan:  # type: ignore[no-untyped-def]
         """Layers of unequal width: moving a token moves bytes, so look for the largest base that fits."""

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from ..plan import BudgetPlan
     from .cache import SqueezeCache
+
+
+@dataclass(frozen=True)
+class Final:
+    """What layers may be cut to while the prompt's last tokens are still being read."""
+
+    budgets: Sequence[int]
+    """Tokens that each layer will keep, or the most that it could; empty: not known."""
+    after: Sequence[int]
+    """Each row's length when the prompt is over."""
+    decided: bool
+    """Whether these are the plan's budgets."""
 
 
 @dataclass
@@ -29,9 +42,8 @@ class Step:
     """Prompt tokens whose signal is wanted."""
     static: bool = False
     """A decode step for a compiler: what follows from ``start`` is read from tensors (see static.py)."""
-    final: tuple[BudgetPlan, list[int]] | tuple[()] | None = None
-    """The budgets of the prompt that ends with this pass and each row's length then; empty: not known. ``None``: not
-    asked yet."""
+    final: Final | None = None
+    """What is known of the prompt's end before it is reached; ``None``: not asked yet."""
     handles: list[Any] = field(default_factory=list)
     """Hooks of this pass, removed at its end."""
     _positions: dict[torch.device, torch.Tensor] = field(default_factory=dict)
@@ -63,6 +75,8 @@ class _Active(threading.local):
     """The step that this thread's model is in, if its cache is ours."""
 
     step: Step | None = None
+    hidden: weakref.ref[torch.Tensor] | None = None
+    """What the last compiled step gave, as long as somebody has it."""
 
 
 ACTIVE = _Active()

@@ -26,7 +26,7 @@ from ..errors import CacheStateError, UnsupportedFeatureError
 from .arguments import by_name, cache_of
 from .falcon import FALCON_FAMILIES
 from .falcon import forward as falcon_forward
-from .front import put_in_front
+from .front import put_before_head, put_in_front
 from .layout import Layout, inspect_model
 from .observe import observe_hidden
 from .residual import ResidualSpot, find_spots
@@ -99,6 +99,8 @@ class Attachment:
             if not self._in_front:
                 self._in_front = True
                 self._undo.append(put_in_front(self.layout.decoder))
+                if (undo := put_before_head(self.model)) is not None:
+                    self._undo.append(undo)
 
     def check(self) -> None:
         """Before a step: if the user has set another attention implementation meanwhile, wrap that one."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..cache.step import ACTIVE
 from .arguments import by_name, cache_of
-from .compiled import compiled_forward
+from .compiled import compiled_forward, compiled_head
 from .shadow import shadow
 from .split import is_split, split_forward
 
@@ -34,6 +34,15 @@ def put_in_front(decoder: nn.Module) -> Callable[[], None]:
             module.__dict__.pop(BEFORE, None)
 
     return undo
+
+
+def put_before_head(model: nn.Module) -> Callable[[], None] | None:
+    """The same for the head that turns a compiled step's hidden state into logits, if it is a plain matrix."""
+    find: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
+    if type(head) is not nn.Linear or "forward" in vars(head):
+        return None
+    return shadow(head, "forward", compiled_head)
 
 
 def _route(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -36,6 +36,14 @@ class EvictionPolicy(ABC):
     name: ClassVar[str]
     #: Whether attention mass per token has to be gathered (costs a score pass in prefill).
     needs_scores: ClassVar[bool] = False
+    #: Whether what stays in a small budget would stay in a larger one too, so that cutting twice is cutting once. A
+    #: class with a priority() of its own has to say so itself.
+    nested: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "priority" in vars(cls) and "nested" not in vars(cls):
+            cls.nested = False
 
     @property
     def minimum(self) -> int:

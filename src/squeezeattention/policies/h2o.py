@@ -18,6 +18,7 @@ class H2O(EvictionPolicy):
     """
 
     name = "h2o"
+    nested = True
     needs_scores = True
 
     def __init__(self, recent: float = 0.5) -> None:

@@ -11,6 +11,7 @@ class SlidingWindow(EvictionPolicy):
     """Keeps the last ``budget`` tokens."""
 
     name = "sliding_window"
+    nested = True
 
     @property
     def ring(self) -> int:

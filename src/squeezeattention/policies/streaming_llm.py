@@ -18,6 +18,7 @@ class StreamingLLM(EvictionPolicy):
     """
 
     name = "streaming_llm"
+    nested = True
 
     def __init__(self, sinks: int = 4, positions: Literal["original", "cache"] = "original") -> None:
         if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
