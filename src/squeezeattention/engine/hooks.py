@@ -25,7 +25,7 @@ import numpy as np
 
 from ..errors import ConfigError, UnsupportedFeatureError
 from .blocks import BlockPlan
-from .lanes import Lanes, assign_lanes
+from .lanes import MOST_GROUPS, Lanes, assign_lanes
 from .segments import split
 from .settings import EngineSettings
 
@@ -86,7 +86,7 @@ def carried(vllm_config: Any) -> Carried | None:
         text = vllm_config.model_config.hf_text_config
         blocks = settings.blocks(
             vllm_config.cache_config.block_size, text.num_hidden_layers, fingerprint_of(vllm_config.model_config)
-        )
+        ).leveled(MOST_GROUPS)
         known = Carried(blocks, assign_lanes(blocks.layers), settings.prefill == "windowed")
         vars(vllm_config)["_squeezeattention"] = known
     return known

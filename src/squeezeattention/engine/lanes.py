@@ -8,7 +8,7 @@ beforehand by numbering its layers (*lanes*), which steers the size. Rule: ``_ge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .blocks import LayerBlocks
@@ -47,17 +47,27 @@ def assign_lanes(layers: Sequence[LayerBlocks], most_groups: int = MOST_GROUPS) 
     buckets: dict[LayerBlocks, list[int]] = {}
     for index, layer in enumerate(layers):
         buckets.setdefault(layer, []).append(index)
+    sizes = [len(members) for members in buckets.values()]
     candidates = []
-    for size in range(1, len(layers) + 1):
-        parts = {layer: -(-len(members) // size) for layer, members in buckets.items()}
+    for parts in _divisions(sizes, 2 * most_groups):
         lanes = [0] * len(layers)
-        for layer, members in buckets.items():
+        for members, count in zip(buckets.values(), parts, strict=True):
             for place, index in enumerate(members):
-                lanes[index] = place % parts[layer]
+                lanes[index] = place % count
         candidates.append(_grouped(layers, tuple(lanes)))
     allowed = [found for found in candidates if found.n_groups <= most_groups]
     pool = allowed or [min(candidates, key=lambda found: found.n_groups)]
     return min(pool, key=lambda found: (found.blocks_per_sequence * found.group_size, found.n_groups))
+
+
+def _divisions(sizes: Sequence[int], most: int) -> Iterator[tuple[int, ...]]:
+    """Numbers of parts of each bucket, at most ``most`` together; one part each if there are as many buckets."""
+    if not sizes:
+        yield ()
+        return
+    for count in range(1, max(1, min(sizes[0], most - len(sizes) + 1)) + 1):
+        for rest in _divisions(sizes[1:], most - count):
+            yield (count, *rest)
 
 
 def _grouped(layers: Sequence[LayerBlocks], lanes: tuple[int, ...]) -> Lanes:

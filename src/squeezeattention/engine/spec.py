@@ -14,7 +14,7 @@ from .blocks import LayerBlocks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SqueezeSpec(SlidingWindowSpec):  # type: ignore[misc]
+class SqueezeSpec(SlidingWindowSpec):
     """Layers of equal specs share a block table. A sliding window to the admission check, which knows no other kind
     of cache that gives blocks back."""
 
@@ -45,7 +45,7 @@ class SqueezeSpec(SlidingWindowSpec):  # type: ignore[misc]
         return all(spec == self for spec in kv_cache_specs.values())
 
 
-class SqueezeManager(SlidingWindowManager):  # type: ignore[misc]
+class SqueezeManager(SlidingWindowManager):
     """Frees what no later token of a request will see."""
 
     def remove_skipped_blocks(

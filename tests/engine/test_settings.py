@@ -1,0 +1,46 @@
+"""What an engine may be told, and what it refuses."""
+
+import json
+
+import pytest
+
+from squeezeattention import BudgetPlan
+from squeezeattention.engine import EngineSettings
+from squeezeattention.errors import ConfigError, PlanError, UnsupportedFeatureError
+
+PLAN = BudgetPlan.from_budgets([64, 96])
+
+
+def test_all_ways_of_giving_a_plan(tmp_path):
+    path = tmp_path / "plan.json"
+    PLAN.save(path)
+    ways = (str(path), path, {"plan": str(path)}, {"plan": PLAN.to_dict()})
+    for given in ways:
+        settings = EngineSettings.read(given)
+        assert (settings.plan, settings.sinks, settings.prefill) == (PLAN, 4, "full")
+    again = EngineSettings.read(json.loads(json.dumps(settings.to_dict())))
+    assert again == settings
+    assert EngineSettings.read({"plan": PLAN.to_dict(), "policy": "sliding_window"}).sinks == 0
+    assert EngineSettings.read({"plan": PLAN.to_dict(), "sinks": 40, "prefill": "windowed"}).sinks == 40
+
+
+def test_refusals(tmp_path):
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text("{")
+    plan = PLAN.to_dict()
+    for given, error, words in (
+        (None, ConfigError, "path of a plan"),
+        ({"prefill": "full"}, ConfigError, "path of a plan"),
+        ({"plan": 3}, ConfigError, "a path or a JSON object"),
+        ({"plan": plan, "block": 1}, ConfigError, "unknown settings of squeeze: block"),
+        ({"plan": plan, "prefill": "half"}, ConfigError, "prefill must be one of full, windowed, got 'half'"),
+        ({"plan": plan, "sinks": True}, ConfigError, "sinks must be"),
+        ({"plan": plan, "policy": "h2o"}, UnsupportedFeatureError, "'h2o' ranks single tokens"),
+        (str(tmp_path / "none.json"), PlanError, "none.json"),
+        (str(damaged), PlanError, "damaged.json"),
+        ({"plan": {}}, PlanError, "plan"),
+    ):
+        with pytest.raises(error, match=words):
+            EngineSettings.read(given)
+    with pytest.raises(PlanError, match="2 layers, but the model has 3"):
+        EngineSettings.read({"plan": plan}).blocks(32, 3)
