@@ -87,7 +87,7 @@ def bench(
     for variant in chosen:
         if variant.policy is not None:
             options.check(budget, variant.policy, str(variant.allocator), None, None)
-    most = None if memory is None else _bytes(memory)
+    most = None if memory is None else options.memory_bytes(memory)
     if target in SHAPES:
         kind = dtype_of(dtype)
         model = build(target, layers=layers, dtype=_default(kind, device), device=device_of(device))
@@ -144,13 +144,6 @@ def bench(
     for what, path in (("record", output), ("figure", plot)):
         if path is not None:
             ERR.print(f"{what} saved: {path}", soft_wrap=True)
-
-
-def _bytes(text: str) -> int:
-    found = Budget.parse(text)
-    if found.kind != "bytes":
-        raise ConfigError(f'--memory is a number of bytes with a unit, such as "8GiB", got {text!r}')
-    return int(found.value)
 
 
 def _default(dtype: Any, device: str) -> Any:

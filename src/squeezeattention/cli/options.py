@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..allocators import Allocator, resolve_allocator
+from ..errors import ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
 from ..signals import SIGNALS
@@ -16,6 +18,27 @@ Model = Annotated[
     typer.Argument(metavar="MODEL", help='"embedded" (comes with the package), a folder, or a name on the hub.'),
 ]
 PromptText = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt itself.")]
+MoreFiles = Annotated[list[Path] | None, typer.Argument(metavar="[FILES]...", help="Texts, like -f.")]
+Files = Annotated[
+    list[Path] | None,
+    typer.Option("--file", "-f", metavar="FILES...", help="A text to read (- is stdin); any number."),
+]
+JsonLines = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--jsonl", metavar="FILE", help='A text a line, in JSON: a string, or an object with "prompt" (and "task").'
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", "-t", metavar="TASK", help="Samples of it; see `squeeze tasks`. Any number of tasks."),
+]
+Lengths = Annotated[list[int] | None, typer.Option("--length", help="Tokens of a sample. [1024]")]
+Samples = Annotated[int | None, typer.Option("--samples", help="Of each task, length and seed. [8]")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", "--seeds", help="Draw the samples. [0]")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan as JSON, for --allocator.")
+]
 BudgetText = Annotated[
     str,
     typer.Option(
@@ -81,3 +104,11 @@ def check(
     if signal is not None:
         SIGNALS.factory(signal)
     resolve_allocator(allocator, p=p, outliers=outliers)
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of ``--memory``; raises :class:`ConfigError`."""
+    found = Budget.parse(text)
+    if found.kind != "bytes":
+        raise ConfigError(f'--memory is a number of bytes with a unit, such as "8GiB", got {text!r}')
+    return int(found.value)

@@ -30,25 +30,14 @@ _FEW = 12
 
 def plan(
     model_name: options.Model,
-    more_files: Annotated[list[Path] | None, typer.Argument(metavar="[FILES]...", help="Texts, like -f.")] = None,
-    files: Annotated[
-        list[Path] | None,
-        typer.Option("--file", "-f", metavar="FILES...", help="A text to read (- is stdin); any number."),
-    ] = None,
+    more_files: options.MoreFiles = None,
+    files: options.Files = None,
     prompt: options.PromptText = None,
-    jsonl: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--jsonl", metavar="FILE", help='A text a line, in JSON: a string, or an object with "prompt" (and "task").'
-        ),
-    ] = None,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option("--task", "-t", metavar="TASK", help="Samples of it; see `squeeze tasks`. Any number of tasks."),
-    ] = None,
-    lengths: Annotated[list[int] | None, typer.Option("--length", help="Tokens of a sample. [1024]")] = None,
-    samples: Annotated[int | None, typer.Option("--samples", help="Of each task, length and seed. [8]")] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", "--seeds", help="Draw the samples. [0]")] = None,
+    jsonl: options.JsonLines = None,
+    tasks: options.Tasks = None,
+    lengths: options.Lengths = None,
+    samples: options.Samples = None,
+    seeds: options.Seeds = None,
     budget: options.BudgetText = "0.2",
     policy: options.Policy = "h2o",
     allocator: options.AllocatorName = "squeeze",
@@ -59,9 +48,7 @@ def plan(
         str,
         typer.Option("--freeze", metavar="signal|shares", help="What the plan of several texts is the mean of."),
     ] = "signal",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan as JSON, for --allocator.")
-    ] = None,
+    output: options.Output = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw signal, groups and budgets as a PNG.")
     ] = None,
@@ -98,7 +85,7 @@ def plan(
     def new_cache() -> SqueezeCache:
         return SqueezeCache(model, budget, policy, spec, p, signal=signal, outliers=outliers)
 
-    seen = _observe(model, new_cache, texts, chunk_size)
+    seen = observe(model, new_cache, texts, chunk_size)
     frozen, found = seen[0].plan, None
     if len(seen) > 1:
         frozen_of = partial(
@@ -139,7 +126,7 @@ def plan(
 _MEANS = {"signal": "importance", "shares": "shares"}
 
 
-def _observe(
+def observe(
     model: Any, new_cache: Callable[[], SqueezeCache], texts: Sequence[Text], chunk: int | None
 ) -> list[Observation]:
     """Read every text into a cache of its own; what stays of it is its plan."""

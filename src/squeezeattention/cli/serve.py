@@ -1,0 +1,68 @@
+"""``squeeze serve``: vLLM's OpenAI server with a plan."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..embedded import FOLDER, NAME
+from ..engine import EngineSettings
+from ..engine.serving import run_server, server_command
+from ..errors import InputError
+from . import options
+from .console import ERR
+
+
+def serve(
+    context: typer.Context,
+    model_name: options.Model,
+    plan: Annotated[Path, typer.Option("--plan", metavar="FILE", help="What `squeeze vllm plan` saved.")],
+    prefill: Annotated[
+        str,
+        typer.Option(
+            "--prefill",
+            metavar="full|windowed",
+            help="full: prompts are attended to in full, then cut. windowed: never more than the budget is held.",
+        ),
+    ] = "full",
+    sinks: Annotated[int | None, typer.Option("--sinks", min=0, help="Leading tokens that stay. [4]")] = None,
+    block_size: Annotated[int, typer.Option("--block-size", min=1, help="Tokens of a block, as planned.")] = 16,
+    max_num_seqs: Annotated[
+        int | None, typer.Option("--max-num-seqs", min=1, help="Texts at once; `squeeze vllm plan` says how many fit.")
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
+    api_key: Annotated[str | None, typer.Option("--api-key", help="What clients have to send.")] = None,
+) -> None:
+    """Serve a model with vLLM, its cache as planned.
+
+    Everything after -- goes to vLLM's server:
+    squeeze serve MODEL --plan plan.json -- --max-model-len 32768
+    """
+    given: dict[str, object] = {"plan": str(plan), "prefill": prefill}
+    if sinks is not None:
+        given["sinks"] = sinks
+    settings = EngineSettings.read(given)
+    folder = FOLDER if model_name == NAME else Path(model_name)
+    if model_name != NAME and (folder.is_absolute() or model_name.startswith(".")) and not folder.is_dir():
+        raise InputError(f"cannot serve the model {model_name}: there is no such folder")
+    if (folder / "config.json").is_file():  # else it is on the hub, and the engine checks it
+        from transformers import AutoConfig
+
+        text = AutoConfig.from_pretrained(folder).get_text_config()
+        settings.blocks(block_size, text.num_hidden_layers)
+    else:
+        settings.blocks(block_size, settings.plan.n_layers)
+    command = server_command(
+        str(FOLDER) if model_name == NAME else model_name, settings, block_size=block_size, host=host, port=port,
+        api_key=api_key, name=NAME if model_name == NAME else None, max_num_seqs=max_num_seqs, more=context.args,
+    )  # fmt: skip
+    ERR.print(
+        f"serving {model_name} at http://{host}:{port}/v1 (plan {plan}, prefill {settings.prefill})", soft_wrap=True
+    )
+    code = run_server(command, host)
+    # Ended because it was asked to: vLLM says 0, or the signal.
+    raise typer.Exit(0 if code in (-signal.SIGTERM, -signal.SIGINT) else code)

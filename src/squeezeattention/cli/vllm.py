@@ -1,0 +1,204 @@
+"""``squeeze vllm plan``: a plan for vLLM, in whole blocks, and what it saves there."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .. import BudgetPlan, SqueezeCache
+from ..allocators import name_or_plan, resolve_allocator
+from ..engine import BlockPlan, Forecast
+from ..engine.lanes import MOST_GROUPS
+from ..engine.settings import SINKS
+from ..errors import BudgetError, ConfigError
+from ..policies import StreamingLLM
+from ..stability import freeze
+from . import options
+from .console import ERR, OUT, print_json
+from .inputs import check_target, load_model
+from .plan import observe
+from .stability import ranges
+from .texts import Texts
+
+app = typer.Typer(no_args_is_help=True)
+
+_DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
+
+
+@app.callback()
+def _group() -> None:
+    """Plans for the vLLM engine."""
+
+
+@app.command("plan")
+def plan(
+    model_name: options.Model,
+    more_files: options.MoreFiles = None,
+    files: options.Files = None,
+    prompt: options.PromptText = None,
+    jsonl: options.JsonLines = None,
+    tasks: options.Tasks = None,
+    lengths: options.Lengths = None,
+    samples: options.Samples = None,
+    seeds: options.Seeds = None,
+    budget: options.BudgetText = "0.2",
+    policy: Annotated[str, typer.Option("--policy", help="streaming_llm or sliding_window.")] = "streaming_llm",
+    allocator: options.AllocatorName = "squeeze",
+    signal: options.SignalName = None,
+    p: options.P = None,
+    outliers: options.Outliers = None,
+    sinks: Annotated[int | None, typer.Option("--sinks", min=0, help="Leading tokens that stay. [4]")] = None,
+    block_size: Annotated[int, typer.Option("--block-size", min=1, help="Tokens of a block of vLLM's cache.")] = 16,
+    levels: Annotated[int, typer.Option("--levels", min=1, max=MOST_GROUPS, help="Different budgets at most.")] = 4,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="BYTES", help="For keys and values, such as 8GiB: how many fit?")
+    ] = None,
+    kv_dtype: Annotated[
+        str, typer.Option("--kv-dtype", help="Of the cache in vLLM: bfloat16, float16, float32 or fp8.")
+    ] = "bfloat16",
+    output: options.Output = None,
+    chunk_size: options.ChunkSize = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Measure layers on texts like yours, and plan vLLM's cache.
+
+    Budgets are rounded to whole blocks, never to more in all, and to few different
+    sizes, since layers of one size share a block table. Give the plan that is saved
+    to `squeeze serve MODEL --plan FILE`.
+    """
+    check_target(output)
+    if policy not in SINKS:
+        raise ConfigError(f"vLLM's cache is made of blocks: --policy must be one of {', '.join(SINKS)}, got {policy!r}")
+    if kv_dtype not in _DTYPES:
+        raise ConfigError(f"--kv-dtype must be one of {', '.join(_DTYPES)}, got {kv_dtype!r}")
+    size = None if memory is None else options.memory_bytes(memory)
+    spec = name_or_plan(allocator)
+    options.check(budget, policy, spec, p, outliers, signal)
+    leading = SINKS[policy] if sinks is None else sinks
+    frozen = spec if isinstance(spec, BudgetPlan) else None
+    texts = 0
+    if frozen is None:
+        asked = Texts.of(
+            model_name, [*(files or ()), *(more_files or ())], prompt, jsonl or (), tasks or (), lengths or (),
+            samples, seeds or (),
+        )  # fmt: skip
+        model, tokenizer = load_model(model_name, dtype, device)
+        drawn = asked.tokenized(model, tokenizer)
+        kind = StreamingLLM(leading) if policy == StreamingLLM.name else policy
+        new_cache = partial(SqueezeCache, model, budget, kind, spec, p, signal=signal, outliers=outliers)
+        seen, texts = observe(model, new_cache, drawn, chunk_size), len(drawn)
+        frozen = seen[0].plan
+        if len(seen) > 1:
+            rule = resolve_allocator(spec, p=p, outliers=outliers)
+            frozen = freeze([one.plan for one in seen], rule, floor=leading + 1)
+        config = model.config.get_text_config()
+    else:
+        config = _config_of(model_name)
+        frozen.check_model(None, config.num_hidden_layers)
+    blocks = BlockPlan.of(_raised(frozen, block_size), block_size, sinks=leading).leveled(levels)
+    forecast = Forecast.of(blocks, _token_bytes(config, kv_dtype), size)
+    rounded = _in_blocks(frozen, blocks, policy)
+    if output is not None:
+        rounded.save(output)
+    if as_json:
+        print_json({
+            "model": model_name, "texts": texts, "plan": rounded.to_dict(), "sinks": leading, "policy": policy,
+            "forecast": forecast.to_dict(), "output": None if output is None else str(output),
+        })  # fmt: skip
+        return
+    OUT.print(_layer_table(rounded, blocks))
+    OUT.print(_forecast_table(forecast, frozen, config))
+    if output is not None:
+        ERR.print(f"plan saved: {output}", soft_wrap=True)
+        OUT.print(_command(model_name, str(output), forecast, leading, policy), soft_wrap=True, markup=False)
+
+
+def _raised(frozen: BudgetPlan, block_size: int) -> BudgetPlan:
+    """Budgets below a block are given one, at the cost of the largest: measured plans may have such layers."""
+    budgets = list(frozen.budgets)
+    for layer, tokens in enumerate(budgets):
+        lack = max(0, block_size - tokens)
+        budgets[layer] += lack
+        while lack:
+            richest = max(range(len(budgets)), key=budgets.__getitem__)
+            given = min(lack, budgets[richest] - block_size)
+            if given <= 0:
+                raise BudgetError(
+                    f"{frozen.total} tokens cannot give each of {len(budgets)} layers a block of {block_size}: "
+                    "use a larger --budget or a smaller --block-size"
+                )
+            budgets[richest] -= given
+            lack -= given
+    return BudgetPlan.from_budgets(budgets)
+
+
+def _in_blocks(frozen: BudgetPlan, blocks: BlockPlan, policy: str) -> BudgetPlan:
+    """The plan with budgets as the blocks round them."""
+    return dataclasses.replace(
+        frozen, budgets=blocks.tokens, base_budget=-(-sum(blocks.tokens) // len(blocks.tokens)), floor=1, policy=policy,
+        caps=(None,) * len(blocks.tokens), exact_total=sum(blocks.tokens),
+    ).check()  # fmt: skip
+
+
+def _config_of(model_name: str) -> Any:
+    """A model's text config, without its weights."""
+    from transformers import AutoConfig
+
+    from ..embedded import FOLDER, NAME
+
+    return AutoConfig.from_pretrained(FOLDER if model_name == NAME else model_name).get_text_config()
+
+
+def _token_bytes(config: Any, kv_dtype: str) -> int:
+    """Keys and values of one token in one layer."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * heads * width * _DTYPES[kv_dtype])
+
+
+def _layer_table(rounded: BudgetPlan, blocks: BlockPlan) -> Table:
+    table = Table(title="Blocks of each layer", header_style="bold", title_justify="left")
+    table.add_column("layers", overflow="fold")
+    for title in ("sink blocks", "newest blocks", "tokens", "share"):
+        table.add_column(title, justify="right")
+    for kind in sorted(set(blocks.layers), reverse=True):
+        members = [layer for layer, own in enumerate(blocks.layers) if own == kind]
+        tokens = kind.total * blocks.block_size
+        share = tokens * len(blocks.layers) / rounded.total
+        table.add_row(ranges(members), str(kind.sinks), str(kind.recent), f"{tokens:,}", f"{share:.2f}")
+    return table
+
+
+def _forecast_table(forecast: Forecast, frozen: BudgetPlan, config: Any) -> Table:
+    table = Table(show_header=False, title="In vLLM, once a prompt is read", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    lanes, longest = forecast.lanes, getattr(config, "max_position_embeddings", None)
+    kept = forecast.blocks.total * forecast.blocks.block_size
+    table.add_row("tokens kept per layer, mean (planned)", f"{kept / len(forecast.blocks.layers):,.0f} "
+                  f"({frozen.total / frozen.n_layers:,.0f})")  # fmt: skip
+    table.add_row("groups of layers (block tables)", f"{lanes.n_groups} of {lanes.group_size}")
+    table.add_row("memory lost to padding", f"{forecast.waste:.1%}")
+    table.add_row("blocks per sequence", f"{lanes.blocks_per_sequence}")
+    table.add_row("bytes per sequence", f"{forecast.sequence_bytes / 2**20:,.2f} MiB")
+    if forecast.max_num_seqs is not None:
+        table.add_row("blocks in that memory", f"{forecast.n_blocks:,}")
+        table.add_row("sequences without preemption: --max-num-seqs", f"{forecast.max_num_seqs:,}")
+        if isinstance(longest, int):
+            table.add_row(f"... without a plan, of {longest:,} tokens", f"{forecast.stock_seqs(longest):,}")
+    return table
+
+
+def _command(model_name: str, output: str, forecast: Forecast, sinks: int, policy: str) -> str:
+    parts = ["squeeze", "serve", model_name, "--plan", output, "--block-size", str(forecast.blocks.block_size)]
+    if sinks != SINKS[policy]:
+        parts += ["--sinks", str(sinks)]
+    if forecast.max_num_seqs:
+        parts += ["--max-num-seqs", str(forecast.max_num_seqs)]
+    return " ".join(parts)

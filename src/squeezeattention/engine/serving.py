@@ -1,0 +1,77 @@
+"""vLLM's OpenAI server with a plan: the command line for it, and a child process that ends as it should."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from types import FrameType
+
+from ..errors import ConfigError, MissingExtraError
+from .settings import EngineSettings
+
+_OURS = ("--additional-config", "--additional_config", "--model", "--host", "--port", "--api-key", "--block-size")
+_GRACE = 30.0  # seconds that the server has to end
+
+
+def server_command(
+    model: str,
+    settings: EngineSettings,
+    *,
+    block_size: int,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    name: str | None = None,
+    max_num_seqs: int | None = None,
+    more: Sequence[str] = (),
+) -> list[str]:
+    """Arguments that start the server; ``more``: options of vLLM's own. Raises :class:`ConfigError` for doubles."""
+    for option in more:
+        if option.partition("=")[0] in _OURS:
+            raise ConfigError(f"{option.partition('=')[0]} is an option of squeeze serve itself; give it before --")
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", host, "--port",
+        str(port), "--block-size", str(block_size), "--additional-config", json.dumps({"squeeze": settings.to_dict()}),
+    ]  # fmt: skip
+    if api_key is not None:
+        command += ["--api-key", api_key]
+    if name is not None:
+        command += ["--served-model-name", name]
+    if max_num_seqs is not None:
+        command += ["--max-num-seqs", str(max_num_seqs)]
+    return [*command, *more]
+
+
+def run_server(command: Sequence[str], host: str) -> int:
+    """Run it until it ends; Ctrl-C and SIGTERM are passed on, and it may finish what it is doing. Its exit code."""
+    if find_spec("vllm") is None:
+        raise MissingExtraError(
+            "'vllm' is not installed; it comes with the 'vllm' extra: pip install \"squeezeattention[vllm]\"",
+            name="vllm",
+        )
+    # vLLM's own processes talk over this address too; without it they look for one of the machine's.
+    environment = {"VLLM_HOST_IP": host if host not in ("0.0.0.0", "::") else "127.0.0.1", **os.environ}
+    # A group of its own: a Ctrl-C at the terminal reaches the server once, from here.
+    server = subprocess.Popen(list(command), env=environment, start_new_session=True)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if server.poll() is None:
+            server.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return server.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if server.poll() is None:
+            server.terminate()
+            try:
+                server.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                server.kill()

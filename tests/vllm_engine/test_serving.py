@@ -1,0 +1,205 @@
+"""``squeeze serve`` as a client sees it: completes, streams, chats, under load at the memory's limit, and ends."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from squeezeattention import BudgetPlan
+from squeezeattention.embedded import FOLDER
+
+from .conftest import BLOCK, draw
+
+BUDGETS = [64, 256, 64, 64, 64, 64, 64, 128]
+KEY = "secret"
+BLOCKS = 140
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+
+
+def squeeze(*words):
+    return [sys.executable, "-c", "from squeezeattention.cli import main; main()", *map(str, words)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return answer.read().decode()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve")
+    BudgetPlan.from_budgets(BUDGETS).save(folder / "plan.json")
+    (folder / "chat.jinja").write_text(TEMPLATE)
+    port, log = free_port(), folder / "log"
+    command = squeeze(
+        "serve", "embedded", "--plan", folder / "plan.json", "--block-size", BLOCK, "--port", port, "--api-key", KEY,
+        "--", "--dtype", "float32", "--enforce-eager", "--max-model-len", 512, "--num-gpu-blocks-override", BLOCKS,
+        "--chat-template", folder / "chat.jinja", "--max-num-seqs", 32,
+    )  # fmt: skip
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            assert process.poll() is None, log.read_text()
+            try:
+                get(f"{url}/health")
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.5)
+        else:
+            pytest.fail(log.read_text())
+        yield process, url, log
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{server[1]}/v1", api_key=KEY)
+
+
+def complete(client, prompt, tokens=20, **how):
+    return client.completions.create(
+        model="embedded", prompt=prompt, max_tokens=tokens, temperature=0.0, extra_body={"ignore_eos": True}, **how
+    )
+
+
+def test_a_client_completes_streams_and_chats(client):
+    text = "import os\n\ndef read(path):\n    with open(path) as"
+    whole = complete(client, text).choices[0].text
+    assert whole
+    assert "".join(part.choices[0].text for part in complete(client, text, stream=True)) == whole
+    chat = client.chat.completions.create(
+        model="embedded", messages=[{"role": "user", "content": "def main():"}], max_tokens=8, temperature=0.0
+    )
+    assert chat.choices[0].finish_reason in ("length", "stop")
+
+
+def test_a_wrong_key_is_turned_away(server):
+    from openai import AuthenticationError, OpenAI
+
+    with pytest.raises(AuthenticationError):
+        complete(OpenAI(base_url=f"{server[1]}/v1", api_key="other"), "x")
+
+
+def metric(url, name):
+    lines = [line for line in get(f"{url}/metrics").splitlines() if line.startswith(name)]
+    return [float(line.rsplit(" ", 1)[1]) for line in lines]
+
+
+def test_many_clients_at_the_limit_of_memory(server, client):
+    """No error, no mixed answer, no block left over."""
+    prompts = draw([40 + 9 * n for n in range(32)], seed=8, vocabulary=4000)
+    alone = [complete(client, prompt, 60).choices[0].text for prompt in prompts]
+    seen, stop = [], threading.Event()
+
+    def watch():
+        while not stop.wait(0.2):
+            seen.append(max(metric(server[1], "squeeze_blocks_held"), default=0))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with ThreadPoolExecutor(32) as pool:
+            for _ in range(2):
+                told = list(pool.map(lambda prompt: complete(client, prompt, 60).choices[0].text, prompts))
+                assert sum(a != b for a, b in zip(told, alone, strict=True)) == 0
+    finally:
+        stop.set()
+        watcher.join()
+    assert max(seen) > 0.8 * BLOCKS
+    for _ in range(50):
+        if metric(server[1], "squeeze_blocks_held") == [0.0]:
+            break
+        complete(client, "x", 1)  # figures are of the last step
+        time.sleep(0.1)
+    assert metric(server[1], "vllm:num_requests_running") == [0.0]
+    assert sorted(metric(server[1], "squeeze_layer_budget_tokens")) == sorted(map(float, BUDGETS))
+
+
+def test_it_ends_when_it_is_told_to(server):
+    process, url, log = server
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, log.read_text()
+    with pytest.raises((urllib.error.URLError, OSError)):
+        get(f"{url}/health")
+
+
+def refused(*words):
+    run = subprocess.run(squeeze("serve", *words), capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 2, (run.stdout, run.stderr)
+    assert run.stdout == ""
+    assert len(run.stderr.strip().splitlines()) == 1
+    return run.stderr
+
+
+def test_bad_plans_stop_the_command(tmp_path):
+    good, short, damaged = tmp_path / "good.json", tmp_path / "short.json", tmp_path / "damaged.json"
+    BudgetPlan.from_budgets(BUDGETS).save(good)
+    BudgetPlan.from_budgets(BUDGETS[:7]).save(short)
+    damaged.write_text(good.read_text()[:40])
+    assert "none.json" in refused("embedded", "--plan", tmp_path / "none.json")
+    assert "damaged.json" in refused("embedded", "--plan", damaged)
+    assert "7 layers, but the model has 8" in refused("embedded", "--plan", short)
+    assert "less than a block of 128" in refused("embedded", "--plan", good, "--block-size", 128)
+    assert "prefill must be one of" in refused("embedded", "--plan", good, "--prefill", "half")
+    assert "there is no such folder" in refused("./nowhere", "--plan", good)
+    assert "give it before --" in refused("embedded", "--plan", good, "--", "--port", "1")
+
+
+def test_bad_plans_stop_the_engine(engine, folder, monkeypatch):
+    from squeezeattention.engine import hooks
+    from squeezeattention.errors import BudgetError, ConfigError, PlanError, UnsupportedFeatureError
+
+    plan = BudgetPlan.from_budgets([64] * 6).to_dict()
+    other = BudgetPlan.from_budgets([64] * 6)
+    other = BudgetPlan(**{**other.__dict__, "model": "llama-6x8x128"}).to_dict()
+    for given, options, error, words in (
+        ("none.json", {}, PlanError, "none.json"),
+        ({"plan": BudgetPlan.from_budgets([64] * 5).to_dict()}, {}, PlanError, "5 layers, but the model has 6"),
+        ({"plan": BudgetPlan.from_budgets([64] * 5 + [31]).to_dict()}, {}, BudgetError, "less than a block"),
+        ({"plan": plan, "policy": "h2o"}, {}, UnsupportedFeatureError, "ranks single tokens"),
+        ({"plan": other}, {}, PlanError, "belongs to the model 'llama-6x8x128'"),
+        ({"plan": plan, "colour": "red"}, {}, ConfigError, "colour"),
+        ({"plan": plan}, {"disable_hybrid_kv_cache_manager": True}, UnsupportedFeatureError, "hybrid"),
+    ):
+        with pytest.raises(error, match=words):
+            engine(given, **options)
+    monkeypatch.setattr(hooks, "_installed", lambda: "0.99.1+cpu")
+    with pytest.raises(UnsupportedFeatureError, match=r"vLLM 0\.99\.1\+cpu is not known .* from 0\.32\.0 to below"):
+        engine({"plan": plan})
+
+
+def test_versions():
+    from squeezeattention.engine.hooks import check_version
+    from squeezeattention.errors import UnsupportedFeatureError
+
+    for fine in ("0.32.0", "0.32.1", "0.32.0+cpu", "0.32.5rc1"):
+        check_version(fine)
+    for other in ("0.31.9", "0.33.0", "1.0.0", "0.33.0rc1"):
+        with pytest.raises(UnsupportedFeatureError):
+            check_version(other)
+
+
+def test_the_plan_is_of_the_embedded_model():
+    assert json.loads((Path(FOLDER) / "config.json").read_text())["num_hidden_layers"] == len(BUDGETS)
