@@ -1,0 +1,75 @@
+"""``squeeze vllm plan`` and ``squeeze serve`` without vLLM: plans in blocks, forecasts, refusals."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+
+from squeezeattention import BudgetPlan
+from squeezeattention.engine import BlockPlan, EngineSettings
+
+from ..conftest import refused
+
+PLAN = ["vllm", "plan", "embedded"]
+TEXTS = ["-t", "recall", "--length", "300", "--samples", "2"]
+
+
+def test_a_plan_in_blocks(squeeze, tmp_path):
+    path = tmp_path / "plan.json"
+    more = ("--budget", "128", "--block-size", "16", "--memory", "16MiB", "--kv-dtype", "float32", "-o", path, "--json")
+    result = squeeze(*PLAN, *TEXTS, *more)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    plan, forecast = BudgetPlan.load(path), told["forecast"]
+    assert plan.to_dict() == told["plan"]
+    assert all(budget % 16 == 0 for budget in plan.budgets)
+    assert plan.total <= 8 * 128
+    assert len(set(plan.budgets)) <= 4
+    blocks = EngineSettings.read(str(path)).blocks(16, 8)
+    assert blocks.tokens == plan.budgets
+    assert [layer["sink_blocks"] for layer in forecast["layers"]] == [1] * 8
+    pool_block = 16 * forecast["layers_per_group"] * 2 * 2 * 32 * 4
+    assert forecast["bytes_per_sequence"] == forecast["blocks_per_sequence"] * pool_block
+    assert forecast["bytes_per_sequence"] >= sum(plan.budgets) * 2 * 2 * 32 * 4
+    assert forecast["max_num_seqs"] == (16 * 2**20 // pool_block - 1) // forecast["blocks_per_sequence"]
+
+
+def test_what_is_printed_can_be_run(squeeze, tmp_path):
+    path = tmp_path / "plan.json"
+    result = squeeze(*[*PLAN, "-p", "def area(x):\n    return x\n" * 40, "--budget", "96", "-o", str(path)])
+    assert result.exit_code == 0, result.stderr
+    assert f"squeeze serve embedded --plan {path} --block-size 16" in result.stdout
+    assert "blocks per sequence" in result.stdout
+
+
+def test_a_plan_made_before(squeeze, tmp_path):
+    """Layers below a block are given one, at the cost of the largest."""
+    given, path = tmp_path / "given.json", tmp_path / "plan.json"
+    BudgetPlan.from_budgets([4, 400, 30, 40, 50, 60, 20, 100]).save(given)
+    result = squeeze(*[*PLAN, "--allocator", str(given), "--levels", "8", "--block-size", "32", "-o", str(path)])
+    assert result.exit_code == 0, result.stderr
+    plan = BudgetPlan.load(path)
+    assert plan.total == sum([4, 400, 30, 40, 50, 60, 20, 100]) // 32 * 32
+    assert min(plan.budgets) == 64  # sinks' block and one of the newest
+    assert BlockPlan.of(plan, 32, sinks=4).tokens == plan.budgets
+
+
+def test_refusals(squeeze, tmp_path):
+    for words, said in (
+        ([*PLAN, *TEXTS, "--policy", "h2o"], ("--policy", "streaming_llm", "h2o")),
+        ([*PLAN, *TEXTS, "--kv-dtype", "int3"], ("--kv-dtype", "int3")),
+        ([*PLAN, *TEXTS, "--memory", "12"], ("--memory", "8GiB")),
+        ([*PLAN, *TEXTS, "--budget", "8", "--block-size", "64"], ("block of 64", "--budget")),
+        ([*PLAN, *TEXTS, "-o", str(tmp_path / "no" / "plan.json")], ("cannot write",)),
+        (["serve", "embedded", "--plan", str(tmp_path / "none.json")], ("none.json",)),
+    ):
+        refused(squeeze(*words), *said)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_serving_without_vllm_names_the_extra(squeeze, tmp_path):
+    path = tmp_path / "plan.json"
+    BudgetPlan.from_budgets([64] * 8).save(path)
+    result = squeeze(*["serve", "embedded", "--plan", str(path)])
+    assert result.exit_code == 2
+    assert "'vllm' extra" in result.stderr
