@@ -7,6 +7,7 @@ import pytest
 
 from squeezeattention import BudgetPlan
 from squeezeattention.engine import BlockPlan, EngineSettings
+from squeezeattention.engine.serving import server_command
 
 from ..conftest import refused
 
@@ -54,9 +55,21 @@ def test_a_plan_made_before(squeeze, tmp_path):
     assert BlockPlan.of(plan, 32, sinks=4).tokens == plan.budgets
 
 
+def test_single_tokens_need_no_sink_blocks(squeeze, tmp_path):
+    path = tmp_path / "plan.json"
+    result = squeeze(*PLAN, *TEXTS, "--policy", "h2o", "--budget", "64", "--block-size", "32", "-o", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert {layer["sink_blocks"] for layer in json.loads(result.stdout)["forecast"]["layers"]} == {0}
+    settings = EngineSettings.read(str(path))
+    assert (settings.design, settings.policy) == ("slab", "h2o")
+    command = server_command("embedded", settings, block_size=32, more=["--no-enable-prefix-caching"])
+    assert command.count("--no-enable-prefix-caching") == command.count("--no-enable-chunked-prefill") == 1
+
+
 def test_refusals(squeeze, tmp_path):
     for words, said in (
-        ([*PLAN, *TEXTS, "--policy", "h2o"], ("--policy", "streaming_llm", "h2o")),
+        ([*PLAN, *TEXTS, "--policy", "newest"], ("newest", "h2o")),
+        ([*PLAN, *TEXTS, "--policy", "h2o", "--sinks", "4"], ("--sinks", "h2o")),
         ([*PLAN, *TEXTS, "--kv-dtype", "int3"], ("--kv-dtype", "int3")),
         ([*PLAN, *TEXTS, "--memory", "12"], ("--memory", "8GiB")),
         ([*PLAN, *TEXTS, "--budget", "8", "--block-size", "64"], ("block of 64", "--budget")),

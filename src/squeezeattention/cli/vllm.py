@@ -15,7 +15,7 @@ from ..engine import BlockPlan, Forecast
 from ..engine.lanes import MOST_GROUPS
 from ..engine.settings import SINKS
 from ..errors import BudgetError, ConfigError
-from ..policies import StreamingLLM
+from ..policies import StreamingLLM, resolve_policy
 from ..stability import freeze
 from . import options
 from .console import ERR, OUT, print_json
@@ -46,7 +46,10 @@ def plan(
     samples: options.Samples = None,
     seeds: options.Seeds = None,
     budget: options.BudgetText = "0.2",
-    policy: Annotated[str, typer.Option("--policy", help="streaming_llm or sliding_window.")] = "streaming_llm",
+    policy: Annotated[
+        str,
+        typer.Option("--policy", help="streaming_llm or sliding_window: whole blocks; h2o and others: single tokens."),
+    ] = "streaming_llm",
     allocator: options.AllocatorName = "squeeze",
     signal: options.SignalName = None,
     p: options.P = None,
@@ -73,14 +76,15 @@ def plan(
     to `squeeze serve MODEL --plan FILE`.
     """
     check_target(output)
-    if policy not in SINKS:
-        raise ConfigError(f"vLLM's cache is made of blocks: --policy must be one of {', '.join(SINKS)}, got {policy!r}")
     if kv_dtype not in _DTYPES:
         raise ConfigError(f"--kv-dtype must be one of {', '.join(_DTYPES)}, got {kv_dtype!r}")
     size = None if memory is None else options.memory_bytes(memory)
     spec = name_or_plan(allocator)
     options.check(budget, policy, spec, p, outliers, signal)
-    leading = SINKS[policy] if sinks is None else sinks
+    in_blocks = policy in SINKS
+    if sinks is not None and not in_blocks:
+        raise ConfigError(f"--sinks is of {' and '.join(SINKS)}, not of {policy!r}")
+    leading = SINKS.get(policy, 0) if sinks is None else sinks
     frozen = spec if isinstance(spec, BudgetPlan) else None
     texts = 0
     if frozen is None:
@@ -96,7 +100,7 @@ def plan(
         frozen = seen[0].plan
         if len(seen) > 1:
             rule = resolve_allocator(spec, p=p, outliers=outliers)
-            frozen = freeze([one.plan for one in seen], rule, floor=leading + 1)
+            frozen = freeze([one.plan for one in seen], rule, floor=resolve_policy(kind).minimum)
         config = model.config.get_text_config()
     else:
         config = _config_of(model_name)
@@ -197,7 +201,7 @@ def _forecast_table(forecast: Forecast, frozen: BudgetPlan, config: Any) -> Tabl
 
 def _command(model_name: str, output: str, forecast: Forecast, sinks: int, policy: str) -> str:
     parts = ["squeeze", "serve", model_name, "--plan", output, "--block-size", str(forecast.blocks.block_size)]
-    if sinks != SINKS[policy]:
+    if sinks != SINKS.get(policy, 0):
         parts += ["--sinks", str(sinks)]
     if forecast.max_num_seqs:
         parts += ["--max-num-seqs", str(forecast.max_num_seqs)]

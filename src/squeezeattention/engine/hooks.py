@@ -28,6 +28,7 @@ from .blocks import BlockPlan
 from .lanes import MOST_GROUPS, Lanes, assign_lanes
 from .segments import split
 from .settings import EngineSettings
+from .slab import SlabBatch, SlabLayer
 
 #: Releases that all tests have passed with: from the first to below the second.
 TESTED = ("0.32.0", "0.33.0")
@@ -70,9 +71,13 @@ def _wrap(owner: type, name: str, function: Callable[..., Any]) -> None:
 class Carried:
     """A plan as this engine carries it."""
 
+    settings: EngineSettings
     blocks: BlockPlan
     lanes: Lanes
-    windowed_prefill: bool
+
+    @property
+    def is_slab(self) -> bool:
+        return self.settings.design == "slab"
 
 
 def carried(vllm_config: Any) -> Carried | None:
@@ -84,12 +89,12 @@ def carried(vllm_config: Any) -> Carried | None:
     if known is None:
         check_version(_installed())
         settings = EngineSettings.read(given)
-        _check_engine(vllm_config)
+        _check_engine(vllm_config, slab=settings.design == "slab")
         text = vllm_config.model_config.hf_text_config
         blocks = settings.blocks(
             vllm_config.cache_config.block_size, text.num_hidden_layers, fingerprint_of(vllm_config.model_config)
         ).leveled(MOST_GROUPS)
-        known = Carried(blocks, assign_lanes(blocks.layers), settings.prefill == "windowed")
+        known = Carried(settings, blocks, assign_lanes(blocks.layers))
         vars(vllm_config)[_MARK] = known
     return known
 
@@ -133,7 +138,7 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def _check_engine(vllm_config: Any) -> None:
+def _check_engine(vllm_config: Any, *, slab: bool) -> None:
     """Refuse what blocks of budgets cannot be combined with."""
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     refused = {
@@ -145,8 +150,15 @@ def _check_engine(vllm_config: Any) -> None:
         "MLA models": bool(model.use_mla),
         "encoder-decoder models": bool(model.is_encoder_decoder),
     }
+    if slab:
+        scheduler = vllm_config.scheduler_config
+        refused |= {
+            "prefix caching (--no-enable-prefix-caching)": bool(vllm_config.cache_config.enable_prefix_caching),
+            "chunked prefill (--no-enable-chunked-prefill)": bool(scheduler.enable_chunked_prefill),
+        }
     if found := [name for name, is_on in refused.items() if is_on]:
-        raise UnsupportedFeatureError(f"a squeeze plan cannot be combined with {', '.join(found)}; leave one out")
+        what = "the slab design of a squeeze plan" if slab else "a squeeze plan"
+        raise UnsupportedFeatureError(f"{what} cannot be combined with {', '.join(found)}; leave one out")
 
 
 # ------------------------------------------------------------------- the hooks
@@ -158,7 +170,7 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
         return spec
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-    from .spec import SqueezeSpec
+    from .spec import SlabSpec, SqueezeSpec
 
     if type(spec) is not FullAttentionSpec:
         raise UnsupportedFeatureError(
@@ -170,11 +182,14 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
             f"the plan was divided into blocks of {plan.blocks.block_size} tokens, but layer {layer.layer_name} has "
             f"blocks of {spec.block_size}: give --block-size"
         )
-    vars(layer)[_MARK] = True
     index = _index(layer)
-    return SqueezeSpec.of(
-        spec, plan.blocks.layers[index], windowed_prefill=plan.windowed_prefill, lane=plan.lanes.lanes[index]
-    )
+    blocks, lane = plan.blocks.layers[index], plan.lanes.lanes[index]
+    vars(layer)[_MARK] = plan.settings.design
+    if plan.is_slab:
+        if not isinstance(layer.impl, _slab_impl()):
+            layer.impl = _slab_impl()(layer, plan.settings.make_policy())
+        return SlabSpec.of(spec, blocks.total * spec.block_size, lane=lane)
+    return SqueezeSpec.of(spec, blocks, windowed_prefill=plan.settings.prefill == "windowed", lane=lane)
 
 
 def _index(layer: Any) -> int:
@@ -186,7 +201,8 @@ def _index(layer: Any) -> int:
 def _get_attn_backend(original: Callable[..., Any], layer: Any) -> Any:
     # The engine asks for a layer's cache first; the current config is not at hand in every process by now.
     backend = original(layer)
-    return squeezed_backend(backend) if vars(layer).get(_MARK) else backend
+    wrapped = {"compact": squeezed_backend, "slab": slab_backend}.get(vars(layer).get(_MARK, ""))
+    return backend if wrapped is None else wrapped(backend)
 
 
 def _build_attention_metadata(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
@@ -256,3 +272,81 @@ def what_is_seen(spec: Any, common: Any) -> Any:
         block_table_tensor=table[rows[:, None], columns],
         is_prefilling=None if common.is_prefilling is None else common.is_prefilling[parts.request],
     )
+
+
+# -------------------------------------------------------------------- the slab
+
+
+@functools.cache
+def _slab_impl() -> type:
+    """Attention of a layer whose tokens are chosen one by one (slab.py), in place of its backend's."""
+    from vllm.v1.attention.backend import AttentionImpl
+
+    class SlabImpl(AttentionImpl):
+        def __init__(self, layer: Any, policy: Any) -> None:
+            given = layer.impl
+            self.num_heads, self.head_size, self.scale = given.num_heads, given.head_size, given.scale
+            self.num_kv_heads = given.num_kv_heads
+            unsupported = {
+                "attention sinks": getattr(given, "sinks", None) is not None,
+                "ALiBi": getattr(given, "alibi_slopes", None) is not None,
+                "a quantised cache": layer.kv_cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
+                "shared caches": layer.kv_sharing_target_layer_name is not None,
+            }
+            if found := [name for name, is_on in unsupported.items() if is_on]:
+                raise UnsupportedFeatureError(f"the slab design cannot be combined with {', '.join(found)}")
+            self.slab = SlabLayer(policy, given.scale, getattr(given, "logits_soft_cap", None) or None)
+
+        def do_kv_cache_update(self, *args: Any, **kwargs: Any) -> None:
+            """What stays is written once attention is known."""
+
+        def forward(
+            self, layer: Any, query: Any, key: Any, value: Any, kv_cache: Any, attn_metadata: Any, output: Any,
+            output_scale: Any = None, output_block_scale: Any = None,
+        ) -> Any:  # fmt: skip
+            if attn_metadata is None:  # warming up
+                return output
+            tokens = attn_metadata.offsets[-1]
+            shape = (self.num_kv_heads, 2 * self.head_size)
+            if kv_cache.ndim != 4 or (kv_cache.shape[1], kv_cache.shape[3]) != shape:
+                raise UnsupportedFeatureError(
+                    f"the slab design knows caches of blocks x heads x tokens x keys and values; this backend's is "
+                    f"{tuple(kv_cache.shape)}"
+                )
+            output[:tokens] = self.slab.attend(query[:tokens], key[:tokens], value[:tokens], kv_cache, attn_metadata)
+            return output
+
+    return SlabImpl
+
+
+@functools.cache
+def slab_backend(backend: type) -> type:
+    """A backend whose metadata is a :class:`SlabBatch`."""
+    from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder, subclass_attention_backend
+
+    class Builder(AttentionMetadataBuilder):
+        def __init__(self, kv_cache_spec: Any, layer_names: Any, vllm_config: Any, device: Any) -> None:
+            super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
+        @classmethod
+        def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
+            return AttentionCGSupport.NEVER
+
+        def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> SlabBatch:
+            common, prompts = common_attn_metadata, _PROMPTS.get()
+            if prompts is None:
+                raise UnsupportedFeatureError(
+                    "this model runner does not say where prompts end; set VLLM_USE_V2_MODEL_RUNNER=0"
+                )
+            rows = common.num_reqs
+            offsets = common.query_start_loc_cpu[: rows + 1].tolist()
+            stops = common.seq_lens_cpu_upper_bound[:rows].tolist()
+            starts = [stop - (last - first) for stop, first, last in zip(stops, offsets, offsets[1:], strict=False)]
+            return SlabBatch(
+                offsets,
+                starts,
+                prompts[:rows].tolist(),
+                common.block_table_tensor[:, : self.kv_cache_spec.blocks].long(),
+            )
+
+    return subclass_attention_backend("Slab", backend, Builder)

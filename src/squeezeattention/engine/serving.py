@@ -15,6 +15,7 @@ from ..errors import ConfigError, MissingExtraError
 from .settings import EngineSettings
 
 _OURS = ("--additional-config", "--additional_config", "--model", "--host", "--port", "--api-key", "--block-size")
+_SLAB = ("--no-enable-prefix-caching", "--no-enable-chunked-prefill")  # what it cannot be combined with
 _GRACE = 30.0  # seconds that the server has to end
 
 
@@ -44,6 +45,8 @@ def server_command(
         command += ["--served-model-name", name]
     if max_num_seqs is not None:
         command += ["--max-num-seqs", str(max_num_seqs)]
+    if settings.design == "slab":
+        command += [option for option in _SLAB if option not in more]
     return [*command, *more]
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from ..errors import ConfigError, UnsupportedFeatureError
 from ..plan import BudgetPlan
+from ..policies import POLICIES, EvictionPolicy, StreamingLLM
 from .blocks import BlockPlan
 
 PREFILLS = ("full", "windowed")
-#: policy of a plan -> leading tokens that it keeps, unless they are given
+DESIGNS = ("compact", "slab")
+#: policy of a plan -> leading tokens that it keeps, unless they are given: those that whole blocks can follow
 SINKS = {"streaming_llm": 4, "sliding_window": 0}
-_KEYS = {"plan", "prefill", "sinks", "policy"}
+_KEYS = {"plan", "prefill", "sinks", "policy", "design"}
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,15 @@ class EngineSettings:
     """A plan and how it is carried out.
 
     ``prefill``: "full": a prompt is attended to in full, as in the paper, and cut when it has been read; "windowed":
-    prompt tokens see what generated ones see, and no more than that is ever held.
+    prompt tokens see what generated ones see, and no more than that is ever held. ``design``: "compact" keeps whole
+    blocks of sinks and newest tokens; "slab" ranks single tokens by any policy, in blocks that a request keeps.
     """
 
     plan: BudgetPlan
+    policy: str
     sinks: int
     prefill: str = "full"
+    design: str = "compact"
 
     @classmethod
     def read(cls, given: object) -> EngineSettings:
@@ -51,24 +56,40 @@ class EngineSettings:
         else:
             raise ConfigError(f"the plan must be a path or a JSON object, got {source!r}")
         policy = given.get("policy", plan.policy or "streaming_llm")
-        if policy not in SINKS:
+        POLICIES.factory(policy)
+        design = given.get("design", "compact" if policy in SINKS else "slab")
+        if design not in DESIGNS:
+            raise ConfigError(f"design must be one of {', '.join(DESIGNS)}, got {design!r}")
+        if design == "compact" and policy not in SINKS:
             raise UnsupportedFeatureError(
-                f"policy {policy!r} ranks single tokens, and vLLM's cache is made of blocks; use one of "
-                f'{", ".join(sorted(SINKS))} (make the plan with --policy, or give "policy")'
+                f'policy {policy!r} ranks single tokens, and the compact design keeps whole blocks: use "slab", or one '
+                f"of {', '.join(sorted(SINKS))}"
             )
         prefill = given.get("prefill", "full")
         if prefill not in PREFILLS:
             raise ConfigError(f"prefill must be one of {', '.join(PREFILLS)}, got {prefill!r}")
-        sinks = given.get("sinks", SINKS[policy])
+        if design == "slab" and prefill != "full":
+            raise UnsupportedFeatureError('the slab design reads prompts in full; leave out "prefill"')
+        sinks = given.get("sinks", SINKS.get(policy, 0))
         if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
             raise ConfigError(f"sinks must be a whole number >= 0, got {sinks!r}")
-        return cls(plan, sinks, prefill)
+        return cls(plan, policy, sinks, prefill, design)
 
     def blocks(self, block_size: int, n_layers: int, fingerprint: str | None = None) -> BlockPlan:
         """The plan in blocks, once it is sure that it is of this model."""
         self.plan.check_model(fingerprint, n_layers)
-        return BlockPlan.of(self.plan, block_size, sinks=self.sinks)
+        return BlockPlan.of(self.plan, block_size, sinks=self.sinks if self.design == "compact" else 0)
+
+    def make_policy(self) -> EvictionPolicy:
+        """The policy, for the slab design."""
+        return StreamingLLM(self.sinks) if self.policy == StreamingLLM.name else POLICIES.create(self.policy)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values that :meth:`read` takes, without a path: for processes that may run elsewhere."""
-        return {"plan": self.plan.to_dict(), "sinks": self.sinks, "prefill": self.prefill}
+        return {
+            "plan": self.plan.to_dict(),
+            "policy": self.policy,
+            "sinks": self.sinks,
+            "prefill": self.prefill,
+            "design": self.design,
+        }

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
-from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheSpec, SlidingWindowSpec
+from vllm.v1.core.single_type_kv_cache_manager import CircularBufferManager, SlidingWindowManager
+from vllm.v1.kv_cache_interface import AttentionSpec, CircularBufferSpec, KVCacheSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from .blocks import LayerBlocks
@@ -102,9 +102,55 @@ class SqueezeManager(SlidingWindowManager):
         return found, len(found[0]) * size
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlabSpec(CircularBufferSpec):
+    """Blocks that a request claims when it is admitted and keeps to its end."""
+
+    slots: int
+    """Tokens of a request: a multiple of ``block_size``, also where a kernel has smaller blocks."""
+    lane: int
+
+    @classmethod
+    def of(cls, spec: AttentionSpec, slots: int, *, lane: int) -> SlabSpec:
+        """The same layer's cache as a slab."""
+        common = {field.name: getattr(spec, field.name) for field in dataclasses.fields(AttentionSpec)}
+        return cls(**common, slots=slots, lane=lane)
+
+    @property
+    def blocks(self) -> int:
+        return int(self.slots // self.block_size)
+
+    def max_memory_usage_bytes(self, vllm_config: Any) -> int:
+        return int(self.blocks * self.page_size_bytes)
+
+    def max_num_blocks_per_req(self, vllm_config: Any, max_len: int) -> int:
+        # Wide enough for the runner to look a slot up for any position; what it finds is not used.
+        return max(self.blocks, -(-max_len // self.block_size))
+
+    def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
+        return all(spec == self for spec in kv_cache_specs.values())
+
+
+class SlabManager(CircularBufferManager):
+    """All blocks of a request at once, and no more later: one that is running is never short of any."""
+
+    def _claim_ring_block(self, request_id: str, record_for_zeroing: bool = True) -> list[Any]:
+        held = self.req_to_blocks[request_id]
+        if held:
+            return []
+        blocks: list[Any] = self.block_pool.get_new_blocks(self.kv_cache_spec.blocks)
+        held.extend(blocks)
+        return blocks
+
+    def get_num_blocks_to_allocate(self, request_id: str, *args: Any, **kwargs: Any) -> int:
+        spec: SlabSpec = self.kv_cache_spec
+        return 0 if self.req_to_blocks.get(request_id) else spec.blocks
+
+
 def _register() -> None:
     KVCacheSpecRegistry._ensure_registered()  # else its own kinds are never registered
     KVCacheSpecRegistry.register(SqueezeSpec, SqueezeManager, uniform_type_base_spec=SqueezeSpec)
+    KVCacheSpecRegistry.register(SlabSpec, SlabManager, uniform_type_base_spec=SlabSpec)
 
 
 # On import: a scheduler whose workers are other processes gets to know specs by unpickling them, which imports this.

@@ -1,0 +1,73 @@
+"""Single tokens of any policy inside vLLM: the tokens that the library's own cache gives, at the same budgets."""
+
+import pytest
+import torch
+
+from squeezeattention import POLICIES, BudgetPlan, SqueezeCache
+from squeezeattention.testing import position_ids
+
+from .conftest import BLOCK, LAYERS, assert_greedy, draw, generate, held_blocks, scheduler_of
+
+BUDGETS = [64, 32, 96, 160, 64, 32]
+LENGTHS = (5, 31, 33, 150, 64, 200, 90)
+TOKENS = 100
+OPTIONS = {"enable_chunked_prefill": False, "max_model_len": 512, "max_num_batched_tokens": 1024}
+
+
+def slab(policy, budgets=BUDGETS):
+    return {"plan": BudgetPlan.from_budgets(budgets).to_dict(), "policy": policy, "design": "slab"}
+
+
+@torch.no_grad()
+def told_by_the_library(model, policy, prompt, reply, budgets=BUDGETS):
+    """Logits at each token of the reply: the prompt read whole, the reply fed token by token."""
+    cache = SqueezeCache(model, policy=policy, allocator=budgets)
+    rows = [model(torch.tensor([prompt]), past_key_values=cache).logits[0, -1]]
+    for index, token in enumerate(reply[:-1]):
+        at = position_ids(torch.ones(1, len(prompt) + index + 1, dtype=torch.long))[:, -1:]
+        rows.append(model(torch.tensor([[token]]), past_key_values=cache, position_ids=at).logits[0, -1])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_tokens_equal_the_librarys(engine, model, policy):
+    prompts = draw(LENGTHS, seed=9)
+    replies = generate(engine(slab(policy), **OPTIONS), prompts, TOKENS)
+    differs = 0
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert_greedy(told_by_the_library(model, policy, prompt, reply), reply)
+        differs += told_by_the_library(model, policy, prompt, reply, [512] * LAYERS).argmax(-1).tolist() != reply
+    assert differs >= 2, "the plan changes nothing: the comparison proves nothing"
+
+
+def test_two_processes(engine, model, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    prompts = draw(LENGTHS, seed=10)
+    for prompt, reply in zip(
+        prompts, generate(engine(slab("h2o"), tensor_parallel_size=2, **OPTIONS), prompts, 60), strict=True
+    ):
+        assert_greedy(told_by_the_library(model, "h2o", prompt, reply), reply)
+
+
+def test_a_request_holds_its_slab_and_no_more(engine, model, monkeypatch):
+    """More requests than fit: the others wait, none is preempted, and each answers as if it were alone."""
+    from vllm import SamplingParams
+
+    needed = sum(budget // BLOCK for budget in BUDGETS)  # groups of one layer
+    llm = engine(slab("h2o"), num_gpu_blocks_override=3 * needed + 1, **OPTIONS)
+    scheduler, preempted, most = scheduler_of(llm), [], 0
+    monkeypatch.setattr(scheduler, "_preempt_request", lambda request, *a, **k: preempted.append(request))
+    prompts, replies = draw(LENGTHS, seed=11), {}
+    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, detokenize=False)
+    for index, prompt in enumerate(prompts):
+        llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            if output.finished:
+                replies[int(output.request_id.split("-")[0])] = list(output.outputs[0].token_ids)
+        most = max(most, len(scheduler.running))
+        assert all(sum(held) == needed for held in held_blocks(llm).values())
+    assert (most, preempted) == (3, [])
+    for index, prompt in enumerate(prompts):
+        assert_greedy(told_by_the_library(model, "h2o", prompt, replies[index]), replies[index])
+    assert not held_blocks(llm)
