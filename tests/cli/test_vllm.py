@@ -66,6 +66,19 @@ def test_single_tokens_need_no_sink_blocks(squeeze, tmp_path):
     assert command.count("--no-enable-prefix-caching") == command.count("--no-enable-chunked-prefill") == 1
 
 
+def test_windows_for_tensorrt_llm(squeeze, tmp_path):
+    plan, out = tmp_path / "plan.json", tmp_path / "options.yaml"
+    result = squeeze(*PLAN, *TEXTS, "--policy", "sliding_window", "--budget", "64", "-o", plan)
+    assert result.exit_code == 0, result.stderr
+    told = squeeze("export", "tensorrt-llm", plan)
+    want = {"kv_cache_config": {"max_attention_window": list(BudgetPlan.load(plan).budgets)}}
+    assert json.loads(told.stdout) == want
+    assert squeeze("export", "tensorrt-llm", plan, "-o", out).exit_code == 0
+    assert json.loads(out.read_text()) == want
+    assert squeeze(*PLAN, *TEXTS, "--budget", "64", "-o", plan).exit_code == 0
+    refused(squeeze("export", "tensorrt-llm", plan), "sliding_window", "streaming_llm")
+
+
 def test_refusals(squeeze, tmp_path):
     for words, said in (
         ([*PLAN, *TEXTS, "--policy", "newest"], ("newest", "h2o")),

@@ -53,9 +53,10 @@ def test_rows_have_what_was_measured(evaluate: Run, settings: Settings, tmp_path
             assert row["cut_bytes"] == row["bytes"] < row["full_bytes"]
             assert row["full_bytes"] == rows[f"{row['task']}/40/0/{row['index']}/full"]["bytes"]
             prompt = rows[f"{row['task']}/40/0/{row['index']}/full"]["cut_bytes"]
-            # Uniform budgets are known before the prompt is read: its layers are cut one by one.
+            # Layers are cut one by one, uniform budgets to what they will be, others to what they could be at most.
             known = row["config"]["allocator"] == "uniform"
-            assert row["cut_bytes"] < row["peak_bytes"] < prompt if known else row["peak_bytes"] == prompt
+            assert row["cut_bytes"] < row["peak_bytes"] <= prompt
+            assert row["peak_bytes"] < prompt or not known
         if row["task"] == "lines":
             assert row["answer_tokens"] == [len(text) for text in row["answers"]] == [3, 2, 4]
             assert row["scores"] == [spread(text, ["a"]) for text in row["answers"]]
@@ -122,7 +123,9 @@ def test_visible_questions_are_part_of_the_prompt(evaluate: Run, settings: Setti
     visible, hidden = by_id(tmp_path / "visible"), by_id(tmp_path / "hidden")
     row = visible["lines/40/0/0/streaming_llm/squeeze/0.3"]
     assert len(row["plans"]) == 3
-    assert row["peak_bytes"] == (34 + 5 - 1) * 4 * 2 * 2 * 8 * 4  # the longest question, but for its last token
+    longest = (34 + 5 - 1) * 4 * 2 * 2 * 8 * 4  # the longest question, but for its last token
+    assert row["cut_bytes"] < row["peak_bytes"] <= longest
+    assert visible["lines/40/0/0/full"]["peak_bytes"] >= longest
     for name in ("lines/40/0/0/full", "lines/40/0/1/full"):  # nothing is forgotten, so it makes no difference
         assert visible[name]["answers"] == hidden[name]["answers"]
     name = "story/40/0/0/streaming_llm/squeeze/0.3"

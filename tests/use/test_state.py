@@ -420,8 +420,8 @@ def test_memory(family, policy, rows):
     assert measured == wanted
     assert memory.full_bytes == sum(full)
     prompt = len(rows) * max(map(len, rows)) * sum(per_token)
-    assert memory.peak_bytes >= prompt
-    assert memory.peak_bytes <= 1.3 * prompt
+    # Less than the prompt where layers could be cut while it was read, and never more than growing buffers take.
+    assert max(memory.bytes, prompt // len(per_token)) <= memory.peak_bytes <= 1.3 * prompt
     stock = DynamicCache(config=model.config)
     logits(model, *left_padded(rows), past_key_values=stock)
     own = sum(t.nbytes for layer in stock.layers for t in (layer.keys, layer.values))

@@ -266,8 +266,9 @@ class SqueezeCache(Cache):
             step.final = self._final(step)
         if step.final.budgets:
             for layer in self.layers[self._trimmed : index]:
-                padded = self._padded or step.real is not None
-                self._cut_layer(layer, step.final.budgets, step.final.after, padded=padded)
+                if step.final.decided or layer.store.used > step.final.budgets[layer.index]:
+                    padded = self._padded or step.real is not None
+                    self._cut_layer(layer, step.final.budgets, step.final.after, padded=padded)
             self._trimmed = max(self._trimmed, index)
             if step.final.decided:
                 self._decided = self._trimmed

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import SqueezeError
-from . import bench, demo, evaluate, generate, listing, oracle, plan, serve, vllm
+from . import bench, demo, evaluate, export, generate, listing, oracle, plan, serve, vllm
 from .console import complain, notice
 
 
@@ -60,6 +60,7 @@ app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.add_typer(evaluate.app, name="eval", help="Evaluate caches on tasks; `eval report`, `eval rerun`.")
 app.add_typer(vllm.app, name="vllm", help="Plans for the vLLM engine; `vllm plan`.")
+app.add_typer(export.app, name="export", help="Plans for other engines: `export tensorrt-llm`.")
 app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(serve.serve)
 app.command("tasks")(listing.tasks)
 app.command("models")(listing.models)
