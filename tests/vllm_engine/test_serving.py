@@ -192,6 +192,23 @@ def test_bad_plans_stop_the_engine(engine, folder, monkeypatch):
         engine({"plan": plan})
 
 
+def test_an_engine_that_cannot_be_hooked_refuses_plans_only(engine, monkeypatch):
+    from vllm.config import VllmConfig
+
+    from squeezeattention.engine import hooks
+    from squeezeattention.errors import UnsupportedFeatureError
+
+    def install():
+        raise KeyError("get_kv_cache_spec")
+
+    monkeypatch.setattr(hooks, "_install", install)
+    monkeypatch.setattr(VllmConfig, "__post_init__", VllmConfig.__post_init__)  # put back afterwards
+    hooks.register()
+    with pytest.raises(UnsupportedFeatureError, match="cannot carry a squeeze plan: it has no 'get_kv_cache_spec'"):
+        engine({"plan": BudgetPlan.from_budgets([64] * 6).to_dict()})
+    engine()
+
+
 def test_versions():
     from squeezeattention.engine.hooks import check_version
     from squeezeattention.errors import UnsupportedFeatureError

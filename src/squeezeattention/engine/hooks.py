@@ -41,13 +41,35 @@ _PROMPTS: contextvars.ContextVar[Any] = contextvars.ContextVar("squeezeattention
 
 
 def register() -> None:
-    """Put the hooks in place. Changes nothing for an engine that is given no plan."""
+    """Put the hooks in place. Changes nothing for an engine that is given no plan.
+
+    A release that lacks what they need works as ever, too, but refuses plans.
+    """
+    try:
+        _install()
+    except (ImportError, KeyError) as error:
+        _refuse_plans(f"it has no {error.name if isinstance(error, ImportError) else error}")
+
+
+def _install() -> None:
     from vllm.model_executor.layers.attention import Attention
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     _wrap(Attention, "get_kv_cache_spec", _get_kv_cache_spec)
     _wrap(Attention, "get_attn_backend", _get_attn_backend)
     _wrap(GPUModelRunner, "_build_attention_metadata", _build_attention_metadata)
+
+
+def _refuse_plans(reason: str) -> None:
+    from vllm.config import VllmConfig
+
+    def refuse(original: Callable[..., Any], config: Any, *args: Any, **kwargs: Any) -> Any:
+        if _given(config) is not None:
+            check_version(_installed())
+            raise UnsupportedFeatureError(f"this vLLM ({_installed()}) cannot carry a squeeze plan: {reason}")
+        return original(config, *args, **kwargs)
+
+    _wrap(VllmConfig, "__post_init__", refuse)
 
 
 def _wrap(owner: type, name: str, function: Callable[..., Any]) -> None:
@@ -82,7 +104,7 @@ class Carried:
 
 def carried(vllm_config: Any) -> Carried | None:
     """The plan that an engine was given, checked against it, or ``None`` without one."""
-    given = (vllm_config.additional_config or {}).get("squeeze") if _is_dict(vllm_config) else None
+    given = _given(vllm_config)
     if given is None:
         return None
     known = vars(vllm_config).get(_MARK)
@@ -99,8 +121,10 @@ def carried(vllm_config: Any) -> Carried | None:
     return known
 
 
-def _is_dict(vllm_config: Any) -> bool:
-    return isinstance(vllm_config.additional_config, dict)
+def _given(vllm_config: Any) -> Any:
+    """What was said of a plan, or ``None``."""
+    more = vllm_config.additional_config
+    return more.get("squeeze") if isinstance(more, dict) else None
 
 
 def fingerprint_of(model_config: Any) -> str:
