@@ -298,8 +298,8 @@ class SqueezeCache(Cache):
         """Forwards inside are chunks of one prompt, whatever their length; it ends with the block.
 
         What the cache held before is an earlier turn. ``total_tokens``: real tokens of the longest row at the end,
-        earlier turns included, if known. Budgets that need no signal are then cut while the last chunk is read (and
-        tokens after it are an :class:`InputError`); with ``prefill="bounded"`` a share of the prompt is of that from
+        earlier turns included, if known. Layers are then cut while the last chunk is read, as far as their budgets
+        are known (and tokens after it are an :class:`InputError`); with ``prefill="bounded"`` a share of the prompt is of that from
         the first chunk on, without it of what was read so far.
         """
         self.compact()
