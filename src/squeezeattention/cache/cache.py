@@ -299,8 +299,8 @@ class SqueezeCache(Cache):
 
         What the cache held before is an earlier turn. ``total_tokens``: real tokens of the longest row at the end,
         earlier turns included, if known. Layers are then cut while the last chunk is read, as far as their budgets
-        are known (and tokens after it are an :class:`InputError`); with ``prefill="bounded"`` a share of the prompt is of that from
-        the first chunk on, without it of what was read so far.
+        are known (and tokens after it are an :class:`InputError`); with ``prefill="bounded"`` a share of the prompt is
+        of that from the first chunk on, without it of what was read so far.
         """
         self.compact()
         self._in_prefill, self._total = True, total_tokens
