@@ -26,7 +26,7 @@ class Generator:
 
     def __init__(self, model: str, budget: str, policy: str, allocator: str, new_tokens: int) -> None:
         self.model, self.tokenizer = load_model(model)
-        self.handle = squeeze(self.model, budget, policy, allocator)
+        self.handle = squeeze(self.model, budget=budget, policy=policy, allocator=allocator)
         self.new_tokens = new_tokens
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.05)
