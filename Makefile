@@ -66,8 +66,8 @@ test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
 test-vllm: $(VLLM)/.installed ## plans inside vLLM, on its CPU build
 	$(TEST_ENV) $(VLLM)/bin/python -m pytest $(PYTEST_FLAGS) tests/vllm_engine tests/engine
 
-test-ray: $(RAY)/.installed ## the recipes for Ray, which wants two idle cores
-	$(TEST_ENV) $(RAY)/bin/python -m pytest $(PYTEST_FLAGS) tests/ray_examples
+test-ray: $(RAY)/.installed ## recipes of several processes (Ray, tensor parallel), which want two idle cores
+	$(TEST_ENV) $(RAY)/bin/python -m pytest $(PYTEST_FLAGS) -m "" tests/ray_examples tests/examples
 
 bench: $(VENV)/.installed ## measure what the cache costs (benchmarks/overheads.py)
 	$(OFFLINE) $(BIN)/python benchmarks/overheads.py

@@ -51,4 +51,5 @@ def main() -> None:
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     main()
+    dist.barrier()  # none leaves while another is still talking
     dist.destroy_process_group()

@@ -15,7 +15,8 @@ from squeezeattention.testing import tiny_model
 SCRIPT = Path(__file__).parents[2] / "examples" / "tensor_parallel.py"
 
 
-@pytest.mark.parametrize("policy", ["h2o", pytest.param("streaming_llm", marks=pytest.mark.matrix)])
+@pytest.mark.processes
+@pytest.mark.parametrize("policy", ["h2o", "streaming_llm"])
 def test_two_processes_agree_with_one(policy, tmp_path):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path)
