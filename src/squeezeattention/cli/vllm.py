@@ -15,6 +15,7 @@ from ..engine import BlockPlan, Forecast
 from ..engine.lanes import MOST_GROUPS
 from ..engine.settings import SINKS
 from ..errors import BudgetError, ConfigError
+from ..hf.layout import kv_shape
 from ..policies import StreamingLLM, resolve_policy
 from ..stability import freeze
 from . import options
@@ -161,9 +162,8 @@ def _config_of(model_name: str) -> Any:
 
 def _token_bytes(config: Any, kv_dtype: str) -> int:
     """Keys and values of one token in one layer."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * heads * width * _DTYPES[kv_dtype])
+    heads, width = kv_shape(config)
+    return 2 * heads * width * _DTYPES[kv_dtype]
 
 
 def _layer_table(rounded: BudgetPlan, blocks: BlockPlan) -> Table:

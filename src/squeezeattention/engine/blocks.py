@@ -28,8 +28,7 @@ class LayerBlocks:
 
     def held(self, tokens: int, block_size: int) -> int:
         """Blocks held by a text of ``tokens`` tokens whose newest one has been given its slot, prompt over."""
-        blocks = -(-tokens // block_size)
-        return blocks if blocks <= self.total else self.total
+        return min(-(-tokens // block_size), self.total)
 
 
 @dataclass(frozen=True)

@@ -237,6 +237,17 @@ def _build_attention_metadata(original: Callable[..., Any], runner: Any, *args: 
         _PROMPTS.reset(token)
 
 
+def _prompt_lengths(rows: int) -> Any:
+    """[rows] tokens of each prompt of the batch whose metadata is being built."""
+    prompts = _PROMPTS.get()
+    if prompts is None:
+        raise UnsupportedFeatureError(
+            "this model runner does not say where prompts end: set VLLM_USE_V2_MODEL_RUNNER=0 (or, with the compact "
+            'design, use "prefill": "windowed")'
+        )
+    return prompts[:rows]
+
+
 @functools.cache
 def squeezed_backend(backend: type) -> type:
     """A backend whose metadata shows each query what its layer keeps."""
@@ -268,13 +279,7 @@ def what_is_seen(spec: Any, common: Any) -> Any:
     counts = np.diff(offsets)
     free = np.zeros_like(stop)
     if not spec.windowed_prefill:
-        prompts = _PROMPTS.get()
-        if prompts is None:
-            raise UnsupportedFeatureError(
-                'this model runner does not say where prompts end; use "prefill": "windowed", or set '
-                "VLLM_USE_V2_MODEL_RUNNER=0"
-            )
-        free = prompts[: common.num_reqs].numpy().astype(np.int64)
+        free = _prompt_lengths(common.num_reqs).numpy().astype(np.int64)
     parts = split(
         np.maximum(stop - counts, 0), np.maximum(stop, counts), free, sinks=spec.layer.sinks, recent=spec.layer.recent,
         granule=spec.granule, block_size=spec.block_size,
@@ -357,19 +362,14 @@ def slab_backend(backend: type) -> type:
             return AttentionCGSupport.NEVER
 
         def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> SlabBatch:
-            common, prompts = common_attn_metadata, _PROMPTS.get()
-            if prompts is None:
-                raise UnsupportedFeatureError(
-                    "this model runner does not say where prompts end; set VLLM_USE_V2_MODEL_RUNNER=0"
-                )
-            rows = common.num_reqs
+            common, rows = common_attn_metadata, common_attn_metadata.num_reqs
             offsets = common.query_start_loc_cpu[: rows + 1].tolist()
             stops = common.seq_lens_cpu_upper_bound[:rows].tolist()
             starts = [stop - (last - first) for stop, first, last in zip(stops, offsets, offsets[1:], strict=False)]
             return SlabBatch(
                 offsets,
                 starts,
-                prompts[:rows].tolist(),
+                _prompt_lengths(rows).tolist(),
                 common.block_table_tensor[:, : self.kv_cache_spec.blocks].long(),
             )
 

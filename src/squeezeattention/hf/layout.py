@@ -79,8 +79,7 @@ def inspect_model(model: nn.Module) -> Layout:
             f"{name} ({family}) computes attention itself instead of through transformers' AttentionInterface, "
             "so it cannot be carried exactly; supported families: `squeeze models`"
         )
-    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
-    width = getattr(text, "head_dim", None) or text.hidden_size // max(1, text.num_attention_heads)
+    heads, width = kv_shape(text)
     return Layout(
         decoder_ref=weakref.ref(decoder),
         layer_refs=tuple(map(weakref.ref, layers)),
@@ -89,6 +88,13 @@ def inspect_model(model: nn.Module) -> Layout:
         config=text,
         fingerprint=f"{family}-{len(layers)}x{heads}x{width}",
     )
+
+
+def kv_shape(text: Any) -> tuple[int, int]:
+    """KV heads and width of a head, as a text decoder's config names them."""
+    heads: Any = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
+    width = getattr(text, "head_dim", None) or text.hidden_size // max(1, text.num_attention_heads)
+    return int(heads), int(width)
 
 
 def _pretrained(model: nn.Module, fallback: nn.Module) -> nn.Module:
