@@ -55,6 +55,25 @@ def test_a_plan_made_before(squeeze, tmp_path):
     assert BlockPlan.of(plan, 32, sinks=4).tokens == plan.budgets
 
 
+def test_a_server_that_divides_the_total_for_each_prompt(squeeze, tmp_path):
+    path = tmp_path / "plan.json"
+    more = ("--budget", "128", "--block-size", "16", "--per-prompt", "--memory", "4MiB", "-o", path)
+    told = json.loads(squeeze(*PLAN, *TEXTS, *more, "--json").stdout)
+    planner = EngineSettings.read({"plan": str(path), "per_prompt": True}).planner(16)
+    assert told["per_prompt"] == [list(layers) for layers in planner.members] == [[n] for n in planner_order(path)]
+    assert told["forecast"]["blocks_per_sequence"] == planner.blocks_per_sequence
+    shown = squeeze(*PLAN, *TEXTS, *more)
+    assert shown.exit_code == 0, shown.stderr
+    assert "--per-prompt" in shown.stdout
+    assert "go together" in shown.stdout
+
+
+def planner_order(path):
+    """Layers by what attention changed there, most first."""
+    importance = BudgetPlan.load(path).importance
+    return sorted(range(len(importance)), key=importance.__getitem__)
+
+
 def test_single_tokens_need_no_sink_blocks(squeeze, tmp_path):
     path = tmp_path / "plan.json"
     result = squeeze(*PLAN, *TEXTS, "--policy", "h2o", "--budget", "64", "--block-size", "32", "-o", path, "--json")
@@ -80,6 +99,8 @@ def test_windows_for_tensorrt_llm(squeeze, tmp_path):
 
 
 def test_refusals(squeeze, tmp_path):
+    good = tmp_path / "good.json"
+    BudgetPlan.from_budgets([64] * 8).save(good)
     for words, said in (
         ([*PLAN, *TEXTS, "--policy", "newest"], ("newest", "h2o")),
         ([*PLAN, *TEXTS, "--policy", "h2o", "--sinks", "4"], ("--sinks", "h2o")),
@@ -87,6 +108,15 @@ def test_refusals(squeeze, tmp_path):
         ([*PLAN, *TEXTS, "--memory", "12"], ("--memory", "8GiB")),
         ([*PLAN, *TEXTS, "--budget", "8", "--block-size", "64"], ("block of 64", "--budget")),
         ([*PLAN, *TEXTS, "-o", str(tmp_path / "no" / "plan.json")], ("cannot write",)),
+        ([*PLAN, *TEXTS, "--per-prompt", "--allocator", "reach"], ("'reach'", "follow the cosine")),
+        ([*PLAN, *TEXTS, "--per-prompt", "--policy", "h2o"], ("compact design",)),
+        (["vllm", "plan", "./nowhere", "--allocator", str(good)], ("no such folder",)),
+        (["vllm", "plan", str(tmp_path), "--allocator", str(good)], ("cannot load the model",)),
+        (["serve", "embedded", "--plan", str(good), "--groups", "3"], ("--groups", "--per-prompt")),
+        (
+            ["serve", "embedded", "--plan", str(good), "--per-prompt", "--groups", "7"],
+            ("7 groups of 8 layers", "1, 2, 4"),
+        ),
         (["serve", "embedded", "--plan", str(tmp_path / "none.json")], ("none.json",)),
     ):
         refused(squeeze(*words), *said)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..embedded import NAME, load_embedded
+from ..embedded import FOLDER, NAME, load_embedded
 from ..errors import ConfigError, InputError, SqueezeError
 from .console import notice
 
@@ -104,20 +106,35 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
         logging.disable_progress_bar()
         model, tokenizer = load_embedded(torch.float32 if wanted == "auto" else wanted)
         return model.to(place), tokenizer
+    with _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted).eval()
+    return model.to(place), tokenizer
+
+
+def load_config(name: str) -> Any:
+    """A model's text config, without its weights. Raises :class:`InputError` if it cannot be loaded."""
+    from transformers import AutoConfig
+
+    with _loading(name):
+        return AutoConfig.from_pretrained(FOLDER if name == NAME else name).get_text_config()
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Whatever a missing, damaged or foreign folder makes the loaders raise becomes an :class:`InputError`."""
     if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
         raise InputError(f"cannot load the model {name}: there is no such folder")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted).eval()
+        yield
     except SqueezeError:
         raise
-    except Exception as error:  # whatever a damaged or foreign folder makes the loaders raise
+    except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
             f"cannot load the model {name!r}: {first.strip()} (give {NAME!r}, a folder of a causal language "
             "model, or its name on the hub)"
         ) from error
-    return model.to(place), tokenizer
 
 
 def dtype_of(name: str) -> Any:

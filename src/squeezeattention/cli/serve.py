@@ -11,9 +11,10 @@ import typer
 from ..embedded import FOLDER, NAME
 from ..engine import EngineSettings
 from ..engine.serving import run_server, server_command
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from . import options
 from .console import ERR
+from .inputs import load_config
 
 
 def serve(
@@ -28,6 +29,13 @@ def serve(
             help="full: prompts are attended to in full, then cut. windowed: never more than the budget is held.",
         ),
     ] = "full",
+    per_prompt: Annotated[
+        bool, typer.Option("--per-prompt", help="Divide the plan's total anew for each prompt, by its own cosine.")
+    ] = False,
+    groups: Annotated[
+        int | None,
+        typer.Option("--groups", min=1, help="With --per-prompt: groups of layers with budgets of their own."),
+    ] = None,
     sinks: Annotated[int | None, typer.Option("--sinks", min=0, help="Leading tokens that stay. [4]")] = None,
     block_size: Annotated[int, typer.Option("--block-size", min=1, help="Tokens of a block, as planned.")] = 16,
     max_num_seqs: Annotated[
@@ -45,23 +53,25 @@ def serve(
     given: dict[str, object] = {"plan": str(plan), "prefill": prefill}
     if sinks is not None:
         given["sinks"] = sinks
+    if groups is not None and not per_prompt:
+        raise ConfigError("--groups is of --per-prompt; give both")
+    if per_prompt:
+        given["per_prompt"] = {"groups": groups}
     settings = EngineSettings.read(given)
     folder = FOLDER if model_name == NAME else Path(model_name)
     if model_name != NAME and (folder.is_absolute() or model_name.startswith(".")) and not folder.is_dir():
         raise InputError(f"cannot serve the model {model_name}: there is no such folder")
     if (folder / "config.json").is_file():  # else it is on the hub, and the engine checks it
-        from transformers import AutoConfig
-
-        text = AutoConfig.from_pretrained(folder).get_text_config()
-        settings.blocks(block_size, text.num_hidden_layers)
-    else:
-        settings.blocks(block_size, settings.plan.n_layers)
+        settings.plan.check_model(None, load_config(model_name).num_hidden_layers)
+    settings.check(block_size)
     command = server_command(
         str(FOLDER) if model_name == NAME else model_name, settings, block_size=block_size, host=host, port=port,
         api_key=api_key, name=NAME if model_name == NAME else None, max_num_seqs=max_num_seqs, more=context.args,
     )  # fmt: skip
+    divided = ", divided anew for each prompt" if per_prompt else ""
     ERR.print(
-        f"serving {model_name} at http://{host}:{port}/v1 (plan {plan}, prefill {settings.prefill})", soft_wrap=True
+        f"serving {model_name} at http://{host}:{port}/v1 (plan {plan}{divided}, prefill {settings.prefill})",
+        soft_wrap=True,
     )
     code = run_server(command, host)
     # Ended because it was asked to: vLLM says 0, or the signal.

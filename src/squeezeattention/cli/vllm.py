@@ -11,7 +11,7 @@ from rich.table import Table
 
 from .. import BudgetPlan, SqueezeCache
 from ..allocators import name_or_plan, resolve_allocator
-from ..engine import BlockPlan, Forecast
+from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
 from ..engine.lanes import MOST_GROUPS
 from ..engine.settings import SINKS
 from ..errors import BudgetError, ConfigError
@@ -20,7 +20,7 @@ from ..policies import StreamingLLM, resolve_policy
 from ..stability import freeze
 from . import options
 from .console import ERR, OUT, print_json
-from .inputs import check_target, load_model
+from .inputs import check_target, load_config, load_model
 from .plan import observe
 from .stability import ranges
 from .texts import Texts
@@ -64,6 +64,9 @@ def plan(
     kv_dtype: Annotated[
         str, typer.Option("--kv-dtype", help="Of the cache in vLLM: bfloat16, float16, float32 or fp8.")
     ] = "bfloat16",
+    per_prompt: Annotated[
+        bool, typer.Option("--per-prompt", help="Foresee a server that divides the total for each prompt.")
+    ] = False,
     output: options.Output = None,
     chunk_size: options.ChunkSize = None,
     dtype: options.Dtype = "auto",
@@ -104,24 +107,32 @@ def plan(
             frozen = freeze([one.plan for one in seen], rule, floor=resolve_policy(kind).minimum)
         config = model.config.get_text_config()
     else:
-        config = _config_of(model_name)
+        config = load_config(model_name)
         frozen.check_model(None, config.num_hidden_layers)
     blocks = BlockPlan.of(_raised(frozen, block_size), block_size, sinks=leading).leveled(levels)
-    forecast = Forecast.of(blocks, _token_bytes(config, kv_dtype), size)
     rounded = _in_blocks(frozen, blocks, policy)
+    given = {"plan": rounded.to_dict(), "policy": policy, "sinks": leading, "per_prompt": per_prompt}
+    planner = EngineSettings.read(given).planner(block_size)
+    token_bytes = _token_bytes(config, kv_dtype)
+    if planner is None:
+        forecast = Forecast.of(blocks, token_bytes, size)
+    else:
+        forecast = Forecast(planner.nominal(), planner.lanes(), token_bytes, size)
     if output is not None:
         rounded.save(output)
     if as_json:
         print_json({
             "model": model_name, "texts": texts, "plan": rounded.to_dict(), "sinks": leading, "policy": policy,
+            "per_prompt": None if planner is None else [list(layers) for layers in planner.members],
             "forecast": forecast.to_dict(), "output": None if output is None else str(output),
         })  # fmt: skip
         return
-    OUT.print(_layer_table(rounded, blocks))
+    OUT.print(_layer_table(rounded, blocks) if planner is None else _group_table(planner))
     OUT.print(_forecast_table(forecast, frozen, config))
     if output is not None:
         ERR.print(f"plan saved: {output}", soft_wrap=True)
-        OUT.print(_command(model_name, str(output), forecast, leading, policy), soft_wrap=True, markup=False)
+        command = _command(model_name, str(output), forecast, leading, policy)
+        OUT.print(command + (" --per-prompt" if per_prompt else ""), soft_wrap=True, markup=False)
 
 
 def _raised(frozen: BudgetPlan, block_size: int) -> BudgetPlan:
@@ -151,15 +162,6 @@ def _in_blocks(frozen: BudgetPlan, blocks: BlockPlan, policy: str) -> BudgetPlan
     ).check()  # fmt: skip
 
 
-def _config_of(model_name: str) -> Any:
-    """A model's text config, without its weights."""
-    from transformers import AutoConfig
-
-    from ..embedded import FOLDER, NAME
-
-    return AutoConfig.from_pretrained(FOLDER if model_name == NAME else model_name).get_text_config()
-
-
 def _token_bytes(config: Any, kv_dtype: str) -> int:
     """Keys and values of one token in one layer."""
     heads, width = kv_shape(config)
@@ -176,6 +178,16 @@ def _layer_table(rounded: BudgetPlan, blocks: BlockPlan) -> Table:
         tokens = kind.total * blocks.block_size
         share = tokens * len(blocks.layers) / rounded.total
         table.add_row(ranges(members), str(kind.sinks), str(kind.recent), f"{tokens:,}", f"{share:.2f}")
+    return table
+
+
+def _group_table(planner: PromptPlanner) -> Table:
+    table = Table(title="Layers that go together, most important first", header_style="bold", title_justify="left")
+    table.add_column("layers", overflow="fold")
+    table.add_column("least tokens", justify="right")
+    table.add_column("mean tokens", justify="right")
+    for layers in planner.members:
+        table.add_row(ranges(list(layers)), f"{planner.least:,}", f"{planner.base_budget:,}")
     return table
 
 

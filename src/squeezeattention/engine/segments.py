@@ -38,15 +38,16 @@ class Segments:
 
 
 def split(
-    start: Ints, stop: Ints, free: Ints, *, sinks: int, recent: int, granule: int, block_size: int | None = None
+    start: Ints, stop: Ints, free: Ints, *, sinks: int, recent: int | Ints, granule: int, block_size: int | None = None
 ) -> Segments:
     """Segments of requests whose new tokens are at positions ``start[i] <= t < stop[i]``.
 
-    ``sinks`` and ``recent`` are blocks of ``granule`` tokens; columns are of blocks of ``block_size`` (a divisor of the
-    granule, by default the same).
+    ``sinks`` and ``recent`` (of all requests, or ``[R]``) are blocks of ``granule`` tokens; columns are of blocks of
+    ``block_size`` (a divisor of the granule, by default the same).
     """
     size = block_size or granule
     ratio = granule // size
+    recent = np.broadcast_to(np.asarray(recent, dtype=np.int64), start.shape)
     border = np.maximum(free, (sinks + recent) * granule)  # what fits is all that there is
     front = np.clip(np.minimum(stop, border) - start, 0, None)
     begin = np.maximum(start, border)
@@ -60,7 +61,7 @@ def split(
     block = begin[request] // granule + index
     low = np.where(behind, np.maximum(begin[request], block * granule), start[request])
     high = np.where(behind, np.minimum(stop[request], (block + 1) * granule), np.minimum(stop, border)[request])
-    first = np.where(behind, np.maximum(sinks, block - recent + 1), sinks)  # oldest block but for the sinks
+    first = np.where(behind, np.maximum(sinks, block - recent[request] + 1), sinks)  # oldest block but for the sinks
     length = high - (first - sinks) * granule
     width = int(-(-length.max() // size)) if len(length) else 0
     place = np.arange(width)[None]

@@ -11,12 +11,13 @@ from ..errors import ConfigError, UnsupportedFeatureError
 from ..plan import BudgetPlan
 from ..policies import POLICIES, EvictionPolicy, StreamingLLM
 from .blocks import BlockPlan
+from .prompts import PerPrompt, PromptPlanner
 
 PREFILLS = ("full", "windowed")
 DESIGNS = ("compact", "slab")
 #: policy of a plan -> leading tokens that it keeps, unless they are given: those that whole blocks can follow
 SINKS = {"streaming_llm": 4, "sliding_window": 0}
-_KEYS = {"plan", "prefill", "sinks", "policy", "design"}
+_KEYS = {"plan", "prefill", "sinks", "policy", "design", "per_prompt"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class EngineSettings:
     ``prefill``: "full": a prompt is attended to in full, as in the paper, and cut when it has been read; "windowed":
     prompt tokens see what generated ones see, and no more than that is ever held. ``design``: "compact" keeps whole
     blocks of sinks and newest tokens; "slab" ranks single tokens by any policy, in blocks that a request keeps.
+    ``per_prompt``: the plan gives the total and the groups of layers, each prompt's own signal the budgets.
     """
 
     plan: BudgetPlan
@@ -33,10 +35,11 @@ class EngineSettings:
     sinks: int
     prefill: str = "full"
     design: str = "compact"
+    per_prompt: PerPrompt | None = None
 
     @classmethod
     def read(cls, given: object) -> EngineSettings:
-        """From ``{"plan": PATH or the plan itself, "prefill": ..., "sinks": ..., "policy": ...}``, or a path alone.
+        """From ``{"plan": PATH or the plan itself, "prefill": ..., "sinks": ..., ...}``, or a path alone.
 
         Raises :class:`ConfigError`, :class:`~squeezeattention.errors.PlanError` (an unreadable or damaged plan) or
         :class:`UnsupportedFeatureError` (a policy that whole blocks cannot follow).
@@ -73,12 +76,29 @@ class EngineSettings:
         sinks = given.get("sinks", SINKS.get(policy, 0))
         if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
             raise ConfigError(f"sinks must be a whole number >= 0, got {sinks!r}")
-        return cls(plan, policy, sinks, prefill, design)
+        per_prompt = PerPrompt.read(given.get("per_prompt"), plan)
+        if per_prompt is not None and (design, prefill) != ("compact", "full"):
+            raise UnsupportedFeatureError(
+                'plans per prompt need the compact design and "prefill": "full": a prompt is measured as a whole, then '
+                f"cut; got {design!r} and {prefill!r}"
+            )
+        return cls(plan, policy, sinks, prefill, design, per_prompt)
 
     def blocks(self, block_size: int, n_layers: int, fingerprint: str | None = None) -> BlockPlan:
         """The plan in blocks, once it is sure that it is of this model."""
         self.plan.check_model(fingerprint, n_layers)
         return BlockPlan.of(self.plan, block_size, sinks=self.sinks if self.design == "compact" else 0)
+
+    def planner(self, block_size: int) -> PromptPlanner | None:
+        """Who divides the total for each prompt; ``None`` if all prompts have the plan's own budgets."""
+        if self.per_prompt is None:
+            return None
+        return PromptPlanner.of(self.plan, self.per_prompt, block_size, sinks=self.sinks)
+
+    def check(self, block_size: int) -> None:
+        """Raise what :meth:`blocks` or :meth:`planner` would, before there is a model."""
+        if self.planner(block_size) is None:
+            self.blocks(block_size, self.plan.n_layers)
 
     def make_policy(self) -> EvictionPolicy:
         """The policy, for the slab design."""
@@ -92,4 +112,5 @@ class EngineSettings:
             "sinks": self.sinks,
             "prefill": self.prefill,
             "design": self.design,
+            "per_prompt": None if self.per_prompt is None else self.per_prompt.to_dict(),
         }

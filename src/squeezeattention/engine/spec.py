@@ -24,14 +24,18 @@ class SqueezeSpec(SlidingWindowSpec):
     windowed_prefill: bool
     lane: int
     """Sets equal layers apart (see lanes.py)."""
+    per_prompt: bool = False
+    """Whether each request has a number of newest blocks of its own."""
 
     @classmethod
-    def of(cls, spec: AttentionSpec, layer: LayerBlocks, *, windowed_prefill: bool, lane: int) -> SqueezeSpec:
+    def of(
+        cls, spec: AttentionSpec, layer: LayerBlocks, *, windowed_prefill: bool, lane: int, per_prompt: bool = False
+    ) -> SqueezeSpec:
         """The same layer's cache with a budget."""
         common = {field.name: getattr(spec, field.name) for field in dataclasses.fields(AttentionSpec)}
         return cls(
             **common, sliding_window=layer.recent * spec.block_size, layer=layer, granule=spec.block_size,
-            windowed_prefill=windowed_prefill, lane=lane,
+            windowed_prefill=windowed_prefill, lane=lane, per_prompt=per_prompt,
         )  # fmt: skip
 
     def max_admission_blocks_per_request(self, max_in_flight_tokens: int, max_model_len: int) -> int:
@@ -48,6 +52,20 @@ class SqueezeSpec(SlidingWindowSpec):
 class SqueezeManager(SlidingWindowManager):
     """Frees what no later token of a request will see."""
 
+    def __init__(self, kv_cache_spec: SqueezeSpec, **kwargs: Any) -> None:
+        super().__init__(kv_cache_spec, **kwargs)
+        self._chosen: dict[str, LayerBlocks] = {}
+
+    def choose(self, request_id: str, recent: Sequence[int]) -> None:
+        """What the worker chose for a request's prompt, for each lane; nothing is freed of it before."""
+        if request_id in self.req_to_blocks:
+            spec: SqueezeSpec = self.kv_cache_spec
+            self._chosen[request_id] = LayerBlocks(spec.layer.sinks, recent[spec.lane])
+
+    def free(self, request_id: str) -> None:
+        self._chosen.pop(request_id, None)  # preempted, it is read again, and chosen for again
+        super().free(request_id)
+
     def remove_skipped_blocks(
         self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
     ) -> None:
@@ -55,7 +73,10 @@ class SqueezeManager(SlidingWindowManager):
         in_prompt = num_prompt_tokens is None or processed_computed_tokens < num_prompt_tokens
         if in_prompt and not spec.windowed_prefill:
             return  # the rest of the prompt sees all of it
-        first = spec.layer.first_recent(processed_computed_tokens // self.block_size)
+        layer = self._chosen.get(request_id) if spec.per_prompt else spec.layer
+        if layer is None:
+            return
+        first = layer.first_recent(processed_computed_tokens // self.block_size)
         self._remove_blocks_in_range(request_id, spec.layer.sinks, first)
 
     def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
