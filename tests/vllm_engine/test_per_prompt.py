@@ -39,28 +39,30 @@ def cosines(model, prompt):
     model(torch.tensor([prompt]), use_cache=False)
     for hook in hooks:
         hook.remove()
-    pairs = [(seen[index, "input_layernorm"], seen[index, "post_attention_layernorm"]) for index in range(LAYERS)]
+    names = ("input_layernorm", "post_attention_layernorm")
+    pairs = [tuple(seen[index, name] for name in names) for index in range(len(model.model.layers))]
     return [torch.cosine_similarity(before, after, dim=-1).mean().item() for before, after in pairs]
 
 
 def expected(model, prompt, given):
     """(sinks, recent) of each layer."""
     planner = EngineSettings.read(given).planner(BLOCK)
-    groups, layers = planner.plan(cosines(model, prompt)), [None] * LAYERS
+    groups, layers = planner.plan(cosines(model, prompt)), [None] * len(model.model.layers)
     for group, members in zip(groups, planner.members, strict=True):
         for layer in members:
             layers[layer] = (group.sinks, group.recent)
     return layers
 
 
-def assert_told(model, prompts, replies, given):
-    """Every reply is the masks'; and it is not what another prompt's budgets give."""
+def assert_told(model, prompts, replies, given, also=()):
+    """Every reply is the masks'; and it is not what another prompt's budgets, or those of ``also``, give."""
     own = [expected(model, prompt, given) for prompt in prompts]
-    assert len(set(map(tuple, own))) >= 2, "all prompts have the same budgets: the comparison proves nothing"
+    others = {*map(tuple, own), *map(tuple, also)}
+    assert len(others) >= 2, "all prompts have the same budgets: the comparison proves nothing"
     differs = 0
     for prompt, reply, layers in zip(prompts, replies, own, strict=True):
         assert_greedy(told_by_masks(model, prompt, reply, layers, windowed=False), reply)
-        for other in {tuple(other) for other in own} - {tuple(layers)}:
+        for other in others - {tuple(layers)}:
             logits = told_by_masks(model, prompt, reply, other, windowed=False)
             differs += (logits.argmax(-1) != torch.tensor(reply)).any().item()
     assert differs >= 1, "the budgets change nothing: the comparison proves nothing"

@@ -1,6 +1,7 @@
 """``squeeze serve`` as a client sees it: completes, streams, chats, under load at the memory's limit, and ends."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,8 @@ from squeezeattention.embedded import FOLDER, load_embedded
 from squeezeattention.engine import BlockPlan
 
 from .conftest import BLOCK, assert_greedy, draw, told_by_masks
+from .test_per_prompt import assert_told, prompts_of
+from .test_slab import told_by_the_library
 
 BUDGETS = [64, 256, 64, 64, 64, 64, 64, 128]
 KEY = "secret"
@@ -44,19 +49,20 @@ def get(url):
         return answer.read().decode()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("serve")
-    BudgetPlan.from_budgets(BUDGETS).save(folder / "plan.json")
+@contextmanager
+def serving(folder, *words, plan=None, environment=None):
+    """A server of the embedded model: (process, url, log)."""
+    (plan or BudgetPlan.from_budgets(BUDGETS)).save(folder / "plan.json")
     (folder / "chat.jinja").write_text(TEMPLATE)
     port, log = free_port(), folder / "log"
+    ours = () if "--" not in words else words[: words.index("--")]
     command = squeeze(
         "serve", "embedded", "--plan", folder / "plan.json", "--block-size", BLOCK, "--port", port, "--api-key", KEY,
-        "--", "--dtype", "float32", "--enforce-eager", "--max-model-len", 512, "--num-gpu-blocks-override", BLOCKS,
-        "--chat-template", folder / "chat.jinja", "--max-num-seqs", 32,
+        *ours, "--", "--dtype", "float32", "--enforce-eager", "--max-model-len", 512, "--num-gpu-blocks-override",
+        BLOCKS, "--chat-template", folder / "chat.jinja", "--max-num-seqs", 32, *words[len(ours) + 1 :],
     )  # fmt: skip
     with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(environment or {})})
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
@@ -73,6 +79,12 @@ def server(tmp_path_factory):
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("serve")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +126,15 @@ def metric(url, name):
     return [float(line.rsplit(" ", 1)[1]) for line in lines]
 
 
+def planned_layers():
+    plan = BlockPlan.of(BudgetPlan.from_budgets(BUDGETS), BLOCK, sinks=4)
+    return [(layer.sinks, layer.recent) for layer in plan.layers]
+
+
 def test_tokens_equal_explicit_masks(client):
     """Prompts of mixed lengths at once; and it is not what the full cache says."""
     model = load_embedded()[0].float()
-    plan = BlockPlan.of(BudgetPlan.from_budgets(BUDGETS), BLOCK, sinks=4)
-    layers = [(layer.sinks, layer.recent) for layer in plan.layers]
+    layers = planned_layers()
     prompts = draw([5, 33, 128, 201, 300, 350], seed=9, vocabulary=4000)
     with ThreadPoolExecutor(len(prompts)) as pool:
         replies = list(pool.map(lambda prompt: told(client, prompt, 100), prompts))
@@ -176,6 +192,37 @@ def test_it_ends_when_it_is_told_to(server):
     assert process.wait(60) == 0, log.read_text()
     with pytest.raises((urllib.error.URLError, OSError)):
         get(f"{url}/health")
+
+
+def test_two_engines_divide_the_total_for_each_prompt(tmp_path):
+    """Data parallel, with plans per prompt, over the wire: each answer is that of its own prompt's masks."""
+    words = ("--per-prompt", "--", "--data-parallel-size", 2)
+    with serving(tmp_path, *words, environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"}) as (_, url, _log):
+        client, model = OpenAI(base_url=f"{url}/v1", api_key=KEY), load_embedded()[0].float()
+        prompts = prompts_of([150, 300, 33, 260, 190, 240], seed=2)
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            replies = list(pool.map(lambda prompt: told(client, prompt, 100), prompts))
+        engines = {line.split('engine="')[1][0] for line in get(f"{url}/metrics").splitlines() if "squeeze_" in line
+                   and 'engine="' in line}  # fmt: skip
+    given = {"plan": BudgetPlan.from_budgets(BUDGETS).to_dict(), "per_prompt": True}
+    assert_told(model, prompts, replies, given, also=[planned_layers()])  # this model's layers hardly change places
+    assert engines == {"0", "1"}
+
+
+def test_single_tokens_over_the_wire(tmp_path):
+    """The slab design with H2O, held against the library's own cache."""
+    plan = replace(BudgetPlan.from_budgets([BLOCK] * len(BUDGETS)), policy="h2o")
+    with serving(tmp_path, plan=plan) as (_, url, _log):
+        client = OpenAI(base_url=f"{url}/v1", api_key=KEY)
+        prompts = draw([5, 33, 128, 201, 300], seed=10, vocabulary=4000)
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            replies = list(pool.map(lambda prompt: told(client, prompt, 60), prompts))
+    model, differs = load_embedded()[0].float(), 0
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert_greedy(told_by_the_library(model, "h2o", prompt, reply, list(plan.budgets)), reply)
+        full = told_by_the_library(model, "h2o", prompt, reply, [512] * len(BUDGETS))
+        differs += full.argmax(-1).tolist() != reply
+    assert differs >= 2, "the plan changes nothing: the comparison proves nothing"
 
 
 def refused(*words):

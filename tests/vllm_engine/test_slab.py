@@ -40,12 +40,16 @@ def test_tokens_equal_the_librarys(engine, model, policy):
     assert differs >= 2, "the plan changes nothing: the comparison proves nothing"
 
 
-def test_two_processes(engine, model, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2, "enforce_eager": False}],
+    ids=["TP=2", "PP=2"],
+)
+def test_two_processes(engine, model, options, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     prompts = draw(LENGTHS, seed=10)
-    for prompt, reply in zip(
-        prompts, generate(engine(slab("h2o"), tensor_parallel_size=2, **OPTIONS), prompts, 60), strict=True
-    ):
+    replies = generate(engine(slab("h2o"), **options, **OPTIONS), prompts, 60)
+    for prompt, reply in zip(prompts, replies, strict=True):
         assert_greedy(told_by_the_library(model, "h2o", prompt, reply), reply)
 
 
