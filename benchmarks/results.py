@@ -1,7 +1,7 @@
-"""The evaluations behind docs/results.md, each a ``squeeze eval`` of its own: ``make results``.
+"""The measurements behind docs/results.md, each some ``squeeze`` commands: ``make results``.
 
-Grids that are complete are left as they are, one that was stopped goes on. ``--only NAME`` runs some of them,
-``--model`` another model (into a folder of its own), ``--list`` shows the commands.
+Evaluations that are complete are left as they are, one that was stopped goes on. ``--only NAME`` runs some of them,
+``--model`` other models (each into folders of its own), ``--list`` shows the commands.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent / "eval"
+ROOT = Path(__file__).parent.parent
+OUT = Path("benchmarks/eval")
 
 
 def _each(option: str, *values: object) -> list[str]:
@@ -19,11 +20,14 @@ def _each(option: str, *values: object) -> list[str]:
 
 
 BOTH = _each("--policy", "streaming_llm", "h2o")
+RULES = ("squeeze", "reach")
+
+#: question -> options of `squeeze eval run`; seeds were fixed before anything was measured with them
 GRIDS: dict[str, list[str]] = {
     # 1. What do bytes buy, with uniform budgets, the published rule and this project's?
     "bytes": [
-        *_each("-t", "recall", "niah_single_1", "code"), *BOTH, *_each("--allocator", "uniform", "squeeze", "reach"),
-        *_each("--budget", 0.1, 0.2, 0.3, 0.5, 0.7), "--length", "1024", "--samples", "6", "--seed", "11",
+        *_each("-t", "recall", "niah_single_1", "niah_multikey_2"), *BOTH, *_each("--allocator", "uniform", *RULES),
+        *_each("--budget", 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9), "--length", "512", "--samples", "10", "--seed", "11",
     ],
     # 2. Is p = 0.3 to 0.4 right, and k = 3?
     "p": [
@@ -39,6 +43,12 @@ GRIDS: dict[str, list[str]] = {
                "dynamickv", "pyramid", "random", "inverted"),
         "--budget", "0.2", "--length", "512", "--samples", "10", "--seed", "13",
     ],
+    # 4. What does a frozen plan lose? (after "stability", which makes the plans)
+    "frozen": [
+        *_each("-t", "recall", "niah_single_1", "code"), "--policy", "streaming_llm",
+        *_each("--allocator", "uniform", *RULES, *(OUT / f"{{model}}-frozen-{rule}.json" for rule in RULES)),
+        *_each("--budget", 0.2, 0.3), "--length", "512", "--samples", "10", "--seed", "22",
+    ],
     # 5. What does the bounded prefill cost?
     "bounded": [
         "-t", "recall", *BOTH,
@@ -47,21 +57,45 @@ GRIDS: dict[str, list[str]] = {
         *_each("--budget", 0.3, 0.5), "--length", "1024", "--samples", "6", "--seed", "11",
     ],
 }  # fmt: skip
+TEXTS = [*_each("-t", "recall", "niah_single_1", "code", "vt"), "--length", "512", "--samples", "12", "--seed", "21"]
+NAMES = ("stability", "oracle", *GRIDS)
+
+
+def commands(name: str, model: str) -> list[tuple[list[str], Path | None]]:
+    """Commands of a question, and the file that takes what each prints, if one does."""
+    short = Path(model).name
+    if name == "stability":
+        return [
+            (
+                ["plan", model, *TEXTS, "--policy", "streaming_llm", "--allocator", rule, "--budget", "0.2",
+                 "-o", str(OUT / f"{short}-frozen-{rule}.json"), "--json"],
+                OUT / f"{short}-stability-{rule}.json",
+            )
+            for rule in RULES
+        ]  # fmt: skip
+    if name == "oracle":  # which signal ranks the layers as cutting them does?
+        words = ["-t", "recall", "--length", "512", "--samples", "8", "--seed", "23", "--alone", "--json"]
+        return [(["oracle", model, *words], OUT / f"{short}-oracle.json")]
+    options = [option.format(model=short) for option in GRIDS[name]]
+    return [(["eval", "run", "--model", model, *options, "-o", str(OUT / f"{short}-{name}")], None)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--only", nargs="+", choices=list(GRIDS), default=list(GRIDS))
+    parser.add_argument("--model", nargs="+", default=["embedded"], help="names, or folders as seen from the root")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--list", action="store_true", help="show the commands and end")
     args = parser.parse_args()
-    for name in args.only:
-        folder = HERE / f"{Path(args.model).name}-{name}"
-        command = ["squeeze", "eval", "run", "--model", args.model, *GRIDS[name], "-o", str(folder)]
-        print(" ".join(command), flush=True)
-        if not args.list:
-            command[0] = str(Path(sys.executable).with_name("squeeze"))
-            subprocess.run(command, check=True)
+    squeeze = str(Path(sys.executable).with_name("squeeze"))
+    for model in args.model:
+        for name in NAMES:
+            for words, file in commands(name, model) if name in args.only else ():
+                print("squeeze", *words, *([">", str(file)] if file else []), flush=True)
+                if args.list or (file and (ROOT / file).exists()):
+                    continue
+                run = subprocess.run([squeeze, *words], check=True, cwd=ROOT, stdout=subprocess.PIPE if file else None)
+                if file:
+                    (ROOT / file).write_bytes(run.stdout)
 
 
 if __name__ == "__main__":

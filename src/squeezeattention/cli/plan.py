@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from .. import BudgetPlan, SqueezeCache
-from ..allocators import name_or_plan, resolve_allocator
-from ..errors import ConfigError, InputError
+from .. import BudgetPlan
+from ..allocators import name_or_plan
+from ..errors import ConfigError
 from ..extras import require
 from ..plots import plan_figure, save, stability_figure
-from ..policies import resolve_policy
-from ..stability import WAYS, Observation, Study, freeze, study
-from ..tasks.driving import read
+from ..stability import WAYS, Observation, Study, study
 from . import options
-from .console import ERR, OUT, print_json, progress_bar
+from .console import ERR, OUT, print_json
 from .inputs import check_target, load_model
+from .observing import Recipe
 from .stability import LEGEND, agreement_table, fit_table, group_table, layer_table, ranges
-from .texts import Text, Texts
+from .texts import Texts
 
 #: Texts up to which each has a row of its own on the terminal.
 _FEW = 12
@@ -75,25 +74,13 @@ def plan(
     if isinstance(spec, BudgetPlan):
         raise ConfigError("a finished plan measures nothing: give --allocator a name, see `squeeze allocators`")
     options.check(budget, policy, spec, p, outliers, signal)
-    asked = Texts.of(
-        model_name, [*(files or ()), *(more_files or ())], prompt, jsonl or (), tasks or (), lengths or (), samples,
-        seeds or (),
-    )  # fmt: skip
+    asked = Texts.of(model_name, files, more_files, prompt, jsonl, tasks, lengths, samples, seeds)
     model, tokenizer = load_model(model_name, dtype, device)
     texts = asked.tokenized(model, tokenizer)
-
-    def new_cache() -> SqueezeCache:
-        return SqueezeCache(model, budget, policy, spec, p, signal=signal, outliers=outliers)
-
-    seen = observe(model, new_cache, texts, chunk_size)
-    frozen, found = seen[0].plan, None
-    if len(seen) > 1:
-        frozen_of = partial(
-            freeze, allocator=resolve_allocator(spec, p=p, outliers=outliers), floor=resolve_policy(policy).minimum,
-            by=by,
-        )  # fmt: skip
-        frozen = frozen_of([one.plan for one in seen])
-        found = study(seen, frozen_of, frozen)
+    recipe = Recipe(budget, policy, spec, p, signal, outliers)
+    seen = recipe.observe(model, texts, chunk_size)
+    frozen = recipe.freeze([one.plan for one in seen], by)
+    found = study(seen, partial(recipe.freeze, by=by), frozen) if len(seen) > 1 else None
     origin = f"the mean {_MEANS[by]} of {len(seen)} texts" if found is not None else "the only text"
     if output is not None:
         frozen.save(output)
@@ -124,23 +111,6 @@ def plan(
 
 
 _MEANS = {"signal": "importance", "shares": "shares"}
-
-
-def observe(
-    model: Any, new_cache: Callable[[], SqueezeCache], texts: Sequence[Text], chunk: int | None
-) -> list[Observation]:
-    """Read every text into a cache of its own; what stays of it is its plan."""
-    seen = []
-    with progress_bar() as progress:
-        for number, text in enumerate(texts):
-            progress(number, len(texts), f"{text.source} ({len(text.tokens):,} tokens)")
-            cache = new_cache()
-            read(model, cache, text.tokens, chunk=chunk)
-            if (made := cache.plan) is None:
-                raise InputError(f"{text.source} gave no plan: nothing was read")
-            seen.append(Observation(text.source, text.task, made))
-        progress(len(texts), len(texts), "done")
-    return seen
 
 
 def _show(seen: Sequence[Observation], found: Study, frozen: BudgetPlan) -> None:

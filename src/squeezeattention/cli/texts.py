@@ -41,23 +41,25 @@ class Texts:
     def of(
         cls,
         model_name: str,
-        files: Sequence[Path],
+        files: Sequence[Path] | None,
+        more_files: Sequence[Path] | None,
         prompt: str | None,
-        jsonl: Sequence[Path],
-        tasks: Sequence[str],
-        lengths: Sequence[int],
+        jsonl: Sequence[Path] | None,
+        tasks: Sequence[str] | None,
+        lengths: Sequence[int] | None,
         samples: int | None,
-        seeds: Sequence[int],
+        seeds: Sequence[int] | None,
     ) -> Texts:
         """Read files (stdin if nothing else is given) and make tasks; raises what is wrong with them."""
         if not tasks and (lengths or seeds or samples is not None):
             raise ConfigError("--length, --samples and --seed are of --task: give at least one task")
-        elsewhere = bool(tasks or jsonl) and not files and prompt is None
-        prompts = [] if elsewhere else read_prompts(list(files), prompt)
-        lines = [line for path in jsonl for line in _read_lines(path)]
+        paths = [*(files or ()), *(more_files or ())]
+        elsewhere = bool(tasks or jsonl) and not paths and prompt is None
+        prompts = [] if elsewhere else read_prompts(paths, prompt)
+        lines = [line for path in jsonl or () for line in _read_lines(path)]
         settings = None
         if tasks:
-            given: dict[str, Any] = {"lengths": tuple(lengths), "samples": samples, "seeds": tuple(seeds)}
+            given: dict[str, Any] = {"lengths": tuple(lengths or ()), "samples": samples, "seeds": tuple(seeds or ())}
             chosen = {name: value for name, value in given.items() if value not in (None, ())}
             settings = Settings(model_name, tuple(tasks), **chosen)
         return cls(prompts, lines, settings, {} if settings is None else settings.make_tasks())

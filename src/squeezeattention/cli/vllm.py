@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from .. import BudgetPlan, SqueezeCache
-from ..allocators import name_or_plan, resolve_allocator
+from .. import BudgetPlan
+from ..allocators import name_or_plan
 from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
 from ..engine.lanes import MOST_GROUPS
 from ..engine.settings import SINKS
 from ..errors import BudgetError, ConfigError
 from ..hf.layout import kv_shape
-from ..policies import StreamingLLM, resolve_policy
-from ..stability import freeze
+from ..policies import StreamingLLM
 from . import options
 from .console import ERR, OUT, print_json
 from .inputs import check_target, load_config, load_model
-from .plan import observe
+from .observing import Recipe
 from .stability import ranges
 from .texts import Texts
 
@@ -89,26 +87,19 @@ def plan(
     if sinks is not None and not in_blocks:
         raise ConfigError(f"--sinks is of {' and '.join(SINKS)}, not of {policy!r}")
     leading = SINKS.get(policy, 0) if sinks is None else sinks
-    frozen = spec if isinstance(spec, BudgetPlan) else None
     texts = 0
-    if frozen is None:
-        asked = Texts.of(
-            model_name, [*(files or ()), *(more_files or ())], prompt, jsonl or (), tasks or (), lengths or (),
-            samples, seeds or (),
-        )  # fmt: skip
+    if isinstance(spec, BudgetPlan):
+        frozen, config = spec, load_config(model_name)
+        frozen.check_model(None, config.num_hidden_layers)
+    else:
+        asked = Texts.of(model_name, files, more_files, prompt, jsonl, tasks, lengths, samples, seeds)
         model, tokenizer = load_model(model_name, dtype, device)
         drawn = asked.tokenized(model, tokenizer)
         kind = StreamingLLM(leading) if policy == StreamingLLM.name else policy
-        new_cache = partial(SqueezeCache, model, budget, kind, spec, p, signal=signal, outliers=outliers)
-        seen, texts = observe(model, new_cache, drawn, chunk_size), len(drawn)
-        frozen = seen[0].plan
-        if len(seen) > 1:
-            rule = resolve_allocator(spec, p=p, outliers=outliers)
-            frozen = freeze([one.plan for one in seen], rule, floor=resolve_policy(kind).minimum)
+        recipe = Recipe(budget, kind, spec, p, signal, outliers)
+        frozen = recipe.freeze([one.plan for one in recipe.observe(model, drawn, chunk_size)])
+        texts = len(drawn)
         config = model.config.get_text_config()
-    else:
-        config = load_config(model_name)
-        frozen.check_model(None, config.num_hidden_layers)
     blocks = BlockPlan.of(_raised(frozen, block_size), block_size, sinks=leading).leveled(levels)
     rounded = _in_blocks(frozen, blocks, policy)
     given = {"plan": rounded.to_dict(), "policy": policy, "sinks": leading, "per_prompt": per_prompt}
