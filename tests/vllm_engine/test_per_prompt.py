@@ -137,6 +137,29 @@ def test_blocks_held_are_those_chosen_at_every_step(engine, model):
     assert not any(manager._chosen for manager in scheduler.kv_cache_manager.coordinator.single_type_managers)
 
 
+def test_an_output_that_is_still_computed_takes_the_choices_along():
+    """On a GPU the step's output comes later, from another thread; on the CPU it never does."""
+    from types import SimpleNamespace
+
+    from squeezeattention.engine import hooks
+
+    class Later:
+        def get_output(self):
+            return SimpleNamespace(req_ids=["a"])
+
+    told = []
+    manager = SimpleNamespace(choose=lambda request, recent: told.append((request, recent)))
+    coordinator = SimpleNamespace(single_type_managers=[manager])
+    scheduler = SimpleNamespace(kv_cache_manager=SimpleNamespace(coordinator=coordinator))
+    choices = SimpleNamespace(report=lambda: {"a": (3, 1)})
+    for result in (Later(), SimpleNamespace(req_ids=["a"])):
+        runner = SimpleNamespace(**{hooks._MARK: choices})
+        out = hooks._sample_tokens(lambda runner, result=result: result, runner)
+        output = out.get_output() if hasattr(out, "get_output") else out
+        assert hooks._update_from_output(lambda *args: "done", scheduler, None, output) == "done"
+    assert told == [("a", (3, 1))] * 2
+
+
 def test_a_compiled_model_is_measured_too(engine, model):
     given, prompts = squeeze(), prompts_of((150, 300, 33, 260, 190))
     assert_told(model, prompts, generate(engine(given, enforce_eager=False), prompts, TOKENS), given)
