@@ -153,7 +153,7 @@ def test_an_output_that_is_still_computed_takes_the_choices_along():
     scheduler = SimpleNamespace(kv_cache_manager=SimpleNamespace(coordinator=coordinator))
     choices = SimpleNamespace(report=lambda: {"a": (3, 1)})
     for result in (Later(), SimpleNamespace(req_ids=["a"])):
-        runner = SimpleNamespace(**{hooks._MARK: choices})
+        runner = SimpleNamespace(**{hooks.MARK: choices})
         out = hooks._sample_tokens(lambda runner, result=result: result, runner)
         output = out.get_output() if hasattr(out, "get_output") else out
         assert hooks._update_from_output(lambda *args: "done", scheduler, None, output) == "done"

@@ -248,7 +248,7 @@ def test_bad_plans_stop_the_command(tmp_path):
 
 
 def test_bad_plans_stop_the_engine(engine, folder, monkeypatch):
-    from squeezeattention.engine import hooks
+    from squeezeattention.engine import carried
     from squeezeattention.errors import BudgetError, ConfigError, PlanError, UnsupportedFeatureError
 
     plan = BudgetPlan.from_budgets([64] * 6).to_dict()
@@ -267,7 +267,7 @@ def test_bad_plans_stop_the_engine(engine, folder, monkeypatch):
     ):
         with pytest.raises(error, match=words):
             engine(given, **options)
-    monkeypatch.setattr(hooks, "_installed", lambda: "0.99.1+cpu")
+    monkeypatch.setattr(carried, "installed", lambda: "0.99.1+cpu")
     with pytest.raises(UnsupportedFeatureError, match=r"vLLM 0\.99\.1\+cpu is not known .* from 0\.32\.0 to below"):
         engine({"plan": plan})
 
@@ -290,7 +290,7 @@ def test_an_engine_that_cannot_be_hooked_refuses_plans_only(engine, monkeypatch)
 
 
 def test_versions():
-    from squeezeattention.engine.hooks import check_version
+    from squeezeattention.engine.carried import check_version
     from squeezeattention.errors import UnsupportedFeatureError
 
     for fine in ("0.32.0", "0.32.1", "0.32.0+cpu", "0.32.5rc1"):

@@ -1,6 +1,6 @@
 """Budget plans inside vLLM: whole blocks of sinks and of the newest tokens, each layer its own number.
 
-Everything here but ``spec.py``, ``hooks.py`` and ``metrics.py`` works without vLLM.
+``hooks.py`` is where vLLM is touched; ``spec.py`` and ``metrics.py`` cannot be imported without it, all others can.
 """
 
 from .blocks import BlockPlan, LayerBlocks

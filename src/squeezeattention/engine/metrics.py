@@ -7,7 +7,7 @@ from typing import Any
 from prometheus_client import Gauge
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from .hooks import carried
+from .carried import carried
 
 _GAUGES: dict[str, Gauge] = {}  # a name can be registered once in a process
 

