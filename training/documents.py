@@ -20,10 +20,10 @@ from tokenizer import END_OF_TEXT
 
 #: Share of each kind, by the length of the rows. Short rows are for learning to look things up at all.
 SHARES = {
-    64: {"pairs": 0.4, "repeats": 0.15, "needles": 0.3, "code": 0.15},
-    128: {"pairs": 0.25, "repeats": 0.1, "needles": 0.4, "exercises": 0.05, "code": 0.2},
-    256: {"pairs": 0.15, "repeats": 0.05, "needles": 0.4, "exercises": 0.2, "code": 0.2},
-    512: {"pairs": 0.05, "repeats": 0.05, "needles": 0.35, "exercises": 0.4, "code": 0.15},
+    64: {"pairs": 0.4, "repeats": 0.15, "doubles": 0.05, "needles": 0.25, "code": 0.15},
+    128: {"pairs": 0.2, "repeats": 0.1, "doubles": 0.1, "needles": 0.35, "exercises": 0.05, "code": 0.2},
+    256: {"pairs": 0.1, "repeats": 0.05, "doubles": 0.1, "needles": 0.35, "exercises": 0.25, "code": 0.15},
+    512: {"pairs": 0.05, "repeats": 0.02, "doubles": 0.15, "needles": 0.22, "exercises": 0.43, "code": 0.13},
 }
 _LEAST = 32  # tokens; what is left of a row below that is filled with code
 
@@ -44,6 +44,7 @@ class Documents:
             "code": self.code,
             "pairs": retrieval.pairs,
             "repeats": retrieval.repeats,
+            "doubles": retrieval.doubles,
             "needles": retrieval.needles,
             "exercises": Exercises(tokenizer, held_out=held_out).draw,
         }
@@ -66,7 +67,9 @@ class Documents:
         tokens: list[int] = []
         weights: list[float] = []
         while (room := length + 1 - len(tokens)) >= _LEAST:
-            size = room if self.rng.random() < 0.7 else self.rng.randint(min(room, 64), room)
+            # Of what is hard to begin with, many short ones rather than a long one.
+            whole = 0.35 if kind in ("exercises", "doubles") else 0.5
+            size = room if self.rng.random() < whole else self.rng.randint(min(room, 64), room)
             document = self.kinds[kind](self.rng, size - 1)
             if document is None:  # no room for one
                 break

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 
 from tokenizers import Tokenizer
 
 from retrieval import ANSWER, LIGHT, Document
 from squeezeattention.errors import ConfigError
-from squeezeattention.tasks import TASKS, resolve_task
+from squeezeattention.tasks import TASKS, Question, Sample, resolve_task
 
 #: How often each task is drawn. Those that need no more than a number found are taught by ``retrieval.py``.
 _WEIGHTS = {
-    "vt": 4.0, "cwe": 3.0, "fwe": 3.0, "niah_single_1": 2.0, "niah_multikey_2": 6.0, "passkey": 0.5,
+    "vt": 4.0, "cwe": 4.0, "fwe": 2.0, "niah_single_1": 1.5, "niah_multikey_2": 5.0, "passkey": 0.5,
     "recall": 0.5, "track": 1.0, "copy": 1.0, "ledger": 0.5, "sort": 0.5, "kv_retrieval": 0.5, "niah_multikey_3": 0.5,
 }  # fmt: skip
+_NEEDLE = re.compile(r"^One of the special magic \w+ for (\S+) is: (\S+)\.$", re.MULTILINE)
+_TOKENS_FOR_ONE_MORE = 150  # of a row, for a further question about its needles
 
 
 class Exercises:
@@ -36,14 +40,15 @@ class Exercises:
     def one(self, name: str, seed: int, size: int) -> Document | None:
         """A sample of one task, or ``None`` if it does not fit."""
         # Replies of the long decodes are as long as their contexts: leave room for them.
-        for length in (size - 24, size * 3 // 4, size // 2, size * 2 // 5):
+        more = size // _TOKENS_FOR_ONE_MORE if name.startswith("niah_multikey") else 0
+        for length in (size - 24 - 48 * more, size * 3 // 4, size // 2, size * 2 // 5):
             try:
                 sample = self.tasks[name].sample(self._count, length, seed, 0)
             except ConfigError:
                 return None
             tokens = self._encode(sample.context)
             weights = [LIGHT] * len(tokens)
-            for question in sample.questions:
+            for question in [*sample.questions, *self._others(sample, more, random.Random(seed))]:
                 ask, reply = self._encode(question.text), self._encode(question.reply)
                 if len(tokens) + len(ask) + len(reply) > size:
                     break
@@ -52,6 +57,16 @@ class Exercises:
             if ANSWER in weights:
                 return tokens, weights
         return None
+
+    def _others(self, sample: Sample, count: int, rng: random.Random) -> list[Question]:
+        """Questions about other needles of a context: with one alone, a long row would be a lesson of one number."""
+        found = _NEEDLE.findall(sample.context)
+        asked = sample.questions[0]
+        key = next((key for key, value in found if value in asked.answers), None)
+        if key is None:
+            return []
+        drawn = rng.choices(found, k=count)
+        return [replace(asked, text=asked.text.replace(key, other), reply=f" {value}.\n") for other, value in drawn]
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids

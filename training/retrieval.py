@@ -12,9 +12,14 @@ from squeezeattention.tasks import recall
 from squeezeattention.tasks.names import draw_codes, draw_names, draw_words
 from squeezeattention.tasks.niah import random_uuid
 from squeezeattention.tasks.noise import FILLER
+from squeezeattention.tasks.recall import is_held_out_name
 
 _MAGIC = "One of the special magic numbers for {k} is: {v}.\n"
 _ASK_MAGIC = "The special magic number for {k} mentioned in the provided text is"
+_ASK_COMMON = (
+    "What are the {n} most common words in the above list? "
+    "Answer: The top {n} words that appear most often in the list are:"
+)
 #: (statement, question, what follows the answer); the question ends where the answer begins.
 _FORMS = (
     (_MAGIC, _ASK_MAGIC, ".\n"),
@@ -41,8 +46,10 @@ class Retrieval:
         vocabulary = tokenizer.get_vocab()
         letters = [token for token in vocabulary if token[0] == "Ġ" and token[1:].isalpha() and token[1:].isascii()]
         self.words = sorted(vocabulary[token] for token in letters)
+        self.known = [word for word in self.words if not is_held_out_name(tokenizer.decode([word]).strip())]
         self.firsts = [vocabulary[f"Ġ{number:03d}"] for number in range(1000)]
         self.groups = [vocabulary[f"{number:03d}"] for number in range(1000)]
+        self.newline, self.numbers = tokenizer.encode("\n").ids, list[list[int]]()
         self.noise = [tokenizer.encode(f"{' '.join(FILLER)}\n").ids]
 
     def pairs(self, rng: random.Random, size: int) -> Document:
@@ -55,7 +62,7 @@ class Retrieval:
         weights: list[float] = []
         while len(tokens) < size:
             count, width, length = rng.randint(2, max(2, min(24, size // 10))), rng.randint(1, 2), rng.randint(1, 3)
-            names = [tuple(rng.choices(self.words, k=width)) for _ in range(count)]
+            names = [self._pair_name(rng, width) for _ in range(count)]
             # Few first groups, so that the word is needed to go on.
             firsts = self.firsts if length == 1 else rng.sample(self.firsts, max(2, count // 3))
             values = {name: [rng.choice(firsts), *rng.choices(self.groups, k=length - 1)] for name in names}
@@ -67,7 +74,7 @@ class Retrieval:
 
     def repeats(self, rng: random.Random, size: int) -> Document:
         """Random words and numbers, spans of which come again: what followed the last tokens follows them again."""
-        pool = self.words if rng.random() < 0.5 else [*self.words, *self.firsts, *self.groups]
+        pool = self.known if rng.random() < 0.5 else [*self.known, *self.firsts, *self.groups]
         tokens = rng.choices(pool, k=max(8, size // 3))
         weights = [0.0] * len(tokens)
         while len(tokens) < size:
@@ -77,6 +84,40 @@ class Retrieval:
             tokens += [*span, rng.choice(pool)]
             weights += [0.0, 0.5, *[1.0] * (len(span) - 2), 0.0]
         return tokens[:size], weights[:size]
+
+    def doubles(self, rng: random.Random, size: int) -> Document:
+        """Lists in which a few words occur several times, and which those are: what counting begins with.
+
+        Numbered and asked as in common words extraction, or bare; in any order, as there.
+        """
+        tokens: list[int] = []
+        weights: list[float] = []
+        while len(tokens) < size:
+            wanted, times = rng.randint(1, 6), rng.randint(2, 5)
+            most = 12 if rng.random() < 0.7 else 160  # short ones have more answers among their tokens
+            others = rng.randint(2, max(3, min(most, (size - len(tokens)) // 4)))
+            drawn = rng.sample(self.known, wanted + others)
+            words = drawn[:wanted] * times + drawn[wanted:]
+            rng.shuffle(words)
+            numbered = rng.random() < 0.5
+            stated = self._list(words, numbered)
+            lines = self._encode(f"Question: {_ASK_COMMON.format(n=wanted)}" if numbered else "most common:")
+            reply = self._list(rng.sample(drawn[:wanted], wanted), numbered)
+            tokens += stated + self.newline + lines + reply + self.newline
+            weights += [LIGHT] * (len(stated) + 1 + len(lines))
+            weights += [*(ANSWER if token in drawn else 0.3 for token in reply), 0.3]
+        return tokens[:size], weights[:size]
+
+    def _list(self, words: list[int], numbered: bool) -> list[int]:
+        """Words, or `` 1. word 2. word``."""
+        if not numbered:
+            return list(words)
+        return [token for n, word in enumerate(words, 1) for token in (*self._number(n), word)]
+
+    def _number(self, n: int) -> list[int]:
+        while len(self.numbers) < n:
+            self.numbers.append(self._encode(f" {len(self.numbers) + 1}."))
+        return self.numbers[n - 1]
 
     def needles(self, rng: random.Random, size: int) -> Document | None:
         """Facts of one form, alone, in code or in noise, and questions about them, drawn with replacement.
@@ -88,7 +129,7 @@ class Retrieval:
         draw_keys, draw_value = self._keys(rng), self._values(rng)
         probe = self._question(question, "amber-falcon", draw_value(), close)
         cost = len(self._encode(statement.format(k="amber-falcon", v=draw_value())))
-        questions = max(1, min(12, int(rng.uniform(0.1, 0.5) * size / len(probe[0]))))
+        questions = max(1, min(24, int(rng.uniform(0.1, 0.5) * size / len(probe[0]))))
         room = size - questions * int(1.2 * len(probe[0]))
         around = rng.random()  # below 0.55 nothing but facts, else code or noise between them
         most = max(1, int(room / (1.2 * cost)))
@@ -115,6 +156,13 @@ class Retrieval:
         weights = [weight for _, part in parts for weight in part]
         return (tokens, weights) if len(tokens) <= size else None
 
+    def _pair_name(self, rng: random.Random, width: int) -> tuple[int, ...]:
+        """``width`` words that are together a name of this side."""
+        while True:
+            words = rng.choices(self.words, k=width)
+            if is_held_out_name(self.tokenizer.decode(words).strip()) == self.held_out:
+                return tuple(words)
+
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
 
@@ -128,6 +176,8 @@ class Retrieval:
 
     def _keys(self, rng: random.Random) -> Callable[[int], list[str]]:
         kind, held_out = rng.random(), self.held_out
+        if kind < 0.15:  # in two words: the nouns that no training name consists of alone are met after a space too
+            return lambda count: [name.replace("-", " ") for name in draw_names(rng, count, held_out=held_out)]
         if kind < 0.5:
             return lambda count: draw_names(rng, count, held_out=held_out)
         if kind < 0.65:

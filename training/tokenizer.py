@@ -1,24 +1,27 @@
-"""Train the byte-level BPE: 4,608 tokens, numbers in groups of three digits, newlines never merged with what follows.
+"""Train the byte-level BPE: numbers in groups of three digits, capitals in pairs, the word lists' words whole.
 
 Single digits make every long number a chain of ten symbols that all texts share: a small model then finds the first
 digit of an answer by its name and goes on from whatever looked like that digit before. A group of three digits is
-nearly always the only one of its kind in a text, so going on by what came after it is right.
+nearly always the only one of its kind in a text, so going on by what came after it is right. It is the same with
+names: one of six pieces (``ra re - ch al k``) is told from another by all of them, one of three (``rare - chalk``) by
+its noun. A newline never merges with what follows.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
+from string import ascii_uppercase
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from squeezeattention.tasks import TASKS, corpus, resolve_task
+from squeezeattention.tasks.words import ADJECTIVES, NOUNS, VERBS
 
-VOCABULARY = 4608
+VOCABULARY = 10240
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
-#: How often each number of up to three digits is shown, so that all of them become tokens.
-_NUMBER_TIMES = 400
+#: How often each number of up to three digits, pair of capitals and word of the lists is shown, to become a token.
+_TIMES = 1500
 
 
 def train_tokenizer() -> Tokenizer:
@@ -29,6 +32,7 @@ def train_tokenizer() -> Tokenizer:
         [
             pre_tokenizers.Split(Regex("\n"), "isolated"),
             pre_tokenizers.Split(Regex(r" ?\d{1,3}"), "isolated"),  # with the space before it
+            pre_tokenizers.Split(Regex(r" ?[A-Z]{1,2}(?![a-z])"), "isolated"),  # not the capital of a word
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -52,9 +56,9 @@ def _texts() -> Iterator[str]:
             for index in range(60):
                 sample = task.sample(lambda text: len(text.split()), 1100, 0, index)
                 yield sample.context + "".join(question.text + question.reply for question in sample.questions)
-    rng = random.Random(0)
+    pairs = [f"{first}{second}" for first in ascii_uppercase for second in ascii_uppercase]
     numbers = [f"{number:0{digits}d}" for digits in (1, 2, 3) for number in range(10**digits)]
-    for _ in range(_NUMBER_TIMES):
-        rng.shuffle(numbers)
-        yield "\n".join(numbers)
-        yield "".join(f" {number}\n" for number in numbers)
+    pieces = [*numbers, *pairs, *sorted({*ADJECTIVES, *NOUNS, *VERBS})]
+    for _ in range(_TIMES):
+        yield "\n".join(pieces)
+        yield "".join(f" {piece}\n" for piece in pieces)

@@ -16,16 +16,17 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from documents import Documents
 from muon import Muon
-from retrieval import ANSWER, FIRST
+from retrieval import ANSWER, FIRST, LIGHT
 from tokenizer import END_OF_TEXT, PAD, train_tokenizer
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
-PASS = 0.85  # share of held-out answers that must be right before rows become longer
+PASS = 0.7  # share of held-out answers that must be right before rows become longer
 LOOK_EVERY, SAVE_EVERY = 50, 100  # steps
+SAMPLED = 4  # one in so many tokens of little weight is scored
 
 
 def build_model(vocabulary: int, layers: int, width: int, eos: int, pad: int) -> LlamaForCausalLM:
@@ -58,16 +59,42 @@ def has_bf16(device: torch.device) -> bool:
     return device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
-def weighted_loss(model: torch.nn.Module, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=has_bf16(tokens.device)):
-        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-    losses = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+def weighted_loss(model: LlamaForCausalLM, tokens: torch.Tensor, weights: torch.Tensor, phase: int = 0) -> torch.Tensor:
+    """Mean loss of ``[B, T + 1]`` tokens.
+
+    Of those that weigh little every fourth is scored, four times as heavily: most of the time would go into the
+    vocabulary's logits for text that nothing is to be learned from.
+    """
     weights = weights[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum().clamp(min=1)
+    light = (weights > 0) & (weights <= LIGHT)
+    sampled = torch.arange(len(weights), device=weights.device) % SAMPLED == phase % SAMPLED
+    weights = torch.where(light, weights * SAMPLED * sampled, weights)
+    scored = weights.nonzero().squeeze(1)
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=has_bf16(tokens.device)):
+        hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
+        logits = model.lm_head(hidden[scored])
+    losses = F.cross_entropy(logits.float(), tokens[:, 1:].flatten()[scored], reduction="none")
+    return (losses * weights[scored]).sum() / weights.sum().clamp(min=1)
+
+
+def carry_over(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Weights of the model in ``folder``; where its tokenizer is another, each token of the new one begins as the mean
+    of its pieces in the old one: what the layers do with a name is kept, what it is spelled with is not."""
+    known = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    state = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    if known.get_vocab() != tokenizer.get_vocab():
+        old = state["model.embed_tokens.weight"]
+        new = torch.empty(tokenizer.get_vocab_size(), old.shape[1])
+        special = {tokenizer.token_to_id(token): known.token_to_id(token) for token in (END_OF_TEXT, PAD)}
+        for index in range(len(new)):
+            pieces = [special[index]] if index in special else known.encode(tokenizer.decode([index])).ids
+            new[index] = old[pieces].mean(0)
+        state["model.embed_tokens.weight"] = state["lm_head.weight"] = new
+    model.load_state_dict(state)
 
 
 @torch.no_grad()
-def answered(model: torch.nn.Module, documents: Documents, kind: str, length: int, rows: int = 16) -> float:
+def answered(model: LlamaForCausalLM, documents: Documents, kind: str, length: int, rows: int = 16) -> float:
     """Share of answers that are right in every token (teacher-forced argmax equals greedy decoding until a miss)."""
     right = total = 0
     device = next(model.parameters()).device
@@ -87,7 +114,7 @@ def answered(model: torch.nn.Module, documents: Documents, kind: str, length: in
 
 
 @torch.no_grad()
-def code_loss(model: torch.nn.Module, documents: Documents, length: int = 512, rows: int = 16) -> float:
+def code_loss(model: LlamaForCausalLM, documents: Documents, length: int = 512, rows: int = 16) -> float:
     """Mean negative log-likelihood (nats per token) on plain code of held-out modules."""
     model.eval()
     found = [documents.row("code", length) for _ in range(rows)]
@@ -110,9 +137,16 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, help="a trained model to go on from, with its tokenizer; rows are long at once"
     )
+    parser.add_argument(
+        "--embeddings", type=Path, help="a trained model of this width whose tokens' embeddings, alone, are taken over"
+    )
+    parser.add_argument(
+        "--retokenize", action="store_true", help="... but with a tokenizer trained anew, rows short first"
+    )
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--tokens", type=float, default=30e6, help="training tokens in all")
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], choices=LENGTHS, help="tokens of the longest rows")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -125,17 +159,23 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args.out.mkdir(parents=True, exist_ok=True)
     written = args.out / "tokenizer.json"
-    known = written if written.exists() else args.start and args.start / "tokenizer.json"
+    kept = args.start if args.start and not args.retokenize else None
+    source = kept or args.embeddings
+    known = written if written.exists() else source and source / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(known)) if known else train_tokenizer()
     tokenizer.save(str(written))
     eos, pad = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(PAD)
     model = build_model(tokenizer.get_vocab_size(), args.layers, args.width, eos, pad).to(device)
     if args.start:
-        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
+        carry_over(model, tokenizer, args.start)
+    elif args.embeddings:
+        taken = LlamaForCausalLM.from_pretrained(args.embeddings, dtype=torch.float32).model.embed_tokens.weight
+        model.model.embed_tokens.weight.data.copy_(taken.data)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
     optims = optimizers(model, args.lr)
     train = Documents(tokenizer, held_out=False, seed=args.seed)
-    state = {"step": 0, "stage": len(LENGTHS) - 1 if args.start else 0, "tokens": 0}
+    last = LENGTHS.index(args.longest)
+    state = {"step": 0, "stage": last if kept else 0, "tokens": 0}
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
@@ -144,7 +184,8 @@ def main() -> None:
             optimizer.load_state_dict(values)
         state, train.rng = saved["state"], saved["rng"]
         print(f"resumed at step {state['step']}", flush=True)
-    forward = torch.compile(model, dynamic=False) if args.compile else model
+    if args.compile:
+        model.model.compile(dynamic=False)
     began, seen = time.time(), 0
     model.train()
     while state["tokens"] < args.tokens:
@@ -158,7 +199,7 @@ def main() -> None:
         # Short rows are learned by the number of steps, long ones by the number of tokens.
         rows = args.batch_tokens // length // (2 if length <= 256 else 1)
         tokens, weights = train.batch(max(1, rows), length)
-        loss = weighted_loss(forward, tokens.to(device), weights.to(device))
+        loss = weighted_loss(model, tokens.to(device), weights.to(device), state["step"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optims:
@@ -174,7 +215,7 @@ def main() -> None:
             report = {**state, "length": LENGTHS[state["stage"]], "loss": loss.item(), **found,
                       "code": code_loss(model, held_out), "per_s": seen / (time.time() - began)}  # fmt: skip
             print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in report.items()}), flush=True)
-            if found["needles"] >= PASS and state["stage"] < len(LENGTHS) - 1:
+            if found["needles"] >= PASS and state["stage"] < last:
                 state["stage"] += 1
         if state["step"] % SAVE_EVERY == 0 or state["tokens"] >= args.tokens:
             partial = checkpoint.with_suffix(".partial")
@@ -189,6 +230,9 @@ def main() -> None:
             )
             partial.replace(checkpoint)  # a kill while saving costs nothing
     model.half().save_pretrained(args.out)
+    PreTrainedTokenizerFast(  # so that the folder can be loaded by its path
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=PAD, padding_side="left"
+    ).save_pretrained(args.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""The tables of docs/results.md, from the records in ``eval``: ``python benchmarks/tables.py [--model NAME ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent / "eval"
+
+
+def _summary(model: str, name: str) -> dict[str, Any] | None:
+    path = HERE / f"{model}-{name}" / "summary.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return found
+
+
+def _cells(summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Results of single tasks, but for the full cache's."""
+    return (cell for cell in summary["results"] if cell["task"] != "all" and cell["policy"] is not None)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def _score(cell: dict[str, Any]) -> str:
+    if cell["nats_per_token"] is not None:
+        return f"{cell['nats_per_token']:.2f}"
+    return f"{100 * cell['score']:.0f} ({100 * cell['low']:.0f}-{100 * cell['high']:.0f})"
+
+
+def full(model: str, name: str) -> None:
+    """What the full cache scores."""
+    summary = _summary(model, name)
+    if summary is not None:
+        found = [cell for cell in summary["results"] if cell["policy"] is None and cell["task"] != "all"]
+        print(f"\n{model} {name}, full cache:", "; ".join(f"{cell['task']} {_score(cell)}" for cell in found))
+
+
+def grid(model: str, name: str, column: str) -> None:
+    """A row for each task, policy and allocator, a column for each value of ``column``."""
+    summary = _summary(model, name)
+    if summary is None:
+        return
+    cells = list(_cells(summary))
+    values = list(dict.fromkeys(cell[column] for cell in cells))
+    rows: dict[tuple[str, ...], dict[Any, str]] = {}
+    for cell in cells:
+        named = {**cell, "allocator": re.sub(r"[:,]p=[\d.]+$", "", cell["allocator"])}
+        key = tuple(str(named[what]) for what in ("task", "policy", "allocator") if what != column)
+        rows.setdefault(key, {})[cell[column]] = _score(cell)
+    full(model, name)
+    _table(["task", "policy", *(["allocator"] if column != "allocator" else []), *map(str, values)],
+           [[*key, *(row.get(value, "") for value in values)] for key, row in rows.items()])  # fmt: skip
+
+
+def needed(models: Sequence[str]) -> None:
+    """Bytes from which on a share of the full score is kept, and against what uniform budgets need."""
+    rows = []
+    for model in models:
+        summary = _summary(model, "bytes")
+        if summary is None:
+            continue
+        whole = {cell["task"]: cell["bytes"] for cell in summary["results"] if cell["policy"] is None}
+        found = {(one["task"], one["policy"], one["share"], one["allocator"]): one for one in summary["reach"]}
+        for task, policy, share, allocator in found:
+            if allocator == "uniform":
+                continue
+            own, uniform = found[task, policy, share, allocator], found[task, policy, share, "uniform"]
+            rows.append([model, task, policy, f"{share:.0%}", allocator, _bytes(own, whole[task]),
+                         _bytes(uniform, whole[task]), _ratio(own, uniform, whole[task])])  # fmt: skip
+    _table(["model", "task", "policy", "of full", "allocator", "needs", "uniform needs", "ratio"], rows)
+
+
+def _bytes(one: dict[str, Any], whole: float) -> str:
+    if one["bytes"] is None:
+        return one["status"].replace("_", " ")
+    return f"{'at most ' if one['status'] == 'at_most' else ''}{one['bytes'] / whole:.0%}"
+
+
+def _ratio(own: dict[str, Any], uniform: dict[str, Any], whole: float) -> str:
+    if own["bytes"] is None:
+        return "-"
+    if uniform["bytes"] is None:  # more than the largest budget measured, at most the full cache
+        return f"{own['bytes'] / whole:.2f} or more"
+    return f"{'at most ' if own['status'] == 'at_most' else ''}{own['bytes'] / uniform['bytes']:.2f}"
+
+
+def stability(model: str) -> None:
+    for rule in ("squeeze", "reach"):
+        path = HERE / f"{model}-stability-{rule}.json"
+        if path.is_file():
+            print(f"\n{model} {rule}:", json.dumps(json.loads(path.read_text())["stability"])[:3000])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", default=["embedded", "depth4", "depth12"])
+    args = parser.parse_args()
+    for model in args.model:
+        grid(model, "quick", "budget")
+        grid(model, "bytes", "budget")
+        grid(model, "p", "p")
+        grid(model, "allocators", "allocator")
+        grid(model, "frozen", "budget")
+        grid(model, "bounded", "budget")
+        stability(model)
+    needed(args.model)
+
+
+if __name__ == "__main__":
+    main()
