@@ -26,8 +26,9 @@ RULES = ("squeeze", "reach")
 GRIDS: dict[str, list[str]] = {
     # 1. What do bytes buy, with uniform budgets, the published rule and this project's?
     "bytes": [
-        *_each("-t", "recall", "niah_single_1", "niah_multikey_2"), *BOTH, *_each("--allocator", "uniform", *RULES),
-        *_each("--budget", 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9), "--length", "512", "--samples", "10", "--seed", "11",
+        "-t", "recall", *BOTH, *_each("--allocator", "uniform", *RULES),
+        *_each("--budget", 0.1, 0.2, 0.3, 0.5, 0.7, 0.9), *_each("--length", 512, 800), "--samples", "8",
+        "--seed", "11",
     ],
     # 2. Is p = 0.3 to 0.4 right, and k = 3?
     "p": [
@@ -45,7 +46,7 @@ GRIDS: dict[str, list[str]] = {
     ],
     # 4. What does a frozen plan lose? (after "stability", which makes the plans)
     "frozen": [
-        *_each("-t", "recall", "niah_single_1", "code"), "--policy", "streaming_llm",
+        *_each("-t", "recall", "code"), "--policy", "streaming_llm",
         *_each("--allocator", "uniform", *RULES, *(OUT / f"{{model}}-frozen-{rule}.json" for rule in RULES)),
         *_each("--budget", 0.2, 0.3), "--length", "512", "--samples", "10", "--seed", "22",
     ],

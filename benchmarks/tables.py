@@ -53,10 +53,10 @@ def grid(model: str, name: str, column: str) -> None:
     rows: dict[tuple[str, ...], dict[Any, str]] = {}
     for cell in cells:
         named = {**cell, "allocator": re.sub(r"[:,]p=[\d.]+$", "", cell["allocator"])}
-        key = tuple(str(named[what]) for what in ("task", "policy", "allocator") if what != column)
+        key = tuple(str(named[what]) for what in ("task", "length", "policy", "allocator") if what != column)
         rows.setdefault(key, {})[cell[column]] = _score(cell)
     full(model, name)
-    _table(["task", "policy", *(["allocator"] if column != "allocator" else []), *map(str, values)],
+    _table(["task", "tokens", "policy", *(["allocator"] if column != "allocator" else []), *map(str, values)],
            [[*key, *(row.get(value, "") for value in values)] for key, row in rows.items()])  # fmt: skip
 
 
@@ -67,15 +67,19 @@ def needed(models: Sequence[str]) -> None:
         summary = _summary(model, "bytes")
         if summary is None:
             continue
-        whole = {cell["task"]: cell["bytes"] for cell in summary["results"] if cell["policy"] is None}
-        found = {(one["task"], one["policy"], one["share"], one["allocator"]): one for one in summary["reach"]}
-        for task, policy, share, allocator in found:
+        whole = {(one["task"], one["length"]): one["bytes"] for one in summary["results"] if one["policy"] is None}
+        by_key = {
+            (one["task"], one["length"], one["policy"], one["share"], one["allocator"]): one
+            for one in summary["reach"] if one["task"] != "all"
+        }  # fmt: skip
+        for (*where, allocator), own in by_key.items():
             if allocator == "uniform":
                 continue
-            own, uniform = found[task, policy, share, allocator], found[task, policy, share, "uniform"]
-            rows.append([model, task, policy, f"{share:.0%}", allocator, _bytes(own, whole[task]),
-                         _bytes(uniform, whole[task]), _ratio(own, uniform, whole[task])])  # fmt: skip
-    _table(["model", "task", "policy", "of full", "allocator", "needs", "uniform needs", "ratio"], rows)
+            task, length, policy, share = where
+            uniform, size = by_key[task, length, policy, share, "uniform"], whole[task, length]
+            rows.append([model, task, str(length), policy, f"{share:.0%}", allocator, _bytes(own, size),
+                         _bytes(uniform, size), _ratio(own, uniform, size)])  # fmt: skip
+    _table(["model", "task", "tokens", "policy", "of full", "allocator", "needs", "uniform needs", "ratio"], rows)
 
 
 def _bytes(one: dict[str, Any], whole: float) -> str:

@@ -27,6 +27,7 @@ from .zigzag import ZigZag
 
 __all__ = [
     "ALLOCATORS",
+    "DEFAULT_ALLOCATOR",
     "Allocation",
     "Allocator",
     "Cake",
@@ -47,6 +48,9 @@ __all__ = [
     "names_file",
     "resolve_allocator",
 ]
+
+#: What is used where none is asked for.
+DEFAULT_ALLOCATOR = "squeeze"
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator")
 for _allocator in (Squeeze, Reach, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ..allocators import Allocator, resolve_allocator
+from ..allocators import DEFAULT_ALLOCATOR, Allocator, resolve_allocator
 from ..attention.rope import Rerotation
 from ..errors import (
     BudgetError,
@@ -95,7 +95,7 @@ class SqueezeCache(Cache):
         model: nn.Module,
         budget: int | float | str | Budget = 0.2,
         policy: str | EvictionPolicy = "h2o",
-        allocator: str | Allocator | BudgetPlan | Sequence[int] = "squeeze",
+        allocator: str | Allocator | BudgetPlan | Sequence[int] = DEFAULT_ALLOCATOR,
         p: float | None = None,
         *,
         signal: str | Signal | None = None,

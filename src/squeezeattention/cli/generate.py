@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import SqueezeCache
-from ..allocators import name_or_plan
+from ..allocators import DEFAULT_ALLOCATOR, name_or_plan
 from ..errors import ConfigError
 from . import options
 from .console import ERR, print_json
@@ -26,7 +26,7 @@ def generate(
     prompt: options.PromptText = None,
     budget: options.BudgetText = "0.2",
     policy: options.Policy = "h2o",
-    allocator: options.AllocatorName = "squeeze",
+    allocator: options.AllocatorName = DEFAULT_ALLOCATOR,
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,

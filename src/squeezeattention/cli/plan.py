@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from .. import BudgetPlan
-from ..allocators import name_or_plan
+from ..allocators import DEFAULT_ALLOCATOR, name_or_plan
 from ..errors import ConfigError
 from ..extras import require
 from ..plots import plan_figure, save, stability_figure
@@ -39,7 +39,7 @@ def plan(
     seeds: options.Seeds = None,
     budget: options.BudgetText = "0.2",
     policy: options.Policy = "h2o",
-    allocator: options.AllocatorName = "squeeze",
+    allocator: options.AllocatorName = DEFAULT_ALLOCATOR,
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,

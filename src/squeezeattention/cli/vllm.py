@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from .. import BudgetPlan
-from ..allocators import name_or_plan
+from ..allocators import DEFAULT_ALLOCATOR, name_or_plan
 from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
 from ..engine.lanes import MOST_GROUPS
 from ..engine.settings import SINKS
@@ -49,7 +49,7 @@ def plan(
         str,
         typer.Option("--policy", help="streaming_llm or sliding_window: whole blocks; h2o and others: single tokens."),
     ] = "streaming_llm",
-    allocator: options.AllocatorName = "squeeze",
+    allocator: options.AllocatorName = DEFAULT_ALLOCATOR,
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+from ..allocators import DEFAULT_ALLOCATOR
 from ..allocators.base import check_p
 from ..errors import ConfigError
 from ..tasks import Task
@@ -64,7 +65,7 @@ class Settings:
     """Contexts of each task, length and seed."""
     seeds: tuple[int, ...] = (0,)
     policies: tuple[str, ...] = ("streaming_llm", "h2o")
-    allocators: tuple[str, ...] = ("uniform", "squeeze")
+    allocators: tuple[str, ...] = ("uniform", DEFAULT_ALLOCATOR)
     """Names, with options where wanted: ``squeeze:outliers=clamp``, ``squeeze:signal=cosine``."""
     budgets: tuple[str, ...] = ("0.1", "0.2", "0.4")
     ps: tuple[float, ...] = ()

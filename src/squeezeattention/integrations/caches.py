@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from .. import SqueezeCache
-from ..allocators import name_or_plan, resolve_allocator
+from ..allocators import DEFAULT_ALLOCATOR, name_or_plan, resolve_allocator
 from ..errors import ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
@@ -26,7 +26,7 @@ class CacheMaker:
 
     budget: Any = 0.2
     policy: str = "h2o"
-    allocator: str = "squeeze"
+    allocator: str = DEFAULT_ALLOCATOR
     """A name, or a saved plan (``plan.json``)."""
     p: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
