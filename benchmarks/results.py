@@ -20,7 +20,7 @@ def _each(option: str, *values: object) -> list[str]:
 
 
 BOTH = _each("--policy", "streaming_llm", "h2o")
-RULES = ("squeeze", "reach")
+RULES = ("squeeze", "reach", "focus")
 
 #: question -> options of `squeeze eval run`; seeds were fixed before anything was measured with them
 GRIDS: dict[str, list[str]] = {
@@ -40,8 +40,8 @@ GRIDS: dict[str, list[str]] = {
     # 3. Who wins at equal bytes?
     "allocators": [
         *_each("-t", "recall", "code"), *BOTH,
-        *_each("--allocator", "uniform", "squeeze", "squeeze:outliers=clamp", "reach", "cake", "zigzag", "lazy",
-               "dynamickv", "pyramid", "random", "inverted"),
+        *_each("--allocator", "uniform", "squeeze", "squeeze:outliers=clamp", "reach", "focus", "cake", "zigzag",
+               "lazy", "dynamickv", "pyramid", "random", "inverted"),
         "--budget", "0.2", "--length", "512", "--samples", "10", "--seed", "13",
     ],
     # 4. What does a frozen plan lose? (after "stability", which makes the plans)

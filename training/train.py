@@ -47,6 +47,20 @@ def build_model(vocabulary: int, layers: int, width: int, eos: int, pad: int) ->
     return LlamaForCausalLM(config)
 
 
+@torch.no_grad()
+def grow(model: LlamaForCausalLM, smaller: LlamaForCausalLM) -> None:
+    """Begin as ``smaller`` does: its layers keep their order, the layers between them add nothing to the stream."""
+    few, many = smaller.model.layers, model.model.layers
+    places = [index * len(many) // len(few) for index in range(len(few))]
+    for layer in many:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    for place, layer in zip(places, few, strict=True):
+        many[place].load_state_dict(layer.state_dict())
+    model.model.embed_tokens.load_state_dict(smaller.model.embed_tokens.state_dict())
+    model.model.norm.load_state_dict(smaller.model.norm.state_dict())
+
+
 def optimizers(model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings and norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
@@ -141,6 +155,11 @@ def main() -> None:
         "--embeddings", type=Path, help="a trained model of this width whose tokens' embeddings, alone, are taken over"
     )
     parser.add_argument(
+        "--grow",
+        type=Path,
+        help="a trained model of fewer layers: its layers, spread, among new ones that add nothing yet",
+    )
+    parser.add_argument(
         "--retokenize", action="store_true", help="... but with a tokenizer trained anew, rows short first"
     )
     parser.add_argument("--layers", type=int, default=8)
@@ -160,7 +179,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     written = args.out / "tokenizer.json"
     kept = args.start if args.start and not args.retokenize else None
-    source = kept or args.embeddings
+    source = kept or args.grow or args.embeddings
     known = written if written.exists() else source and source / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(known)) if known else train_tokenizer()
     tokenizer.save(str(written))
@@ -168,6 +187,8 @@ def main() -> None:
     model = build_model(tokenizer.get_vocab_size(), args.layers, args.width, eos, pad).to(device)
     if args.start:
         carry_over(model, tokenizer, args.start)
+    elif args.grow:
+        grow(model, LlamaForCausalLM.from_pretrained(args.grow, dtype=torch.float32))
     elif args.embeddings:
         taken = LlamaForCausalLM.from_pretrained(args.embeddings, dtype=torch.float32).model.embed_tokens.weight
         model.model.embed_tokens.weight.data.copy_(taken.data)
@@ -175,7 +196,7 @@ def main() -> None:
     optims = optimizers(model, args.lr)
     train = Documents(tokenizer, held_out=False, seed=args.seed)
     last = LENGTHS.index(args.longest)
-    state = {"step": 0, "stage": last if kept else 0, "tokens": 0}
+    state = {"step": 0, "stage": last if kept or args.grow else 0, "tokens": 0}
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)

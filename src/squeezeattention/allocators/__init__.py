@@ -13,6 +13,7 @@ from .base import Allocation, Allocator, check_p
 from .cake import Cake
 from .dynamickv import DynamicKV
 from .fixed import Fixed
+from .focus import Focus
 from .inverted import Inverted
 from .lazy import Lazy
 from .measured import Measured, is_measured
@@ -33,6 +34,7 @@ __all__ = [
     "Cake",
     "DynamicKV",
     "Fixed",
+    "Focus",
     "Inverted",
     "Lazy",
     "Measured",
@@ -53,7 +55,7 @@ __all__ = [
 DEFAULT_ALLOCATOR = "squeeze"
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator")
-for _allocator in (Squeeze, Reach, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):
+for _allocator in (Squeeze, Reach, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):
     ALLOCATORS.register(_allocator.name, _allocator)
 
 
