@@ -77,8 +77,12 @@ def needed(models: Sequence[str]) -> None:
                 continue
             task, length, policy, share = where
             uniform, size = by_key[task, length, policy, share, "uniform"], whole[task, length]
+            largest = max(
+                cell["bytes"] for cell in _cells(summary)
+                if [cell[k] for k in ("task", "length", "policy", "allocator")] == [task, length, policy, "uniform"]
+            )  # fmt: skip
             rows.append([model, task, str(length), policy, f"{share:.0%}", allocator, _bytes(own, size),
-                         _bytes(uniform, size), _ratio(own, uniform, size)])  # fmt: skip
+                         _bytes(uniform, size), _ratio(own, uniform, size, largest)])  # fmt: skip
     _table(["model", "task", "tokens", "policy", "of full", "allocator", "needs", "uniform needs", "ratio"], rows)
 
 
@@ -88,24 +92,44 @@ def _bytes(one: dict[str, Any], whole: float) -> str:
     return f"{'at most ' if one['status'] == 'at_most' else ''}{one['bytes'] / whole:.0%}"
 
 
-def _ratio(own: dict[str, Any], uniform: dict[str, Any], whole: float) -> str:
+def _ratio(own: dict[str, Any], uniform: dict[str, Any], whole: float, largest: float) -> str:
+    """``largest``: the most bytes that uniform budgets were measured with; they need no more than the full cache."""
     if own["bytes"] is None:
         return "-"
-    if uniform["bytes"] is None:  # more than the largest budget measured, at most the full cache
-        return f"{own['bytes'] / whole:.2f} or more"
+    if uniform["bytes"] is None:
+        return f"{own['bytes'] / whole:.2f} to {own['bytes'] / largest:.2f}"
     return f"{'at most ' if own['status'] == 'at_most' else ''}{own['bytes'] / uniform['bytes']:.2f}"
 
 
 def stability(model: str) -> None:
-    for rule in ("squeeze", "reach"):
+    """How far prompts' own plans are from each other, and from a frozen one: shares of the cache that would move."""
+    for rule in ("squeeze", "reach", "focus"):
         path = HERE / f"{model}-stability-{rule}.json"
-        if path.is_file():
-            print(f"\n{model} {rule}:", json.dumps(json.loads(path.read_text())["stability"])[:3000])
+        if not path.is_file():
+            continue
+        found = json.loads(path.read_text())["stability"]
+        moved = {fit["against"]: f"{fit['moved']:.1%} (worst {fit['worst']:.1%})" for fit in found["fits"]}
+        within, between = found["within"], found["between"]
+        print(
+            f"\n{model} {rule}: rank correlation of two prompts, same task {within['spearman']:.2f}, other task "
+            f"{between['spearman']:.2f}; same groups {found['all']['agreement']['same_layers']}; moved: {moved}"
+        )
+
+
+def oracle(model: str) -> None:
+    """Which signal ranks the layers as cutting each alone does."""
+    path = HERE / f"{model}-oracle.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        print(f"\n{model}: nats that cutting a layer adds:", ", ".join(f"{value:+.2f}" for value in found["added"]))
+        _table(["signal", "rank correlation", "importance"],
+               [[one["signal"], f"{one['alone']:+.2f}", " ".join(f"{value:.2f}" for value in one["importance"])]
+                for one in sorted(found["signals"], key=lambda one: -one["alone"])])  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="+", default=["embedded", "depth4", "depth12"])
+    parser.add_argument("--model", nargs="+", default=["embedded", "depth4", "depth8"])
     args = parser.parse_args()
     for model in args.model:
         grid(model, "quick", "budget")
@@ -115,6 +139,7 @@ def main() -> None:
         grid(model, "frozen", "budget")
         grid(model, "bounded", "budget")
         stability(model)
+        oracle(model)
     needed(args.model)
 
 

@@ -57,7 +57,7 @@ def test_a_plan_made_before(squeeze, tmp_path):
 
 def test_a_server_that_divides_the_total_for_each_prompt(squeeze, tmp_path):
     path = tmp_path / "plan.json"
-    more = ("--budget", "128", "--block-size", "16", "--per-prompt", "--memory", "4MiB", "-o", path)
+    more = ("--budget", "117", "--block-size", "16", "--per-prompt", "--memory", "4MiB", "-o", path)
     told = json.loads(squeeze(*PLAN, *TEXTS, *more, "--json").stdout)
     planner = EngineSettings.read({"plan": str(path), "per_prompt": True}).planner(16)
     assert told["per_prompt"] == [list(layers) for layers in planner.members] == [[n] for n in planner_order(path)]

@@ -37,7 +37,8 @@ def test_every_prompt_has_the_same_total(signal, base, sinks, p, data):
     lanes = planner.lanes()
     for index, layers in enumerate(planner.members):
         assert {lanes.lanes[layer] for layer in layers} == {index}
-    assert lanes.blocks_per_sequence <= planner.blocks_per_sequence
+    assert lanes.blocks_per_sequence == planner.blocks_per_sequence
+    assert planner.nominal().layers == tuple(lanes.groups[lane] for lane in lanes.lanes)
 
 
 def test_a_group_for_each_layer_is_the_library_s_plan_in_blocks():

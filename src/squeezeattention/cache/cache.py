@@ -62,8 +62,8 @@ class SqueezeCache(Cache):
             text such as "512MiB" = bytes of keys and values per sequence.
         policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
         allocator: "squeeze" (the paper), "reach", "focus", "uniform", "random", "inverted", those of other papers
-            ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a :class:`BudgetPlan` or a list of tokens per layer (both
-            fix the budgets; ``budget`` is not used).
+            ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a :class:`BudgetPlan` or a list of tokens per layer
+            (both fix the budgets; ``budget`` is not used).
         p: share of the average budget that the least important group keeps, in (0, 1].
         signal: what tells important layers from others (by name or an object); ``None`` = the allocator's own,
             which is the paper's "cosine" for "squeeze".

@@ -131,19 +131,23 @@ class PromptPlanner:
         return self.base_budget * len(self.members) // self.block_size
 
     def nominal(self) -> BlockPlan:
-        """What each layer keeps if all keep the same."""
-        n_layers = sum(map(len, self.members))
-        return BlockPlan.of(
-            BudgetPlan.from_budgets([self.base_budget] * n_layers), self.block_size, sinks=self.sinks
-        ).leveled(1)
+        """What each layer keeps if all groups keep the same, as nearly as whole blocks allow."""
+        groups, group_of = self._nominal_groups(), self._group_of()
+        return BlockPlan(tuple(groups[group_of[layer]] for layer in sorted(group_of)), self.block_size)
 
     def lanes(self) -> Lanes:
         """Each group a lane of its own."""
-        group = {layer: index for index, layers in enumerate(self.members) for layer in layers}
-        same = self.nominal().layers[0]
+        group_of = self._group_of()
         return Lanes(
-            tuple(group[layer] for layer in sorted(group)), max(map(len, self.members)), (same,) * len(self.members)
+            tuple(group_of[layer] for layer in sorted(group_of)), max(map(len, self.members)), self._nominal_groups()
         )
+
+    def _nominal_groups(self) -> tuple[LayerBlocks, ...]:
+        same = BudgetPlan.from_budgets([self.base_budget] * len(self.members))
+        return BlockPlan.of(same, self.block_size, sinks=self.sinks).layers
+
+    def _group_of(self) -> dict[int, int]:
+        return {layer: index for index, layers in enumerate(self.members) for layer in layers}
 
     def plan(self, importance: Sequence[float]) -> tuple[LayerBlocks, ...]:
         """What each group keeps of a prompt; ``importance``: its signal in every layer."""
