@@ -10,9 +10,9 @@ from .proportional import Proportional
 
 @dataclass(frozen=True)
 class Focus(Proportional):
-    """Budgets by a high power of CAKE's layer preference (arXiv 2503.12491), which is large where the newest queries'
-    attention is spread over the text and moves from query to query.
+    """Budgets in proportion to the sixth power of CAKE's layer preference (arXiv 2503.12491).
 
+    The preference is large where the newest queries' attention is spread over the text and moves from query to query.
     CAKE divides in proportion to it. Its sixth power names the layers that look things up, on noise as on code, where
     attention that is merely far (``reach``) also names layers that look at everything alike. What is left for the
     others is short: where a text simply goes on, they miss it.
