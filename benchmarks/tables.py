@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from results import RULES
+
 HERE = Path(__file__).parent / "eval"
 
 
@@ -103,7 +105,7 @@ def _ratio(own: dict[str, Any], uniform: dict[str, Any], whole: float, largest: 
 
 def stability(model: str) -> None:
     """How far prompts' own plans are from each other, and from a frozen one: shares of the cache that would move."""
-    for rule in ("squeeze", "reach", "focus"):
+    for rule in RULES:
         path = HERE / f"{model}-stability-{rule}.json"
         if not path.is_file():
             continue

@@ -9,7 +9,17 @@ from vllm import SamplingParams
 from squeezeattention import BudgetPlan
 from squeezeattention.engine import BlockPlan, Forecast, LayerBlocks, assign_lanes
 
-from .conftest import BLOCK, LAYERS, assert_greedy, draw, generate, held_blocks, scheduler_of, told_by_masks
+from .conftest import (
+    BLOCK,
+    LAYERS,
+    assert_greedy,
+    draw,
+    generate,
+    held_blocks,
+    preemptions,
+    scheduler_of,
+    told_by_masks,
+)
 
 BUDGETS = [64, 64, 160, 256, 96, 64]
 TOKENS = 100
@@ -72,14 +82,7 @@ def test_preempted_requests_go_on_as_if_nothing_had_happened(engine, model, pref
     """Many short prompts fit, and outgrow the pool while they are answered."""
     prompts = draw([20, 35, 28, 60, 44], seed=4)
     llm = engine(squeeze(prefill=prefill), num_gpu_blocks_override=70, max_model_len=320, max_num_batched_tokens=512)
-    scheduler, preempted = scheduler_of(llm), []
-    original = scheduler._preempt_request
-
-    def preempt(request, *args, **kwargs):
-        preempted.append(request.num_computed_tokens - request.num_prompt_tokens)
-        return original(request, *args, **kwargs)
-
-    monkeypatch.setattr(scheduler, "_preempt_request", preempt)
+    preempted = preemptions(llm, monkeypatch)
     replies = generate(llm, prompts, 220)
     assert any(generated > BLOCK for generated in preempted), "nothing was preempted while it was decoding"
     layers = layers_of(BUDGETS, 4)

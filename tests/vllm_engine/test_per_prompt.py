@@ -7,7 +7,17 @@ from vllm import SamplingParams
 from squeezeattention import BudgetPlan
 from squeezeattention.engine import EngineSettings
 
-from .conftest import BLOCK, LAYERS, assert_greedy, draw, generate, held_blocks, scheduler_of, told_by_masks
+from .conftest import (
+    BLOCK,
+    LAYERS,
+    assert_greedy,
+    draw,
+    generate,
+    held_blocks,
+    preemptions,
+    scheduler_of,
+    told_by_masks,
+)
 
 TOKENS = 100
 PLAN = BudgetPlan.from_budgets([160, 96, 128, 160, 64, 160])
@@ -93,14 +103,7 @@ def test_what_earlier_prompts_left_is_measured_too(engine, model):
 def test_preempted_requests_keep_their_budgets(engine, model, monkeypatch):
     given = squeeze()
     llm = engine(given, num_gpu_blocks_override=90, max_model_len=400, max_num_batched_tokens=512)
-    scheduler, preempted = scheduler_of(llm), []
-    original = scheduler._preempt_request
-
-    def preempt(request, *args, **kwargs):
-        preempted.append(request.num_computed_tokens - request.num_prompt_tokens)
-        return original(request, *args, **kwargs)
-
-    monkeypatch.setattr(scheduler, "_preempt_request", preempt)
+    preempted = preemptions(llm, monkeypatch)
     prompts = prompts_of([100, 135, 28, 60, 144], seed=5)
     replies = generate(llm, prompts, 220)
     assert any(generated > BLOCK for generated in preempted), "nothing was preempted while it was decoding"

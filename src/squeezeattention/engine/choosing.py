@@ -26,6 +26,7 @@ class PromptChoices:
 
     def __init__(self, planner: PromptPlanner, observer: CosineObserver) -> None:
         self.planner, self.observer = planner, observer
+        self._groups: list[list[int]] = []  # layers of each block table, once they are known
         self.chosen: dict[str, Choice] = {}
         self.news: dict[str, Choice] = {}
 
@@ -36,7 +37,11 @@ class PromptChoices:
     def after_step(self, runner: Any, scheduled: dict[str, int]) -> None:
         """Keep the step's cosines, and choose for the prompts that end in it."""
         batch, config = runner.input_batch, runner.kv_cache_config
-        groups = [_layers(group.layer_names) for group in config.kv_cache_groups]
+        starts, prompts = batch.num_computed_tokens_cpu, batch.num_prompt_tokens
+        if not any(starts[row] < prompts[row] for row in range(len(batch.req_ids))):
+            return  # answers alone, which no plan depends on
+        self._groups = self._groups or [_layers(group.layer_names) for group in config.kv_cache_groups]
+        groups = self._groups
         tables = [batch.block_table[index] for index in range(len(groups))]
         tokens = sum(scheduled[request] for request in batch.req_ids)
         for layers, group, table in zip(groups, config.kv_cache_groups, tables, strict=True):
@@ -44,7 +49,7 @@ class PromptChoices:
             self.observer.keep(layers, slots, config.num_blocks * group.kv_cache_spec.granule)
         ended = []
         for row, request in enumerate(batch.req_ids):
-            start, prompt = int(batch.num_computed_tokens_cpu[row]), int(batch.num_prompt_tokens[row])
+            start, prompt = int(starts[row]), int(prompts[row])
             if start < prompt <= start + scheduled[request]:
                 ended.append((row, request, prompt))
         if not ended:
