@@ -21,10 +21,12 @@ from tokenizer import END_OF_TEXT
 #: Share of each kind, by the length of the rows. Short rows are for learning to look things up at all.
 SHARES = {
     64: {"pairs": 0.4, "repeats": 0.15, "doubles": 0.05, "needles": 0.25, "code": 0.15},
-    128: {"pairs": 0.2, "repeats": 0.1, "doubles": 0.1, "needles": 0.35, "exercises": 0.05, "code": 0.2},
-    256: {"pairs": 0.1, "repeats": 0.05, "doubles": 0.1, "needles": 0.35, "exercises": 0.25, "code": 0.15},
-    512: {"pairs": 0.05, "repeats": 0.02, "doubles": 0.15, "needles": 0.22, "exercises": 0.43, "code": 0.13},
-}
+    128: {"pairs": 0.15, "repeats": 0.1, "handed": 0.1, "doubles": 0.1, "codes": 0.05, "needles": 0.3, "code": 0.2},
+    256: {"pairs": 0.08, "repeats": 0.04, "handed": 0.16, "doubles": 0.18, "codes": 0.1, "needles": 0.16,
+          "exercises": 0.15, "code": 0.13},
+    512: {"pairs": 0.05, "repeats": 0.02, "handed": 0.12, "doubles": 0.18, "codes": 0.1, "needles": 0.15,
+          "exercises": 0.28, "code": 0.1},
+}  # fmt: skip
 _LEAST = 32  # tokens; what is left of a row below that is filled with code
 
 
@@ -45,6 +47,8 @@ class Documents:
             "pairs": retrieval.pairs,
             "repeats": retrieval.repeats,
             "doubles": retrieval.doubles,
+            "codes": retrieval.codes,
+            "handed": retrieval.handed,
             "needles": retrieval.needles,
             "exercises": Exercises(tokenizer, held_out=held_out).draw,
         }

@@ -13,12 +13,22 @@ from squeezeattention.tasks.names import draw_codes, draw_names, draw_words
 from squeezeattention.tasks.niah import random_uuid
 from squeezeattention.tasks.noise import FILLER
 from squeezeattention.tasks.recall import is_held_out_name
+from squeezeattention.tasks.words import ADJECTIVES, NOUNS
 
 _MAGIC = "One of the special magic numbers for {k} is: {v}.\n"
 _ASK_MAGIC = "The special magic number for {k} mentioned in the provided text is"
 _ASK_COMMON = (
     "What are the {n} most common words in the above list? "
     "Answer: The top {n} words that appear most often in the list are:"
+)
+_ASK_FREQUENT = (
+    "Question: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently "
+    "appeared words in the above coded text? Answer: According to the coded text above, the three most frequently "
+    "appeared words are:"
+)
+_ASK_CHAIN = (
+    "Question: Find all variables that are assigned the value {v} in the text above. Answer: According to the "
+    "chain(s) of variable assignment in the text above, {n} variables are assigned the value {v}, they are:"
 )
 #: (statement, question, what follows the answer); the question ends where the answer begins.
 _FORMS = (
@@ -62,7 +72,9 @@ class Retrieval:
         weights: list[float] = []
         while len(tokens) < size:
             count, width, length = rng.randint(2, max(2, min(24, size // 10))), rng.randint(1, 2), rng.randint(1, 3)
-            names = [self._pair_name(rng, width) for _ in range(count)]
+            # Two words of few: neither alone tells which name it is.
+            few = rng.sample(self.words, count // 2 + 3) if width == 2 and rng.random() < 0.6 else self.words
+            names = [self._pair_name(rng, width, few) for _ in range(count)]
             # Few first groups, so that the word is needed to go on.
             firsts = self.firsts if length == 1 else rng.sample(self.firsts, max(2, count // 3))
             values = {name: [rng.choice(firsts), *rng.choices(self.groups, k=length - 1)] for name in names}
@@ -105,7 +117,76 @@ class Retrieval:
             reply = self._list(rng.sample(drawn[:wanted], wanted), numbered)
             tokens += stated + self.newline + lines + reply + self.newline
             weights += [LIGHT] * (len(stated) + 1 + len(lines))
-            weights += [*(ANSWER if token in drawn else 0.3 for token in reply), 0.3]
+            weights += [*(FIRST if token in drawn else 0.3 for token in reply), 0.3]
+        return tokens[:size], weights[:size]
+
+    def handed(self, rng: random.Random, size: int) -> Document:
+        """Values handed on from one name to the next, and who has them: variable tracking without its noise.
+
+        Worded as there, or bare; several chains shuffled into one another, each asked for about once.
+        """
+        tokens: list[int] = []
+        weights: list[float] = []
+        while len(tokens) < size:
+            worded = rng.random() < 0.5
+            line = "VAR {} = VAR {}\n" if worded else "{} = {}\n"
+            chains, letters = rng.randint(1, 3 if size < 128 else 5), rng.choice((3, 5, 5))
+            sizes = [rng.randint(1, 5) for _ in range(chains)]
+            codes = draw_codes(rng, sum(sizes), string.ascii_uppercase, letters, held_out=self.held_out)
+            names = [[codes.pop() for _ in range(count)] for count in sizes]
+            values = [str(value) for value in rng.sample(range(10_000, 100_000), chains)]
+            waiting = [
+                [line.replace("VAR {}\n", "{}\n").format(chain[0], value)]
+                + [line.format(name, source) for source, name in zip(chain, chain[1:], strict=False)]
+                for chain, value in zip(names, values, strict=True)
+            ]
+            order = [number for number, chain in enumerate(waiting) for _ in chain]
+            rng.shuffle(order)
+            noise = rng.random() < 0.4
+            for number in order:
+                stated = self._encode(waiting[number].pop(0)) + (self.noise[0] if noise and rng.random() < 0.4 else [])
+                tokens += stated
+                weights += [LIGHT] * len(stated)
+            for number in rng.choices(range(chains), k=1 if worded else chains + 1):
+                form = _ASK_CHAIN if worded else "{v} has"
+                ask = self._encode(form.format(v=values[number], n=len(names[number])))
+                tokens += ask
+                weights += [LIGHT] * len(ask)
+                for name in names[number]:
+                    first, *others = self._encode(f" {name}")
+                    tokens += [first, *others]
+                    weights += [FIRST, *[ANSWER] * len(others)]
+                tokens += self.newline
+                weights += [1.0]
+        return tokens[:size], weights[:size]
+
+    def codes(self, rng: random.Random, size: int) -> Document:
+        """Coded text in which some codes are frequent, and which those are: frequent words extraction, and smaller."""
+        tokens: list[int] = []
+        weights: list[float] = []
+        while len(tokens) < size:
+            room = max(24, min(size - len(tokens), 400 if rng.random() < 0.3 else 120)) // 4
+            wanted = 3 if rng.random() < 0.6 else rng.randint(1, 3)
+            length = rng.randint(2, 6)
+            # Frequencies that fall off by a factor of 1.4 to 3 a rank: no two of those wanted, nor the next, are equal.
+            factor, counts = rng.uniform(1.4, 3.0), [2]
+            while len(counts) < wanted or len(counts) < wanted + 2 and sum(counts) * factor < room:
+                counts = [max(round(count * factor), count + 1) for count in counts] + [2]
+            counts += [1] * rng.randint(1, max(2, (room - sum(counts)) // 2))
+            dots = rng.randint(0, sum(counts)) if rng.random() < 0.6 else 0
+            drawn = draw_codes(rng, len(counts), string.ascii_lowercase, length, held_out=self.held_out)
+            text = [code for code, count in zip(drawn, counts, strict=True) for _ in range(count)] + ["..."] * dots
+            rng.shuffle(text)
+            stated = self._encode(f" {' '.join(text)}\n")
+            ask = self._encode(_ASK_FREQUENT if wanted == 3 and rng.random() < 0.4 else f"{wanted} most frequent:")
+            tokens += stated + ask
+            weights += [LIGHT] * (len(stated) + len(ask))
+            for place, code in enumerate(drawn[:wanted]):
+                first, *rest = self._encode(f" {code}")
+                tokens += [first, *rest, *self._encode("." if place == wanted - 1 else ",")]
+                weights += [FIRST, *[ANSWER] * len(rest), 0.3]
+            tokens += self.newline
+            weights += [0.3]
         return tokens[:size], weights[:size]
 
     def _list(self, words: list[int], numbered: bool) -> list[int]:
@@ -156,10 +237,10 @@ class Retrieval:
         weights = [weight for _, part in parts for weight in part]
         return (tokens, weights) if len(tokens) <= size else None
 
-    def _pair_name(self, rng: random.Random, width: int) -> tuple[int, ...]:
-        """``width`` words that are together a name of this side."""
+    def _pair_name(self, rng: random.Random, width: int, pool: list[int]) -> tuple[int, ...]:
+        """``width`` words of the pool that are together a name of this side."""
         while True:
-            words = rng.choices(self.words, k=width)
+            words = rng.choices(pool, k=width)
             if is_held_out_name(self.tokenizer.decode(words).strip()) == self.held_out:
                 return tuple(words)
 
@@ -178,8 +259,10 @@ class Retrieval:
         kind, held_out = rng.random(), self.held_out
         if kind < 0.15:  # in two words: the nouns that no training name consists of alone are met after a space too
             return lambda count: [name.replace("-", " ") for name in draw_names(rng, count, held_out=held_out)]
-        if kind < 0.5:
+        if kind < 0.3:
             return lambda count: draw_names(rng, count, held_out=held_out)
+        if kind < 0.5:  # names that share a word with their neighbours: the other has to be told as well
+            return lambda count: self._alike(rng, count)
         if kind < 0.65:
             return lambda count: [fact.name for fact in recall.draw_facts(rng, min(count, 48), held_out=held_out)]
         if kind < 0.8:
@@ -187,6 +270,12 @@ class Retrieval:
         if kind < 0.9:
             return lambda count: draw_codes(rng, count, string.ascii_uppercase, 5, held_out=held_out)
         return lambda count: [random_uuid(rng) for _ in range(count)]
+
+    def _alike(self, rng: random.Random, count: int) -> list[str]:
+        """``count`` names of few words, or fewer where there are not as many."""
+        some = rng.sample(ADJECTIVES, count // 3 + 2), rng.sample(NOUNS, count // 2 + 2)
+        names = [(a, n) for a in some[0] for n in some[1] if is_held_out_name(f"{a} {n}") == self.held_out]
+        return ["-".join(name) for name in rng.sample(names, min(count, len(names)))]
 
     def _values(self, rng: random.Random) -> Callable[[], str]:
         kind = rng.random()

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from attention import blocked
 from documents import Documents
 from muon import Muon
 from retrieval import ANSWER, FIRST, LIGHT
@@ -25,7 +26,7 @@ from tokenizer import END_OF_TEXT, PAD, train_tokenizer
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 PASS = 0.7  # share of held-out answers that must be right before rows become longer
-LOOK_EVERY, SAVE_EVERY = 50, 100  # steps
+LOOK_EVERY, SAVE_EVERY = 100, 200  # steps
 SAMPLED = 4  # one in so many tokens of little weight is scored
 
 
@@ -44,6 +45,8 @@ def build_model(vocabulary: int, layers: int, width: int, eos: int, pad: int) ->
         eos_token_id=eos,
         pad_token_id=pad,
     )
+    AttentionInterface.register("blocked", blocked)
+    config._attn_implementation = "blocked" if not torch.cuda.is_available() else "sdpa"
     return LlamaForCausalLM(config)
 
 
@@ -232,7 +235,7 @@ def main() -> None:
         if state["step"] % LOOK_EVERY == 0 or state["tokens"] >= args.tokens:
             # Every look draws its own text, the same whether the run was resumed or not.
             held_out = Documents.again(tokenizer, seed=state["step"])
-            found = {kind: answered(model, held_out, kind, LENGTHS[state["stage"]]) for kind in ("needles", "pairs")}
+            found = {kind: answered(model, held_out, kind, LENGTHS[state["stage"]]) for kind in ("needles", "pairs", "handed", "codes")}
             report = {**state, "length": LENGTHS[state["stage"]], "loss": loss.item(), **found,
                       "code": code_loss(model, held_out), "per_s": seen / (time.time() - began)}  # fmt: skip
             print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in report.items()}), flush=True)

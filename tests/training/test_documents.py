@@ -1,0 +1,77 @@
+"""What the training text says is true: every answer in it follows from the text before it."""
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+SEEDS = range(6)
+
+
+@pytest.fixture(scope="module")
+def retrieval(tokenizer):
+    from retrieval import Retrieval
+
+    return Retrieval(tokenizer, lambda rng, size: [[0] * size], held_out=False)
+
+
+def drawn(retrieval, tokenizer, kind, seed, size=600):
+    """Text of a document, and whether each character is of an answer."""
+    from retrieval import ANSWER
+
+    tokens, weights = getattr(retrieval, kind)(random.Random(seed), size)
+    assert len(tokens) == len(weights) <= size
+    assert max(weights) >= ANSWER
+    return tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_chains_of_variables_are_followed_to_their_value(retrieval, tokenizer, seed):
+    source, asked = {}, 0
+    for line in drawn(retrieval, tokenizer, "handed", seed).splitlines()[:-1]:  # the last one may be cut off
+        if found := re.match(r"(?:VAR )?([A-Z]+) = (?:VAR )?(\w+)$", line):
+            source[found[1]] = found[2]
+        elif found := re.match(r"(?:Question: .* the value )?(\d{5})(?:, they are:| has) ([A-Z ]+)$", line):
+            chain = found[2].split()
+            assert [source[name] for name in chain] == [found[1], *chain[:-1]]
+            assert source.keys() >= set(chain) and not {n for n in source if source[n] == chain[-1]}
+            asked += 1
+    assert asked
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_codes_asked_for_are_the_most_frequent_in_order(retrieval, tokenizer, seed):
+    lines = drawn(retrieval, tokenizer, "codes", seed).splitlines()[:-1]
+    asked = 0
+    for text, question in zip(lines, lines[1:], strict=False):
+        if not (found := re.search(r"(?:most frequent| words are): ([a-z, ]+)\.$", question)):
+            continue
+        counts = Counter(word for word in text.split() if word != "...")
+        answer = found[1].split(", ")
+        assert [word for word, _ in counts.most_common(len(answer))] == answer
+        assert len({counts[word] for word in answer} | {0}) == len(answer) + 1  # no two equally often
+        assert max([count for word, count in counts.items() if word not in answer], default=0) < counts[answer[-1]]
+        asked += 1
+    assert asked
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_doubles_are_the_words_that_occur_more_than_once(retrieval, tokenizer, seed):
+    text = drawn(retrieval, tokenizer, "doubles", seed)
+    asked = 0
+    for part in re.findall(r"(.*)\n(?:most common|Question: .* list are):(.*)\n", text):
+        stated, answer = (re.sub(r"\d+\.", "", words).split() for words in part)
+        assert sorted(word for word, count in Counter(stated).items() if count > 1) == sorted(answer)
+        asked += 1
+    assert asked
+
+
+def test_names_alike_share_a_word_and_are_of_one_side(retrieval):
+    from squeezeattention.tasks.recall import is_held_out_name
+
+    for seed in SEEDS:
+        names = retrieval._alike(random.Random(seed), 30)
+        assert len(set(names)) == 30
+        assert not any(is_held_out_name(name.replace("-", " ")) for name in names)
+        assert max(Counter(word for name in names for word in name.split("-")).values()) >= 3
