@@ -28,13 +28,13 @@ class _Causal(torch.autograd.Function):
             probs = torch.softmax(scores, -1)
             out[:, start:end] = torch.bmm(probs, v[:, :end])
             kept.append(probs)
-        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.save_for_backward(q, k, v, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v, out, *kept = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for start, probs in zip(range(0, q.shape[1], BLOCK), kept, strict=True):
             end = start + probs.shape[1]

@@ -24,8 +24,8 @@ SHARES = {
     128: {"pairs": 0.15, "repeats": 0.1, "handed": 0.1, "doubles": 0.1, "codes": 0.05, "needles": 0.3, "code": 0.2},
     256: {"pairs": 0.08, "repeats": 0.04, "handed": 0.16, "doubles": 0.18, "codes": 0.1, "needles": 0.16,
           "exercises": 0.15, "code": 0.13},
-    512: {"pairs": 0.05, "repeats": 0.02, "handed": 0.12, "doubles": 0.18, "codes": 0.1, "needles": 0.15,
-          "exercises": 0.28, "code": 0.1},
+    512: {"pairs": 0.08, "repeats": 0.02, "handed": 0.14, "doubles": 0.16, "codes": 0.1, "needles": 0.13,
+          "exercises": 0.27, "code": 0.1},
 }  # fmt: skip
 _LEAST = 32  # tokens; what is left of a row below that is filled with code
 

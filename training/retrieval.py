@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import string
 from collections.abc import Callable
@@ -65,6 +66,8 @@ class Retrieval:
     def pairs(self, rng: random.Random, size: int) -> Document:
         """``falcon 425 river 471 falcon 425 ...``: a few words with a number each, each of them again, new ones, ...
 
+        Or ``425 falcon``: what came *before* is what following variables takes.
+
         The densest lesson in looking up what followed a word. Each word comes twice and no more: with more repetitions
         the answer is gathered from earlier answers, and nothing is learned for a question asked once.
         """
@@ -78,10 +81,14 @@ class Retrieval:
             # Few first groups, so that the word is needed to go on.
             firsts = self.firsts if length == 1 else rng.sample(self.firsts, max(2, count // 3))
             values = {name: [rng.choice(firsts), *rng.choices(self.groups, k=length - 1)] for name in names}
-            for weight in (0.0, 2.0):
-                for name in rng.sample(list(values), len(values)):
-                    tokens += [*name, *values[name]]
-                    weights += [0.0] * width + [weight] * length
+            mirrored = rng.random() < 0.4  # asked by its number for the word before it
+            for name in rng.sample(list(values), len(values)):
+                tokens += [*name, *values[name]]
+                weights += [0.0] * (width + length)
+            for name in rng.sample(list(values), len(values)):
+                asked, answer = (values[name], name) if mirrored else (name, values[name])
+                tokens += [*asked, *answer]
+                weights += [0.0] * len(asked) + [2.0] * len(answer)
         return tokens[:size], weights[:size]
 
     def repeats(self, rng: random.Random, size: int) -> Document:
@@ -123,7 +130,8 @@ class Retrieval:
     def handed(self, rng: random.Random, size: int) -> Document:
         """Values handed on from one name to the next, and who has them: variable tracking without its noise.
 
-        Worded as there, or bare; several chains shuffled into one another, each asked for about once.
+        Worded as there, or bare, with names of one word to begin with; several chains shuffled into one another, each
+        asked for about once.
         """
         tokens: list[int] = []
         weights: list[float] = []
@@ -132,12 +140,15 @@ class Retrieval:
             line = "VAR {} = VAR {}\n" if worded else "{} = {}\n"
             chains, letters = rng.randint(1, 3 if size < 128 else 5), rng.choice((3, 5, 5))
             sizes = [rng.randint(1, 5) for _ in range(chains)]
-            codes = draw_codes(rng, sum(sizes), string.ascii_uppercase, letters, held_out=self.held_out)
+            if worded or rng.random() < 0.4:
+                codes = draw_codes(rng, sum(sizes), string.ascii_uppercase, letters, held_out=self.held_out)
+            else:
+                codes = draw_words(rng, sum(sizes), held_out=self.held_out)
             names = [[codes.pop() for _ in range(count)] for count in sizes]
             values = [str(value) for value in rng.sample(range(10_000, 100_000), chains)]
             waiting = [
                 [line.replace("VAR {}\n", "{}\n").format(chain[0], value)]
-                + [line.format(name, source) for source, name in zip(chain, chain[1:], strict=False)]
+                + [line.format(name, source) for source, name in itertools.pairwise(chain)]
                 for chain, value in zip(names, values, strict=True)
             ]
             order = [number for number, chain in enumerate(waiting) for _ in chain]
@@ -170,7 +181,7 @@ class Retrieval:
             length = rng.randint(2, 6)
             # Frequencies that fall off by a factor of 1.4 to 3 a rank: no two of those wanted, nor the next, are equal.
             factor, counts = rng.uniform(1.4, 3.0), [2]
-            while len(counts) < wanted or len(counts) < wanted + 2 and sum(counts) * factor < room:
+            while len(counts) < wanted or (len(counts) < wanted + 2 and sum(counts) * factor < room):
                 counts = [max(round(count * factor), count + 1) for count in counts] + [2]
             counts += [1] * rng.randint(1, max(2, (room - sum(counts)) // 2))
             dots = rng.randint(0, sum(counts)) if rng.random() < 0.6 else 0
@@ -239,8 +250,8 @@ class Retrieval:
 
     def _pair_name(self, rng: random.Random, width: int, pool: list[int]) -> tuple[int, ...]:
         """``width`` words of the pool that are together a name of this side."""
-        while True:
-            words = rng.choices(pool, k=width)
+        for tried in itertools.count():
+            words = rng.choices(pool if tried < 8 else self.words, k=width)  # a small pool may have none of this side
             if is_held_out_name(self.tokenizer.decode(words).strip()) == self.held_out:
                 return tuple(words)
 

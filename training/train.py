@@ -27,6 +27,7 @@ from tokenizer import END_OF_TEXT, PAD, train_tokenizer
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 PASS = 0.7  # share of held-out answers that must be right before rows become longer
 LOOK_EVERY, SAVE_EVERY = 100, 200  # steps
+LOOKED_AT = ("needles", "pairs", "handed", "codes")  # kinds of documents
 SAMPLED = 4  # one in so many tokens of little weight is scored
 
 
@@ -235,7 +236,7 @@ def main() -> None:
         if state["step"] % LOOK_EVERY == 0 or state["tokens"] >= args.tokens:
             # Every look draws its own text, the same whether the run was resumed or not.
             held_out = Documents.again(tokenizer, seed=state["step"])
-            found = {kind: answered(model, held_out, kind, LENGTHS[state["stage"]]) for kind in ("needles", "pairs", "handed", "codes")}
+            found = {kind: answered(model, held_out, kind, LENGTHS[state["stage"]]) for kind in LOOKED_AT}
             report = {**state, "length": LENGTHS[state["stage"]], "loss": loss.item(), **found,
                       "code": code_loss(model, held_out), "per_s": seen / (time.time() - began)}  # fmt: skip
             print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in report.items()}), flush=True)

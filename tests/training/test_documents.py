@@ -1,5 +1,6 @@
 """What the training text says is true: every answer in it follows from the text before it."""
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -30,12 +31,13 @@ def drawn(retrieval, tokenizer, kind, seed, size=600):
 def test_chains_of_variables_are_followed_to_their_value(retrieval, tokenizer, seed):
     source, asked = {}, 0
     for line in drawn(retrieval, tokenizer, "handed", seed).splitlines()[:-1]:  # the last one may be cut off
-        if found := re.match(r"(?:VAR )?([A-Z]+) = (?:VAR )?(\w+)$", line):
+        if found := re.match(r"(?:VAR )?([A-Za-z]+) = (?:VAR )?(\w+)$", line):
             source[found[1]] = found[2]
-        elif found := re.match(r"(?:Question: .* the value )?(\d{5})(?:, they are:| has) ([A-Z ]+)$", line):
+        elif found := re.match(r"(?:Question: .* the value )?(\d{5})(?:, they are:| has) ([A-Za-z ]+)$", line):
             chain = found[2].split()
             assert [source[name] for name in chain] == [found[1], *chain[:-1]]
-            assert source.keys() >= set(chain) and not {n for n in source if source[n] == chain[-1]}
+            assert source.keys() >= set(chain)
+            assert not {n for n in source if source[n] == chain[-1]}
             asked += 1
     assert asked
 
@@ -44,7 +46,7 @@ def test_chains_of_variables_are_followed_to_their_value(retrieval, tokenizer, s
 def test_the_codes_asked_for_are_the_most_frequent_in_order(retrieval, tokenizer, seed):
     lines = drawn(retrieval, tokenizer, "codes", seed).splitlines()[:-1]
     asked = 0
-    for text, question in zip(lines, lines[1:], strict=False):
+    for text, question in itertools.pairwise(lines):
         if not (found := re.search(r"(?:most frequent| words are): ([a-z, ]+)\.$", question)):
             continue
         counts = Counter(word for word in text.split() if word != "...")
@@ -75,3 +77,11 @@ def test_names_alike_share_a_word_and_are_of_one_side(retrieval):
         assert len(set(names)) == 30
         assert not any(is_held_out_name(name.replace("-", " ")) for name in names)
         assert max(Counter(word for name in names for word in name.split("-")).values()) >= 3
+
+
+def test_a_pool_without_a_name_of_this_side_does_not_hang(tokenizer):
+    from retrieval import Retrieval
+
+    held_out = Retrieval(tokenizer, lambda rng, size: [[0] * size], held_out=True)
+    word = next(w for w in held_out.words if w in held_out.known)
+    assert len(held_out._pair_name(random.Random(0), 1, [word])) == 1
