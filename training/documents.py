@@ -18,15 +18,22 @@ from retrieval import Document, Retrieval
 from squeezeattention.tasks import corpus
 from tokenizer import END_OF_TEXT
 
-#: Share of each kind, by the length of the rows. Short rows are for learning to look things up at all.
-SHARES = {
-    64: {"pairs": 0.4, "repeats": 0.15, "doubles": 0.05, "needles": 0.25, "code": 0.15},
-    128: {"pairs": 0.15, "repeats": 0.1, "handed": 0.1, "doubles": 0.1, "codes": 0.05, "needles": 0.3, "code": 0.2},
-    256: {"pairs": 0.08, "repeats": 0.04, "handed": 0.16, "doubles": 0.18, "codes": 0.1, "needles": 0.16,
-          "exercises": 0.15, "code": 0.13},
-    512: {"pairs": 0.08, "repeats": 0.02, "handed": 0.14, "doubles": 0.16, "codes": 0.1, "needles": 0.13,
-          "exercises": 0.27, "code": 0.1},
+#: Percent of the rows that are of each kind, by the length of the rows: short ones are for learning to look things up
+#: at all, then for what is new (what came before something, counting), long ones for the tasks themselves.
+LENGTHS = (64, 128, 256, 512)
+_PERCENT = {
+    "pairs":     (35, 10,  6,  5),
+    "mirrored":  (10, 18, 14,  3),
+    "repeats":   (12,  4,  2,  2),
+    "counted":   ( 5, 14, 12,  3),
+    "doubles":   ( 5, 20, 22, 16),
+    "codes":     ( 0,  8, 10, 10),
+    "handed":    ( 0, 12, 14, 11),
+    "needles":   (22, 10,  8, 13),
+    "exercises": ( 0,  0,  8, 27),
+    "code":      (11,  4,  4, 10),
 }  # fmt: skip
+SHARES = {length: {kind: row[i] for kind, row in _PERCENT.items()} for i, length in enumerate(LENGTHS)}
 _LEAST = 32  # tokens; what is left of a row below that is filled with code
 
 
@@ -45,7 +52,9 @@ class Documents:
         self.kinds: dict[str, Callable[[random.Random, int], Document | None]] = {
             "code": self.code,
             "pairs": retrieval.pairs,
+            "mirrored": retrieval.mirrored,
             "repeats": retrieval.repeats,
+            "counted": retrieval.counted,
             "doubles": retrieval.doubles,
             "codes": retrieval.codes,
             "handed": retrieval.handed,

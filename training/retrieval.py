@@ -66,30 +66,45 @@ class Retrieval:
     def pairs(self, rng: random.Random, size: int) -> Document:
         """``falcon 425 river 471 falcon 425 ...``: a few words with a number each, each of them again, new ones, ...
 
-        Or ``425 falcon``: what came *before* is what following variables takes.
-
         The densest lesson in looking up what followed a word. Each word comes twice and no more: with more repetitions
         the answer is gathered from earlier answers, and nothing is learned for a question asked once.
         """
         tokens: list[int] = []
         weights: list[float] = []
         while len(tokens) < size:
-            count, width, length = rng.randint(2, max(2, min(24, size // 10))), rng.randint(1, 2), rng.randint(1, 3)
-            # Two words of few: neither alone tells which name it is.
-            few = rng.sample(self.words, count // 2 + 3) if width == 2 and rng.random() < 0.6 else self.words
-            names = [self._pair_name(rng, width, few) for _ in range(count)]
-            # Few first groups, so that the word is needed to go on.
-            firsts = self.firsts if length == 1 else rng.sample(self.firsts, max(2, count // 3))
-            values = {name: [rng.choice(firsts), *rng.choices(self.groups, k=length - 1)] for name in names}
-            mirrored = rng.random() < 0.4  # asked by its number for the word before it
+            values = self._numbered(rng, max(2, min(24, size // 10)), rng.randint(1, 3))
+            for weight in (0.0, 2.0):
+                for name in rng.sample(list(values), len(values)):
+                    tokens += [*name, *values[name]]
+                    weights += [0.0] * len(name) + [weight] * len(values[name])
+        return tokens[:size], weights[:size]
+
+    def mirrored(self, rng: random.Random, size: int) -> Document:
+        """Pairs asked the other way round, a line each: what came *before* is what following variables takes."""
+        tokens: list[int] = []
+        weights: list[float] = []
+        while len(tokens) < size:
+            most = 4 if rng.random() < 0.6 else max(2, min(16, size // 10))  # of few one is soon found
+            values = self._numbered(rng, most, 1 if rng.random() < 0.7 else 2)
             for name in rng.sample(list(values), len(values)):
                 tokens += [*name, *values[name]]
-                weights += [0.0] * (width + length)
+                weights += [0.0] * (len(name) + len(values[name]))
             for name in rng.sample(list(values), len(values)):
-                asked, answer = (values[name], name) if mirrored else (name, values[name])
-                tokens += [*asked, *answer]
-                weights += [0.0] * len(asked) + [2.0] * len(answer)
+                tokens += [*self.newline, *values[name], *name]
+                weights += [0.0] * (1 + len(values[name])) + [2.0] * len(name)
+            tokens += [*self.newline, *self.newline]
+            weights += [0.0, 0.0]
         return tokens[:size], weights[:size]
+
+    def _numbered(self, rng: random.Random, most: int, length: int) -> dict[tuple[int, ...], list[int]]:
+        """Up to ``most`` names of one or two words, and a number of ``length`` groups for each."""
+        count, width = rng.randint(2, most), rng.randint(1, 2)
+        # Two words of few: neither alone tells which name it is.
+        few = rng.sample(self.words, count // 2 + 3) if width == 2 and rng.random() < 0.6 else self.words
+        names = [self._pair_name(rng, width, few) for _ in range(count)]
+        # Few first groups, so that the word is needed to go on.
+        firsts = self.firsts if length == 1 else rng.sample(self.firsts, max(2, count // 3))
+        return {name: [rng.choice(firsts), *rng.choices(self.groups, k=length - 1)] for name in names}
 
     def repeats(self, rng: random.Random, size: int) -> Document:
         """Random words and numbers, spans of which come again: what followed the last tokens follows them again."""
@@ -102,6 +117,23 @@ class Retrieval:
             span = tokens[start : start + length]
             tokens += [*span, rng.choice(pool)]
             weights += [0.0, 0.5, *[1.0] * (len(span) - 2), 0.0]
+        return tokens[:size], weights[:size]
+
+    def counted(self, rng: random.Random, size: int) -> Document:
+        """``river 1 falcon 1 river 2 ...``: how often each word has come so far, the densest lesson in counting."""
+        tokens: list[int] = []
+        weights: list[float] = []
+        while len(tokens) < size:
+            pool = rng.sample(self.known, rng.randint(2, 30))
+            some = rng.sample(pool, rng.randint(1, len(pool)))  # more frequent than the others
+            seen: dict[int, int] = {}
+            for _ in range(rng.randint(8, 60)):
+                word = rng.choice(some if rng.random() < 0.5 else pool)
+                seen[word] = seen.get(word, 0) + 1
+                tokens += [word, *self._encode(f" {seen[word]}")]
+                weights += [0.0, 2.0]
+            tokens += self.newline
+            weights += [0.0]
         return tokens[:size], weights[:size]
 
     def doubles(self, rng: random.Random, size: int) -> Document:

@@ -27,7 +27,7 @@ from tokenizer import END_OF_TEXT, PAD, train_tokenizer
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 PASS = 0.7  # share of held-out answers that must be right before rows become longer
 LOOK_EVERY, SAVE_EVERY = 100, 200  # steps
-LOOKED_AT = ("needles", "pairs", "handed", "codes")  # kinds of documents
+LOOKED_AT = ("needles", "pairs", "mirrored", "handed", "counted", "codes")  # kinds of documents
 SAMPLED = 4  # one in so many tokens of little weight is scored
 
 
@@ -208,6 +208,7 @@ def main() -> None:
         for optimizer, values in zip(optims, saved["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         state, train.rng = saved["state"], saved["rng"]
+        state["stage"] = min(state["stage"], last)  # a run may go on with shorter rows
         print(f"resumed at step {state['step']}", flush=True)
     if args.compile:
         model.model.compile(dynamic=False)
