@@ -22,15 +22,15 @@ from tokenizer import END_OF_TEXT
 #: at all, then for what is new (what came before something, counting), long ones for the tasks themselves.
 LENGTHS = (64, 128, 256, 512)
 _PERCENT = {
-    "pairs":     (35, 10,  6,  5),
-    "mirrored":  (10, 18, 14,  3),
-    "repeats":   (12,  4,  2,  2),
-    "counted":   ( 5, 14, 12,  3),
-    "doubles":   ( 5, 20, 22, 16),
-    "codes":     ( 0,  8, 10, 10),
-    "handed":    ( 0, 12, 14, 11),
-    "needles":   (22, 10,  8, 13),
-    "exercises": ( 0,  0,  8, 27),
+    "pairs":     (35, 10,  6,  4),
+    "mirrored":  (10, 18, 14,  2),
+    "repeats":   (12,  4,  2,  1),
+    "counted":   ( 5, 14, 12,  2),
+    "doubles":   ( 5, 20, 22, 15),
+    "codes":     ( 0,  8, 10,  6),
+    "handed":    ( 0, 12, 14,  6),
+    "needles":   (22, 10,  8, 16),
+    "exercises": ( 0,  0,  8, 38),
     "code":      (11,  4,  4, 10),
 }  # fmt: skip
 SHARES = {length: {kind: row[i] for kind, row in _PERCENT.items()} for i, length in enumerate(LENGTHS)}
