@@ -30,6 +30,12 @@ GRIDS: dict[str, list[str]] = {
         *_each("--budget", 0.1, 0.2, 0.3, 0.5, 0.7, 0.9), *_each("--length", 512, 800), "--samples", "8",
         "--seed", "11",
     ],
+    # 1b. ... and on RULER's tasks, in rows as long as training's? (the full cache says what the model can do)
+    "ruler": [
+        *_each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"), "--policy", "streaming_llm",
+        *_each("--allocator", "uniform", *RULES), "--budget", "0.3", "--length", "2048", "--samples", "20",
+        "--seed", "15",
+    ],
     # 2. Is p = 0.3 to 0.4 right, and k = 3?
     "p": [
         "-t", "recall", "--policy", "streaming_llm",

@@ -14,7 +14,7 @@ from squeezeattention.tasks.names import draw_codes, draw_names, draw_words
 from squeezeattention.tasks.niah import random_uuid
 from squeezeattention.tasks.noise import FILLER
 from squeezeattention.tasks.recall import is_held_out_name
-from squeezeattention.tasks.words import ADJECTIVES, NOUNS
+from squeezeattention.tasks.words import ADJECTIVES, NOUNS, VERBS
 
 _MAGIC = "One of the special magic numbers for {k} is: {v}.\n"
 _ASK_MAGIC = "The special magic number for {k} mentioned in the provided text is"
@@ -58,6 +58,9 @@ class Retrieval:
         letters = [token for token in vocabulary if token[0] == "Ġ" and token[1:].isalpha() and token[1:].isascii()]
         self.words = sorted(vocabulary[token] for token in letters)
         self.known = [word for word in self.words if not is_held_out_name(tokenizer.decode([word]).strip())]
+        #: Words of the lists; a name of two is of this side or not, whatever its words are alone.
+        self.listed = [vocabulary[f"Ġ{word}"] for word in {*ADJECTIVES, *NOUNS, *VERBS} if f"Ġ{word}" in vocabulary]
+        self.listed.sort()
         self.firsts = [vocabulary[f"Ġ{number:03d}"] for number in range(1000)]
         self.groups = [vocabulary[f"{number:03d}"] for number in range(1000)]
         self.newline, self.numbers = tokenizer.encode("\n").ids, list[list[int]]()
@@ -124,14 +127,14 @@ class Retrieval:
         tokens: list[int] = []
         weights: list[float] = []
         while len(tokens) < size:
-            pool = rng.sample(self.known, rng.randint(2, 30))
+            pool = self._things(rng, rng.randint(2, 30))
             some = rng.sample(pool, rng.randint(1, len(pool)))  # more frequent than the others
-            seen: dict[int, int] = {}
+            seen: dict[tuple[int, ...], int] = {}
             for _ in range(rng.randint(8, 60)):
-                word = rng.choice(some if rng.random() < 0.5 else pool)
-                seen[word] = seen.get(word, 0) + 1
-                tokens += [word, *self._encode(f" {seen[word]}")]
-                weights += [0.0, 2.0]
+                thing = rng.choice(some if rng.random() < 0.5 else pool)
+                seen[thing] = seen.get(thing, 0) + 1
+                tokens += [*thing, *self._encode(f" {seen[thing]}")]
+                weights += [0.0] * len(thing) + [2.0]
             tokens += self.newline
             weights += [0.0]
         return tokens[:size], weights[:size]
@@ -147,17 +150,27 @@ class Retrieval:
             wanted, times = rng.randint(1, 6), rng.randint(2, 5)
             most = 12 if rng.random() < 0.7 else 160  # short ones have more answers among their tokens
             others = rng.randint(2, max(3, min(most, (size - len(tokens)) // 4)))
-            drawn = rng.sample(self.known, wanted + others)
-            words = drawn[:wanted] * times + drawn[wanted:]
-            rng.shuffle(words)
+            drawn = self._things(rng, wanted + others)
+            things = drawn[:wanted] * times + drawn[wanted:]
+            rng.shuffle(things)
             numbered = rng.random() < 0.5
-            stated = self._list(words, numbered)
+            stated = self._list(things, numbered)
             lines = self._encode(f"Question: {_ASK_COMMON.format(n=wanted)}" if numbered else "most common:")
             reply = self._list(rng.sample(drawn[:wanted], wanted), numbered)
+            words = {word for thing in drawn for word in thing}
             tokens += stated + self.newline + lines + reply + self.newline
             weights += [LIGHT] * (len(stated) + 1 + len(lines))
-            weights += [*(FIRST if token in drawn else 0.3 for token in reply), 0.3]
+            weights += [*(FIRST if token in words else 0.3 for token in reply), 0.3]
         return tokens[:size], weights[:size]
+
+    def _things(self, rng: random.Random, count: int) -> list[tuple[int, ...]]:
+        """Different words that a list may name, or names of two words: so that no word is never an answer."""
+        if rng.random() < 0.5:
+            return [(word,) for word in rng.sample(self.known, count)]
+        found: dict[tuple[int, ...], None] = {}
+        while len(found) < count:
+            found[self._pair_name(rng, 2, self.listed)] = None
+        return list(found)
 
     def handed(self, rng: random.Random, size: int) -> Document:
         """Values handed on from one name to the next, and who has them: variable tracking without its noise.
@@ -232,11 +245,11 @@ class Retrieval:
             weights += [0.3]
         return tokens[:size], weights[:size]
 
-    def _list(self, words: list[int], numbered: bool) -> list[int]:
+    def _list(self, things: list[tuple[int, ...]], numbered: bool) -> list[int]:
         """Words, or `` 1. word 2. word``."""
         if not numbered:
-            return list(words)
-        return [token for n, word in enumerate(words, 1) for token in (*self._number(n), word)]
+            return [word for thing in things for word in thing]
+        return [token for n, thing in enumerate(things, 1) for token in (*self._number(n), *thing)]
 
     def _number(self, n: int) -> list[int]:
         while len(self.numbers) < n:
