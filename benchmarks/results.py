@@ -50,6 +50,12 @@ GRIDS: dict[str, list[str]] = {
                "lazy", "dynamickv", "pyramid", "random", "inverted"),
         "--budget", "0.2", "--length", "512", "--samples", "10", "--seed", "13",
     ],
+    # 3b. ... and where more is asked than to find one thing? (for models that can do it)
+    "tasks": [
+        *_each("-t", "niah_multikey_2", "vt", "fwe"), *BOTH,
+        *_each("--allocator", "uniform", "squeeze", "reach", "focus", "cake", "dynamickv"),
+        *_each("--budget", 0.2, 0.3, 0.5), "--length", "512", "--samples", "10", "--seed", "16",
+    ],
     # 4. What does a frozen plan lose? (after "stability", which makes the plans)
     "frozen": [
         *_each("-t", "recall", "code"), "--policy", "streaming_llm",

@@ -139,6 +139,7 @@ def main() -> None:
         grid(model, "ruler", "allocator")
         grid(model, "p", "p")
         grid(model, "allocators", "allocator")
+        grid(model, "tasks", "budget")
         grid(model, "frozen", "budget")
         grid(model, "bounded", "budget")
         stability(model)

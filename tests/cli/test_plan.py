@@ -27,7 +27,7 @@ def test_one_text(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:
     plan = BudgetPlan.load(saved)
     assert plan.base_budget == 40
     assert plan.importance is not None
-    assert "squeeze plan" in result.stdout
+    assert "reach plan" in result.stdout
     assert f"{plan.importance[0]:.4f}" in result.stdout
     assert str(saved) in result.stderr
     assert str(plot) in result.stderr
@@ -50,6 +50,8 @@ def test_several_texts_give_the_plan_of_their_mean(squeeze: Any, prompt_file: Pa
         plot,
         "--policy",
         "streaming_llm",
+        "--allocator",
+        "squeeze",
     )
     result = squeeze(*arguments, "--json")
     assert result.exit_code == 0, result.stderr

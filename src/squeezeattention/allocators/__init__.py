@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 #: What is used where none is asked for.
-DEFAULT_ALLOCATOR = "squeeze"
+DEFAULT_ALLOCATOR = "reach"
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator")
 for _allocator in (Squeeze, Reach, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):

@@ -12,6 +12,7 @@ from .. import BudgetPlan
 from ..allocators import DEFAULT_ALLOCATOR, name_or_plan
 from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
 from ..engine.lanes import MOST_GROUPS
+from ..engine.prompts import RULE
 from ..engine.settings import SINKS
 from ..errors import BudgetError, ConfigError
 from ..hf.layout import kv_shape
@@ -49,7 +50,14 @@ def plan(
         str,
         typer.Option("--policy", help="streaming_llm or sliding_window: whole blocks; h2o and others: single tokens."),
     ] = "streaming_llm",
-    allocator: options.AllocatorName = DEFAULT_ALLOCATOR,
+    allocator: Annotated[
+        str | None,
+        typer.Option(
+            "--allocator",
+            help="Which layers get more, or what `squeeze plan` or `squeeze oracle` saved. "
+            f"[{DEFAULT_ALLOCATOR}; {RULE} with --per-prompt]",
+        ),
+    ] = None,
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,
@@ -81,7 +89,7 @@ def plan(
     if kv_dtype not in _DTYPES:
         raise ConfigError(f"--kv-dtype must be one of {', '.join(_DTYPES)}, got {kv_dtype!r}")
     size = None if memory is None else options.memory_bytes(memory)
-    spec = name_or_plan(allocator)
+    spec = name_or_plan(allocator or (RULE if per_prompt else DEFAULT_ALLOCATOR))
     options.check(budget, policy, spec, p, outliers, signal)
     in_blocks = policy in SINKS
     if sinks is not None and not in_blocks:

@@ -25,7 +25,7 @@ from .lanes import MOST_GROUPS, Lanes
 
 SIGNAL = "cosine"  # what an engine can measure: its attention is a closed kernel
 _KEYS = {"allocator", "p", "groups"}
-_DEFAULT = "squeeze"
+RULE = "squeeze"  # where none is asked for
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PerPrompt:
                 f"{', '.join(sorted(_KEYS))}"
             )
         planned = plan.allocator in ALLOCATORS
-        name = chosen.get("allocator", plan.allocator if planned else _DEFAULT)
+        name = chosen.get("allocator", plan.allocator if planned else RULE)
         if not isinstance(name, str):
             raise ConfigError(f"the allocator of per_prompt must be a name, got {name!r}")
         p = chosen.get("p", plan.p if name == plan.allocator else None)
@@ -67,7 +67,7 @@ class PerPrompt:
             what = f"follows {rule.signal}" if rule.needs_signal else "is the same for all prompts"
             raise UnsupportedFeatureError(
                 f"allocator {name!r} {what}; plans per prompt in the engine follow the {SIGNAL}: say "
-                f'"per_prompt": {{"allocator": "{_DEFAULT}"}}, or leave it out'
+                f'"per_prompt": {{"allocator": "{RULE}"}}, or leave it out'
             )
         return asked
 
