@@ -60,6 +60,7 @@ def test_settings_survive_json(settings: Settings) -> None:
         ({"allocators": ("squeeze:p=3",)}, ConfigError, "p must be"),
         ({"allocators": ("squeeze:signal=noise",)}, UnknownNameError, "cosine"),
         ({"allocators": ("squeeze:p=0.3",), "ps": (0.4,)}, ConfigError, "twice"),
+        ({"allocators": ("uniform", "reach"), "ps": (0.4,)}, ConfigError, "has a p"),
         ({"allocators": ("squeeze:",)}, ConfigError, "squeeze:"),
         ({"allocators": ("squeeze:prefill=fast",)}, ConfigError, "prefill must be"),
         ({"budgets": ("0",)}, BudgetError, "'0'"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from squeezeattention.allocators import (
     ALLOCATORS,
+    DEFAULT_ALLOCATOR,
     Allocation,
     Allocator,
     Cake,
@@ -28,6 +29,7 @@ from squeezeattention.allocators import (
     Squeeze,
     Uniform,
     ZigZag,
+    default_allocator,
     resolve_allocator,
 )
 from squeezeattention.allocators.dynamickv import capped
@@ -353,6 +355,12 @@ def test_options_reach_those_that_take_them() -> None:
     assert resolve_allocator("squeeze").p == 0.35
 
 
+@pytest.mark.parametrize("options", [{"p": 0.4}, {"outliers": "clamp"}, {"p": 0.4, "outliers": "clamp"}])
+def test_parameters_of_the_published_rule_mean_that_rule_where_none_is_named(options):
+    assert resolve_allocator(None, **options) == Squeeze(**options)
+    assert resolve_allocator(None).name == default_allocator() == DEFAULT_ALLOCATOR != "squeeze"
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [{"p": 0}, {"p": True}, {"p": "0.3"}, {"outliers": "drop"}, {"outliers": 1}])
 def test_options_are_validated_even_where_they_are_not_used(name: str, options: dict[str, Any]) -> None:
@@ -377,7 +385,7 @@ def test_budgets_become_fixed() -> None:
         assert plan_of(allocator).budgets == plan.budgets
 
 
-@pytest.mark.parametrize("spec", [[], [0], [-1], [1.5], [True], ["a"], (3, None), None, 7, 0.5, {"a": 1}, Squeeze])
+@pytest.mark.parametrize("spec", [[], [0], [-1], [1.5], [True], ["a"], (3, None), 7, 0.5, {"a": 1}, Squeeze])
 def test_refuses_other_specs(spec: Any) -> None:
     with pytest.raises(ConfigError):
         resolve_allocator(spec)

@@ -46,6 +46,7 @@ __all__ = [
     "Squeeze",
     "Uniform",
     "ZigZag",
+    "default_allocator",
     "name_or_plan",
     "names_file",
     "resolve_allocator",
@@ -74,19 +75,25 @@ def name_or_plan(text: str) -> str | BudgetPlan | Measured:
     return Measured.load(text) if is_measured(text) else BudgetPlan.load(text)
 
 
+def default_allocator(p: float | None = None, outliers: str | None = None) -> str:
+    """What is meant where no allocator is named: the default one, or the paper's rule by its own parameters."""
+    return DEFAULT_ALLOCATOR if p is None and outliers is None else Squeeze.name
+
+
 def resolve_allocator(
-    spec: str | Allocator | BudgetPlan | Sequence[int],
+    spec: str | Allocator | BudgetPlan | Sequence[int] | None,
     *,
     p: float | None = None,
     outliers: str | None = None,
 ) -> Allocator:
-    """The allocator that ``spec`` names, is, or (a plan or list of budgets) fixes.
+    """The allocator that ``spec`` names, is, or (a plan or list of budgets) fixes; for ``None`` the default one.
 
     ``p`` and ``outliers`` are validated always and passed to named allocators that take them; others ignore
     them, so that a sweep can pass them to all. An instance that was built with other values is a
     :class:`ConfigError`, as is anything that is no allocator.
     """
     options: dict[str, object] = {}
+    spec = default_allocator(p, outliers) if spec is None else spec
     if p is not None:
         options["p"] = check_p(p)
     if outliers is not None:

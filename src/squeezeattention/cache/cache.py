@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ..allocators import DEFAULT_ALLOCATOR, Allocator, resolve_allocator
+from ..allocators import Allocator, resolve_allocator
 from ..attention.rope import Rerotation
 from ..errors import (
     BudgetError,
@@ -61,9 +61,10 @@ class SqueezeCache(Cache):
         budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of the longest row);
             text such as "512MiB" = bytes of keys and values per sequence.
         policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
-        allocator: "reach" (the default: what won across tasks and models), "squeeze" (the paper), "focus", "uniform",
-            "random", "inverted", those of other papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a :class:`BudgetPlan` or a list of tokens per layer
-            (both fix the budgets; ``budget`` is not used).
+        allocator: "reach" (the default: what won across tasks and models), "squeeze" (the paper; the default where
+            ``p`` or ``outliers``, which are its parameters, are given), "focus", "uniform",
+            "random", "inverted", those of other papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
+            :class:`BudgetPlan` or a list of tokens per layer (both fix the budgets; ``budget`` is not used).
         p: share of the average budget that the least important group keeps, in (0, 1].
         signal: what tells important layers from others (by name or an object); ``None`` = the allocator's own,
             which is "locality" for "reach" and the paper's "cosine" for "squeeze".
@@ -95,7 +96,7 @@ class SqueezeCache(Cache):
         model: nn.Module,
         budget: int | float | str | Budget = 0.2,
         policy: str | EvictionPolicy = "h2o",
-        allocator: str | Allocator | BudgetPlan | Sequence[int] = DEFAULT_ALLOCATOR,
+        allocator: str | Allocator | BudgetPlan | Sequence[int] | None = None,
         p: float | None = None,
         *,
         signal: str | Signal | None = None,

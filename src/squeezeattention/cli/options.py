@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..allocators import Allocator, resolve_allocator
+from ..allocators import DEFAULT_ALLOCATOR, Allocator, resolve_allocator
 from ..errors import ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
@@ -48,10 +48,11 @@ BudgetText = Annotated[
 ]  # fmt: skip
 Policy = Annotated[str, typer.Option("--policy", help="Which tokens stay; see `squeeze policies`.")]
 AllocatorName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--allocator",
-        help="Which layers get more; see `squeeze allocators`. Or what `squeeze plan` or `squeeze oracle` saved.",
+        help="Which layers get more; see `squeeze allocators`. Or what `squeeze plan` or `squeeze oracle` saved. "
+        f"[{DEFAULT_ALLOCATOR}; squeeze with --p or --outliers]",
     ),
 ]
 SignalName = Annotated[

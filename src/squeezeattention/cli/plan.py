@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from .. import BudgetPlan
-from ..allocators import DEFAULT_ALLOCATOR, name_or_plan
+from ..allocators import default_allocator, name_or_plan
 from ..errors import ConfigError
 from ..extras import require
 from ..plots import plan_figure, save, stability_figure
@@ -39,7 +39,7 @@ def plan(
     seeds: options.Seeds = None,
     budget: options.BudgetText = "0.2",
     policy: options.Policy = "h2o",
-    allocator: options.AllocatorName = DEFAULT_ALLOCATOR,
+    allocator: options.AllocatorName = None,
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,
@@ -70,7 +70,7 @@ def plan(
         require("matplotlib", "plot")  # before the work, not after
     if by not in WAYS:
         raise ConfigError(f"--freeze must be one of {', '.join(WAYS)}, got {by!r}")
-    spec = name_or_plan(allocator)
+    spec = name_or_plan(allocator or default_allocator(p, outliers))
     if isinstance(spec, BudgetPlan):
         raise ConfigError("a finished plan measures nothing: give --allocator a name, see `squeeze allocators`")
     options.check(budget, policy, spec, p, outliers, signal)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from .. import BudgetPlan
-from ..allocators import DEFAULT_ALLOCATOR, name_or_plan
+from ..allocators import DEFAULT_ALLOCATOR, default_allocator, name_or_plan
 from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
 from ..engine.lanes import MOST_GROUPS
 from ..engine.prompts import RULE
@@ -55,7 +55,7 @@ def plan(
         typer.Option(
             "--allocator",
             help="Which layers get more, or what `squeeze plan` or `squeeze oracle` saved. "
-            f"[{DEFAULT_ALLOCATOR}; {RULE} with --per-prompt]",
+            f"[{DEFAULT_ALLOCATOR}; {RULE} with --per-prompt, --p or --outliers]",
         ),
     ] = None,
     signal: options.SignalName = None,
@@ -89,7 +89,7 @@ def plan(
     if kv_dtype not in _DTYPES:
         raise ConfigError(f"--kv-dtype must be one of {', '.join(_DTYPES)}, got {kv_dtype!r}")
     size = None if memory is None else options.memory_bytes(memory)
-    spec = name_or_plan(allocator or (RULE if per_prompt else DEFAULT_ALLOCATOR))
+    spec = name_or_plan(allocator or (RULE if per_prompt else default_allocator(p, outliers)))
     options.check(budget, policy, spec, p, outliers, signal)
     in_blocks = policy in SINKS
     if sinks is not None and not in_blocks:

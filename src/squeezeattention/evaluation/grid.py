@@ -104,6 +104,8 @@ class Settings:
             raise ConfigError(f"lengths are in tokens and must be at least 1, got {min(self.lengths)}")
         if self.question not in QUESTIONS:
             raise ConfigError(f'question must be "hidden" or "visible", got {self.question!r}')
+        if self.ps and not any(takes(Spec.parse(text), "p") for text in self.allocators):
+            raise ConfigError(f"none of {', '.join(self.allocators)} has a p: name squeeze too, or leave ps out")
         for config in self.configs():
             config.check()
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from .. import SqueezeCache
-from ..allocators import DEFAULT_ALLOCATOR, name_or_plan, resolve_allocator
+from ..allocators import default_allocator, name_or_plan, resolve_allocator
 from ..errors import ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
@@ -26,7 +26,7 @@ class CacheMaker:
 
     budget: Any = 0.2
     policy: str = "h2o"
-    allocator: str = DEFAULT_ALLOCATOR
+    allocator: str | None = None
     """A name, or a saved plan (``plan.json``)."""
     p: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -36,6 +36,8 @@ class CacheMaker:
         self.asked = Budget.parse(self.budget)
         POLICIES.factory(self.policy)
         self.options = {name: value for name, value in self.options.items() if value is not None}
+        if self.allocator is None:
+            self.allocator = default_allocator(self.p, self.options.get("outliers"))
         if not isinstance(self.allocator, str):
             raise ConfigError(f"allocator must be a name or the path of a saved plan, got {self.allocator!r}")
         self._rule = name_or_plan(self.allocator)

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import torch
 
 from .. import SqueezeCache
-from ..allocators import DEFAULT_ALLOCATOR
 from ..embedded import NAME as EMBEDDED
 from ..embedded import load_embedded
 from ..errors import ConfigError, InputError
@@ -79,7 +78,7 @@ class SqueezeLM(HFLM):
         *,
         budget: Any = 0.2,
         policy: str = "h2o",
-        allocator: str = DEFAULT_ALLOCATOR,
+        allocator: str | None = None,
         p: float | None = None,
         signal: str | None = None,
         outliers: str | None = None,
