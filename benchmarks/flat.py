@@ -46,7 +46,7 @@ def resident() -> int:
 def watch(model: Any, policy: str, args: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (1, args.prompt), generator=generator)
-    cache = SqueezeCache(model, args.budget, policy)
+    cache = SqueezeCache(model, args.budget, policy, "squeeze")
     token = model(input_ids=ids, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
     token, _ = run_steps(model, cache, token, START)
     young, points = copy.deepcopy(cache), []

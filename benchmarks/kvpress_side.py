@@ -38,7 +38,7 @@ class Ours:
         policy, _, compiled = name.partition(" ")
         self.cache: Any = DynamicCache(config=model.config)
         if policy != "full":
-            self.cache = SqueezeCache(model, keep, policy, compile=bool(compiled))
+            self.cache = SqueezeCache(model, keep, policy, "squeeze", compile=bool(compiled))
         model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.token, self.position = torch.tensor([[7]]), ids.shape[1]
         if compiled:

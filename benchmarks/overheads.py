@@ -45,7 +45,7 @@ def build(args: argparse.Namespace) -> Any:
 def make_cache(model: Any, variant: str, budget: float) -> Any:
     if variant == "full":
         return DynamicCache(config=model.config)
-    return SqueezeCache(model, budget=budget, policy=variant)
+    return SqueezeCache(model, budget=budget, policy=variant, allocator="squeeze")
 
 
 @torch.no_grad()

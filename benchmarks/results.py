@@ -33,7 +33,7 @@ GRIDS: dict[str, list[str]] = {
     # 1b. ... and on RULER's tasks, in rows as long as training's? (the full cache says what the model can do)
     "ruler": [
         *_each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"), "--policy", "streaming_llm",
-        *_each("--allocator", "uniform", *RULES), "--budget", "0.3", "--length", "2048", "--samples", "20",
+        *_each("--allocator", "uniform", "reach"), "--budget", "0.3", "--length", "2048", "--samples", "15",
         "--seed", "15",
     ],
     # 2. Is p = 0.3 to 0.4 right, and k = 3?
@@ -54,7 +54,7 @@ GRIDS: dict[str, list[str]] = {
     "tasks": [
         *_each("-t", "niah_multikey_2", "vt", "fwe"), *BOTH,
         *_each("--allocator", "uniform", "squeeze", "reach", "focus", "cake", "dynamickv"),
-        *_each("--budget", 0.2, 0.3, 0.5), "--length", "512", "--samples", "10", "--seed", "16",
+        *_each("--budget", 0.2, 0.4), "--length", "512", "--samples", "8", "--seed", "16",
     ],
     # 4. What does a frozen plan lose? (after "stability", which makes the plans)
     "frozen": [

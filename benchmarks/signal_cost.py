@@ -59,7 +59,7 @@ def main() -> None:
         for name in args.signals:
             shares = []
             for _ in range(args.rounds):
-                cache = SqueezeCache(model, 0.2, "streaming_llm", signal=name)
+                cache = SqueezeCache(model, 0.2, "streaming_llm", "squeeze", signal=name)
                 spent = timed(cache.signal)
                 began = time.perf_counter()
                 model(ids, past_key_values=cache, logits_to_keep=1)

@@ -21,7 +21,7 @@ def test_two_processes_agree_with_one(policy, tmp_path):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path)
     prompt = torch.randint(3, 101, (1, 60), generator=torch.Generator().manual_seed(5))
-    cache = SqueezeCache(model, 0.3, policy)
+    cache = SqueezeCache(model, 0.3, policy, "squeeze")
     want = model.generate(prompt, past_key_values=cache, max_new_tokens=24, do_sample=False, pad_token_id=0)
     given = ",".join(map(str, prompt[0].tolist()))
     with socket.socket() as probe:
