@@ -53,7 +53,7 @@ def test_values_by_hand(family):
         cosine = torch.cosine_similarity(before[i].double(), joined.double(), dim=-1)
         want.append(cosine[mask.bool()].mean().item())
     for chunk in (None, 7):
-        cache = SqueezeCache(model, budget=0.5)
+        cache = SqueezeCache(model, budget=0.5, allocator="squeeze")
         teacher_forced(model, cache, rows, chunk=chunk)
         assert cache.plan.importance == pytest.approx(want, abs=1e-5)
 
@@ -63,7 +63,7 @@ def test_half_precision_does_not_collapse_the_values():
     values = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny_model("llama", dtype=dtype)
-        cache = SqueezeCache(model, budget=0.5)
+        cache = SqueezeCache(model, budget=0.5, allocator="squeeze")
         teacher_forced(model, cache, rows)
         values[dtype] = cache.plan.importance
     assert values[torch.bfloat16] == pytest.approx(values[torch.float32], abs=5e-3)
@@ -74,7 +74,7 @@ def test_the_same_prompt_gives_the_same_plan():
     model = tiny_model("llama")
     plans = []
     for _ in range(3):
-        cache = SqueezeCache(model, budget=0.5)
+        cache = SqueezeCache(model, budget=0.5, allocator="squeeze")
         teacher_forced(model, cache, [list(range(3, 60))])
         plans.append(cache.plan)
     assert plans[0] == plans[1] == plans[2]

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 
+@torch.enable_grad()  # whatever ran before
 @pytest.mark.parametrize("length", [1, 127, 128, 300])
 def test_values_and_gradients_equal_those_of_torch(length):
     from attention import blocked

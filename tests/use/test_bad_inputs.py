@@ -165,7 +165,7 @@ OPTIONS = [
     ({"allocator": [8, 8.0, 8, 8]}, ("fixed budgets", "layer 1", "8.0", "whole numbers")),
     ({"allocator": [8, 8, True, 8]}, ("fixed budgets", "layer 2", "True", "whole numbers")),
     ({"allocator": ["8", 8, 8, 8]}, ("fixed budgets", "layer 0", "'8'", "whole numbers")),
-    ({"allocator": None}, ("allocator", "None", "squeeze", "uniform", "list")),
+    ({"allocator": 7}, ("allocator", "7", "squeeze", "uniform", "list")),
     ({"allocator": {0: 8}}, ("allocator", "squeeze", "uniform", "list")),
     ({"allocator": torch.tensor([8, 8, 8, 8])}, ("allocator", "list of tokens per layer")),
 ]
