@@ -20,8 +20,7 @@ from tokenizer import END_OF_TEXT
 
 #: Percent of the rows that are of each kind, by the length of the rows: short ones are for learning to look things up
 #: at all, then for what is new (what came before something, counting), long ones for the tasks themselves.
-LENGTHS = (64, 128, 256, 512)
-_PERCENT = {
+_PERCENT = {  # 64, 128, 256 and 512 tokens or more
     "pairs":     (35, 10,  6,  4),
     "mirrored":  (10, 18, 14,  2),
     "repeats":   (12,  4,  2,  1),
@@ -33,7 +32,7 @@ _PERCENT = {
     "exercises": ( 0,  0,  8, 38),
     "code":      (11,  4,  4, 10),
 }  # fmt: skip
-SHARES = {length: {kind: row[i] for kind, row in _PERCENT.items()} for i, length in enumerate(LENGTHS)}
+SHARES = {length: {kind: row[i] for kind, row in _PERCENT.items()} for i, length in enumerate((64, 128, 256, 512))}
 _LEAST = 32  # tokens; what is left of a row below that is filled with code
 
 

@@ -39,10 +39,10 @@ class Exercises:
 
     def one(self, name: str, seed: int, size: int) -> Document | None:
         """A sample of one task, or ``None`` if it does not fit."""
-        # Replies of the long decodes are as long as their contexts: leave room for them.
         # Fewer questions leave room for a longer context: a row's last positions have to be learned as well.
         most = size // _TOKENS_FOR_ONE_MORE if name.startswith("niah_multikey") else 0
         more = random.Random(seed).randint(min(1, most), most)
+        # Replies of the long decodes are as long as their contexts: leave room for them.
         for length in (size - 24 - 48 * more, size * 3 // 4, size // 2, size * 2 // 5):
             try:
                 sample = self.tasks[name].sample(self._count, length, seed, 0)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tokenizers import Tokenizer
 
-from squeezeattention.tasks import recall
+from squeezeattention.tasks import cwe, fwe, recall, vt
 from squeezeattention.tasks.names import draw_codes, draw_names, draw_words
 from squeezeattention.tasks.niah import random_uuid
 from squeezeattention.tasks.noise import FILLER
@@ -18,19 +18,6 @@ from squeezeattention.tasks.words import ADJECTIVES, NOUNS, VERBS
 
 _MAGIC = "One of the special magic numbers for {k} is: {v}.\n"
 _ASK_MAGIC = "The special magic number for {k} mentioned in the provided text is"
-_ASK_COMMON = (
-    "What are the {n} most common words in the above list? "
-    "Answer: The top {n} words that appear most often in the list are:"
-)
-_ASK_FREQUENT = (
-    "Question: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently "
-    "appeared words in the above coded text? Answer: According to the coded text above, the three most frequently "
-    "appeared words are:"
-)
-_ASK_CHAIN = (
-    "Question: Find all variables that are assigned the value {v} in the text above. Answer: According to the "
-    "chain(s) of variable assignment in the text above, {n} variables are assigned the value {v}, they are:"
-)
 #: (statement, question, what follows the answer); the question ends where the answer begins.
 _FORMS = (
     (_MAGIC, _ASK_MAGIC, ".\n"),
@@ -155,7 +142,7 @@ class Retrieval:
             rng.shuffle(things)
             numbered = rng.random() < 0.5
             stated = self._list(things, numbered)
-            lines = self._encode(f"Question: {_ASK_COMMON.format(n=wanted)}" if numbered else "most common:")
+            lines = self._encode(cwe.ASK.format(n=wanted) if numbered else "most common:")
             reply = self._list(rng.sample(drawn[:wanted], wanted), numbered)
             words = {word for thing in drawn for word in thing}
             tokens += stated + self.newline + lines + reply + self.newline
@@ -182,7 +169,6 @@ class Retrieval:
         weights: list[float] = []
         while len(tokens) < size:
             worded = rng.random() < 0.5
-            line = "VAR {} = VAR {}\n" if worded else "{} = {}\n"
             chains, letters = rng.randint(1, 3 if size < 128 else 5), rng.choice((3, 5, 5))
             sizes = [rng.randint(1, 5) for _ in range(chains)]
             if worded or rng.random() < 0.4:
@@ -191,20 +177,15 @@ class Retrieval:
                 codes = draw_words(rng, sum(sizes), held_out=self.held_out)
             names = [[codes.pop() for _ in range(count)] for count in sizes]
             values = [str(value) for value in rng.sample(range(10_000, 100_000), chains)]
-            waiting = [
-                [line.replace("VAR {}\n", "{}\n").format(chain[0], value)]
-                + [line.format(name, source) for source, name in itertools.pairwise(chain)]
-                for chain, value in zip(names, values, strict=True)
-            ]
-            order = [number for number, chain in enumerate(waiting) for _ in chain]
-            rng.shuffle(order)
+            word, form = ("VAR ", vt.ASK) if worded else ("", "{v} has")
+            chained = [vt.assignments(chain, value, word) for chain, value in zip(names, values, strict=True)]
+            lines = vt.interleaved(rng, chained)
             noise = rng.random() < 0.4
-            for number in order:
-                stated = self._encode(waiting[number].pop(0)) + (self.noise[0] if noise and rng.random() < 0.4 else [])
+            for line in lines:
+                stated = self._encode(f"{line}\n") + (self.noise[0] if noise and rng.random() < 0.4 else [])
                 tokens += stated
                 weights += [LIGHT] * len(stated)
             for number in rng.choices(range(chains), k=1 if worded else chains + 1):
-                form = _ASK_CHAIN if worded else "{v} has"
                 ask = self._encode(form.format(v=values[number], n=len(names[number])))
                 tokens += ask
                 weights += [LIGHT] * len(ask)
@@ -234,7 +215,7 @@ class Retrieval:
             text = [code for code, count in zip(drawn, counts, strict=True) for _ in range(count)] + ["..."] * dots
             rng.shuffle(text)
             stated = self._encode(f" {' '.join(text)}\n")
-            ask = self._encode(_ASK_FREQUENT if wanted == 3 and rng.random() < 0.4 else f"{wanted} most frequent:")
+            ask = self._encode(fwe.ASK if wanted == 3 and rng.random() < 0.4 else f"{wanted} most frequent:")
             tokens += stated + ask
             weights += [LIGHT] * (len(stated) + len(ask))
             for place, code in enumerate(drawn[:wanted]):

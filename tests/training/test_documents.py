@@ -18,7 +18,7 @@ def retrieval(tokenizer):
 
 
 def drawn(retrieval, tokenizer, kind, seed, size=600):
-    """Text of a document, and whether each character is of an answer."""
+    """Text of a document that has answers."""
     from retrieval import ANSWER
 
     tokens, weights = getattr(retrieval, kind)(random.Random(seed), size)
@@ -74,12 +74,14 @@ def test_doubles_are_what_occurs_more_than_once(retrieval, tokenizer, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_running_counts_are_right(retrieval, tokenizer, seed):
-    text = drawn(retrieval, tokenizer, "counted", seed)
+    text, counted = drawn(retrieval, tokenizer, "counted", seed), 0
     for line in text.splitlines()[:-1]:
         seen = Counter()
         for thing, count in re.findall(r" ([A-Za-z ]+?) (\d+)", line):
             seen[thing] += 1
             assert seen[thing] == int(count)
+            counted += 1
+    assert counted
 
 
 def test_names_alike_share_a_word_and_are_of_one_side(retrieval):

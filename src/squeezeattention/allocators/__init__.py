@@ -65,12 +65,14 @@ def names_file(text: str) -> bool:
     return text.endswith(".json") or (text not in ALLOCATORS and Path(text).is_file())
 
 
-def name_or_plan(text: str) -> str | BudgetPlan | Measured:
+def name_or_plan(text: str | None) -> str | BudgetPlan | Measured | None:
     """What a command line means by an allocator: a name, or what was saved in a file: a plan or measured losses.
+
+    ``None``, where none was named, stays ``None``.
 
     Raises :class:`PlanError` for a file that holds neither.
     """
-    if not names_file(text):
+    if text is None or not names_file(text):
         return text
     return Measured.load(text) if is_measured(text) else BudgetPlan.load(text)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import SqueezeCache
-from ..allocators import default_allocator, name_or_plan
+from ..allocators import name_or_plan
 from ..errors import ConfigError
 from . import options
 from .console import ERR, print_json
@@ -57,7 +57,7 @@ def generate(
         raise ConfigError(f"the temperature must be above 0, got {temperature:g}")
     check_target(save_plan)
     given = read_prompts([] if file is None else [file], prompt)[0]
-    spec = name_or_plan(allocator or default_allocator(p, outliers))
+    spec = name_or_plan(allocator)
     options.check(budget, policy, spec, p, outliers, signal)
 
     import torch

@@ -22,7 +22,7 @@ class Recipe:
 
     budget: str
     policy: str | EvictionPolicy
-    allocator: str | Allocator
+    allocator: str | Allocator | None
     p: float | None = None
     signal: str | None = None
     outliers: str | None = None

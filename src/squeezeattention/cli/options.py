@@ -94,7 +94,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout in
 def check(
     budget: str,
     policy: str,
-    allocator: str | BudgetPlan | Allocator,
+    allocator: str | BudgetPlan | Allocator | None,
     p: float | None,
     outliers: str | None,
     signal: str | None = None,

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from .. import BudgetPlan
-from ..allocators import default_allocator, name_or_plan
+from ..allocators import name_or_plan
 from ..errors import ConfigError
 from ..extras import require
 from ..plots import plan_figure, save, stability_figure
@@ -70,7 +70,7 @@ def plan(
         require("matplotlib", "plot")  # before the work, not after
     if by not in WAYS:
         raise ConfigError(f"--freeze must be one of {', '.join(WAYS)}, got {by!r}")
-    spec = name_or_plan(allocator or default_allocator(p, outliers))
+    spec = name_or_plan(allocator)
     if isinstance(spec, BudgetPlan):
         raise ConfigError("a finished plan measures nothing: give --allocator a name, see `squeeze allocators`")
     options.check(budget, policy, spec, p, outliers, signal)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from .. import BudgetPlan
-from ..allocators import DEFAULT_ALLOCATOR, default_allocator, name_or_plan
+from ..allocators import name_or_plan
 from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
 from ..engine.lanes import MOST_GROUPS
 from ..engine.prompts import RULE
@@ -50,14 +50,7 @@ def plan(
         str,
         typer.Option("--policy", help="streaming_llm or sliding_window: whole blocks; h2o and others: single tokens."),
     ] = "streaming_llm",
-    allocator: Annotated[
-        str | None,
-        typer.Option(
-            "--allocator",
-            help="Which layers get more, or what `squeeze plan` or `squeeze oracle` saved. "
-            f"[{DEFAULT_ALLOCATOR}; {RULE} with --per-prompt, --p or --outliers]",
-        ),
-    ] = None,
+    allocator: options.AllocatorName = None,
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,
@@ -71,7 +64,11 @@ def plan(
         str, typer.Option("--kv-dtype", help="Of the cache in vLLM: bfloat16, float16, float32 or fp8.")
     ] = "bfloat16",
     per_prompt: Annotated[
-        bool, typer.Option("--per-prompt", help="Foresee a server that divides the total for each prompt.")
+        bool,
+        typer.Option(
+            "--per-prompt",
+            help=f"Foresee a server that divides the total for each prompt, by {RULE} unless --allocator is given.",
+        ),
     ] = False,
     output: options.Output = None,
     chunk_size: options.ChunkSize = None,
@@ -89,7 +86,7 @@ def plan(
     if kv_dtype not in _DTYPES:
         raise ConfigError(f"--kv-dtype must be one of {', '.join(_DTYPES)}, got {kv_dtype!r}")
     size = None if memory is None else options.memory_bytes(memory)
-    spec = name_or_plan(allocator or (RULE if per_prompt else default_allocator(p, outliers)))
+    spec = name_or_plan(RULE if per_prompt and allocator is None else allocator)
     options.check(budget, policy, spec, p, outliers, signal)
     in_blocks = policy in SINKS
     if sinks is not None and not in_blocks:

@@ -9,6 +9,12 @@ from .base import Question
 from .generated import Draft, GeneratedTask
 from .names import draw_words
 
+#: What is asked; ``{n}`` words are wanted.
+ASK = (
+    "Question: What are the {n} most common words in the above list? "
+    "Answer: The top {n} words that appear most often in the list are:"
+)
+
 
 class _Scale(NamedTuple):
     wanted: int
@@ -66,11 +72,7 @@ class CommonWords(GeneratedTask):
             "Below is a numbered list of words. In these words, some appear more often than others. "
             f"Memorize the ones that appear most often.\n{_numbered(entries)}\n"
         )
-        ask = (
-            f"Question: What are the {wanted} most common words in the above list? "
-            f"Answer: The top {wanted} words that appear most often in the list are:"
-        )
-        return context, Question(ask, tuple(common), self.new_tokens, f" {_numbered(common)}\n")
+        return context, Question(ASK.format(n=wanted), tuple(common), self.new_tokens, f" {_numbered(common)}\n")
 
 
 def _scale(length: int) -> _Scale:

@@ -12,6 +12,11 @@ from .names import draw_codes
 
 _ZETA_2 = math.pi**2 / 6
 _WANTED = 3
+ASK = (
+    "Question: Do not provide any explanation. Please ignore the dots '....'. What are the three most "
+    "frequently appeared words in the above coded text? Answer: According to the coded text above, "
+    "the three most frequently appeared words are:"
+)
 
 
 class FrequentWords(GeneratedTask):
@@ -39,11 +44,6 @@ class FrequentWords(GeneratedTask):
             "Read the following coded text and track the frequency of each coded word. "
             f"Find the three most frequently appeared coded words. {' '.join(text)}\n"
         )
-        ask = (
-            "Question: Do not provide any explanation. Please ignore the dots '....'. What are the three most "
-            "frequently appeared words in the above coded text? Answer: According to the coded text above, "
-            "the three most frequently appeared words are:"
-        )
         wanted = codes[:_WANTED]
-        question = Question(ask, tuple(wanted), self.new_tokens, f" {', '.join(wanted)}.\n")
+        question = Question(ASK, tuple(wanted), self.new_tokens, f" {', '.join(wanted)}.\n")
         return Draft(context, (question,), details={"words": len(text), "counts": [c for c in counts if c]})

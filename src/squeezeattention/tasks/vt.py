@@ -11,6 +11,11 @@ from .generated import Draft, GeneratedTask, at_least
 from .names import draw_codes
 from .noise import hide
 
+#: What is asked; ``{n}`` variables have the value ``{v}``.
+ASK = (
+    "Question: Find all variables that are assigned the value {v} in the text above. Answer: According to the "
+    "chain(s) of variable assignment in the text above, {n} variables are assigned the value {v}, they are:"
+)
 _EXAMPLE_FROM = 1024  # tokens; shorter contexts have no room for it
 
 
@@ -49,21 +54,23 @@ class VariableTracking(GeneratedTask):
         codes = draw_codes(rng, chains * size, string.ascii_uppercase, letters, held_out=self.held_out)
         variables = [codes[start : start + size] for start in range(0, len(codes), size)]
         values = [str(value) for value in rng.sample(range(10_000, 100_000), chains)]
-        waiting = [_assignments(chain, value) for chain, value in zip(variables, values, strict=True)]
-        # Chains are shuffled into one another; each keeps its own order.
-        order = [number for number, chain in enumerate(waiting) for _ in chain]
-        rng.shuffle(order)
-        text, numbers = hide(rng, [waiting[number].pop(0) for number in order], sentences)
+        chained = [assignments(chain, value) for chain, value in zip(variables, values, strict=True)]
+        text, numbers = hide(rng, interleaved(rng, chained), sentences)
         context = f"Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{text}\n"
-        ask = (
-            f"Question: Find all variables that are assigned the value {values[0]} in the text above. Answer: "
-            f"According to the chain(s) of variable assignment in the text above, {size} variables are assigned "
-            f"the value {values[0]}, they are:"
-        )
+        ask = ASK.format(v=values[0], n=size)
         question = Question(ask, tuple(variables[0]), self.new_tokens, f" {' '.join(variables[0])}\n")
         return context, question, {"chains": variables, "values": values, "lines": numbers}
 
 
-def _assignments(variables: list[str], value: str) -> list[str]:
-    sources = [value, *(f"VAR {variable}" for variable in variables)]
-    return [f"VAR {variable} = {source}" for variable, source in zip(variables, sources, strict=False)]
+def assignments(variables: list[str], value: str, word: str = "VAR ") -> list[str]:
+    """``VAR a = 123``, ``VAR b = VAR a``, ...: the value handed on from one variable to the next."""
+    sources = [value, *(f"{word}{variable}" for variable in variables)]
+    return [f"{word}{variable} = {source}" for variable, source in zip(variables, sources, strict=False)]
+
+
+def interleaved(rng: random.Random, chains: list[list[str]]) -> list[str]:
+    """Chains shuffled into one another; each keeps its own order."""
+    order = [number for number, chain in enumerate(chains) for _ in chain]
+    rng.shuffle(order)
+    left = [iter(chain) for chain in chains]
+    return [next(left[number]) for number in order]
