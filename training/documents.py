@@ -20,19 +20,20 @@ from tokenizer import END_OF_TEXT
 
 #: Percent of the rows that are of each kind, by the length of the rows: short ones are for learning to look things up
 #: at all, then for what is new (what came before something, counting), long ones for the tasks themselves.
-_PERCENT = {  # 64, 128, 256 and 512 tokens or more
-    "pairs":     (35, 10,  6,  4),
-    "mirrored":  (10, 18, 14,  2),
-    "repeats":   (12,  4,  2,  1),
-    "counted":   ( 5, 14, 12,  2),
-    "doubles":   ( 5, 20, 22, 15),
-    "codes":     ( 0,  8, 10,  6),
-    "handed":    ( 0, 12, 14,  6),
-    "needles":   (22, 10,  8, 16),
-    "exercises": ( 0,  0,  8, 38),
-    "code":      (11,  4,  4, 10),
+_PERCENT = {  # 64, 128, 256, 512 and 2,048 tokens or more
+    "pairs":     (35, 10,  6,  4,  1),
+    "mirrored":  (10, 18, 14,  2,  1),
+    "repeats":   (12,  4,  2,  1,  1),
+    "counted":   ( 5, 14, 12,  5,  8),
+    "doubles":   ( 5, 20, 22, 15, 14),
+    "codes":     ( 0,  8, 10,  6,  4),
+    "handed":    ( 0, 12, 14,  6,  5),
+    "needles":   (22, 10,  8, 14, 14),
+    "exercises": ( 0,  0,  8, 37, 44),
+    "code":      (11,  4,  4, 10,  7),
 }  # fmt: skip
-SHARES = {length: {kind: row[i] for kind, row in _PERCENT.items()} for i, length in enumerate((64, 128, 256, 512))}
+_LENGTHS = (64, 128, 256, 512, 2048)
+SHARES = {length: {kind: row[i] for kind, row in _PERCENT.items()} for i, length in enumerate(_LENGTHS)}
 _LEAST = 32  # tokens; what is left of a row below that is filled with code
 
 
@@ -69,7 +70,7 @@ class Documents:
         return documents
 
     def batch(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        shares = SHARES[min(length, max(SHARES))]
+        shares = SHARES[max(known for known in SHARES if known <= length)]
         kinds = self.rng.choices(list(shares), list(shares.values()), k=rows)
         documents = [self.row(kind, length) for kind in kinds]
         return torch.tensor([d[0] for d in documents]), torch.tensor([d[1] for d in documents])
@@ -80,7 +81,7 @@ class Documents:
         weights: list[float] = []
         while (room := length + 1 - len(tokens)) >= _LEAST:
             # Of what is hard to begin with, many short ones rather than a long one.
-            whole = 0.35 if kind in ("exercises", "doubles") else 0.5
+            whole = 0.35 if kind in ("exercises", "doubles") and length < 2048 else 0.5
             size = room if self.rng.random() < whole else self.rng.randint(min(room, 64), room)
             document = self.kinds[kind](self.rng, size - 1)
             if document is None:  # no room for one

@@ -14,7 +14,7 @@ from squeezeattention.tasks import TASKS, Question, Sample, resolve_task
 
 #: How often each task is drawn. Those that need no more than a number found are taught by ``retrieval.py``.
 _WEIGHTS = {
-    "vt": 4.0, "cwe": 6.0, "fwe": 4.0, "niah_single_1": 1.5, "niah_multikey_2": 8.0, "passkey": 0.5,
+    "vt": 4.0, "cwe": 8.0, "fwe": 3.0, "niah_single_1": 1.5, "niah_multikey_2": 10.0, "passkey": 0.5,
     "recall": 0.5, "track": 1.0, "copy": 1.0, "ledger": 0.5, "sort": 0.5, "kv_retrieval": 0.5, "niah_multikey_3": 0.5,
 }  # fmt: skip
 _NEEDLE = re.compile(r"^One of the special magic \w+ for (\S+) is: (\S+)\.$", re.MULTILINE)

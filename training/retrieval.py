@@ -110,18 +110,32 @@ class Retrieval:
         return tokens[:size], weights[:size]
 
     def counted(self, rng: random.Random, size: int) -> Document:
-        """``river 1 falcon 1 river 2 ...``: how often each word has come so far, the densest lesson in counting."""
+        """``river 1 falcon 1 river 2 ...``: how often each word has come so far, the densest lesson in counting.
+
+        Or the lists of :meth:`doubles`, as long as those, with the count behind what has come before only: that it has
+        is then seen from the word alone, in a list that looks like those of which nothing but the question is scored.
+        """
         tokens: list[int] = []
         weights: list[float] = []
         while len(tokens) < size:
-            pool = self._things(rng, rng.randint(2, 30))
-            some = rng.sample(pool, rng.randint(1, len(pool)))  # more frequent than the others
+            if rng.random() < 0.5:
+                entries, _ = self._some_frequent(rng, size - len(tokens))
+                numbered, always = rng.random() < 0.7, False
+            else:
+                pool = self._things(rng, rng.randint(2, 30))
+                some = rng.sample(pool, rng.randint(1, len(pool)))  # more frequent than the others
+                entries = [rng.choice(some if rng.random() < 0.5 else pool) for _ in range(rng.randint(8, 60))]
+                numbered, always = False, True
             seen: dict[tuple[int, ...], int] = {}
-            for _ in range(rng.randint(8, 60)):
-                thing = rng.choice(some if rng.random() < 0.5 else pool)
+            for place, thing in enumerate(entries, 1):
                 seen[thing] = seen.get(thing, 0) + 1
-                tokens += [*thing, *self._encode(f" {seen[thing]}")]
-                weights += [0.0] * len(thing) + [2.0]
+                before = self._number(place) if numbered else []
+                count = self._encode(f" {seen[thing]}" if always else f" ({seen[thing]})")
+                count = count if always or seen[thing] > 1 else []
+                tokens += [*before, *thing, *count]
+                # What follows a word that is new (a number, mostly) says that no count does.
+                weights += [0.3, *[0.0] * (len(before) - 1)][: len(before)]
+                weights += [0.0] * len(thing) + [2.0] * len(count)
             tokens += self.newline
             weights += [0.0]
         return tokens[:size], weights[:size]
@@ -134,25 +148,33 @@ class Retrieval:
         tokens: list[int] = []
         weights: list[float] = []
         while len(tokens) < size:
-            wanted, times = rng.randint(1, 6), rng.randint(2, 5)
-            most = 12 if rng.random() < 0.7 else 160  # short ones have more answers among their tokens
-            others = rng.randint(2, max(3, min(most, (size - len(tokens)) // 4)))
-            drawn = self._things(rng, wanted + others)
-            things = drawn[:wanted] * times + drawn[wanted:]
-            rng.shuffle(things)
+            things, common = self._some_frequent(rng, size - len(tokens))
             numbered = rng.random() < 0.5
             stated = self._list(things, numbered)
-            lines = self._encode(cwe.ASK.format(n=wanted) if numbered else "most common:")
-            reply = self._list(rng.sample(drawn[:wanted], wanted), numbered)
-            words = {word for thing in drawn for word in thing}
+            lines = self._encode(cwe.ASK.format(n=len(common)) if numbered else "most common:")
+            reply = self._list(rng.sample(common, len(common)), numbered)
+            words = {word for thing in common for word in thing}
             tokens += stated + self.newline + lines + reply + self.newline
             weights += [LIGHT] * (len(stated) + 1 + len(lines))
             weights += [*(FIRST if token in words else 0.3 for token in reply), 0.3]
         return tokens[:size], weights[:size]
 
+    def _some_frequent(self, rng: random.Random, size: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """A shuffled list of about ``size`` tokens at most in which some things occur several times, and those."""
+        room = size // 4  # an entry takes two to four tokens
+        wanted, times = rng.randint(1, 10), rng.randint(2, 8)
+        if wanted * times > room:
+            wanted, times = rng.randint(1, 6), rng.randint(2, 5)
+        # Short ones have more answers among their tokens; the longest are as long as the task's own.
+        most = rng.choice((12, 12, 12, 40, 160, 600))
+        drawn = self._things(rng, wanted + rng.randint(2, max(3, min(most, room - wanted * times))))
+        entries = drawn[:wanted] * times + drawn[wanted:]
+        rng.shuffle(entries)
+        return entries, drawn[:wanted]
+
     def _things(self, rng: random.Random, count: int) -> list[tuple[int, ...]]:
         """Different words that a list may name, or names of two words: so that no word is never an answer."""
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             return [(word,) for word in rng.sample(self.known, count)]
         found: dict[tuple[int, ...], None] = {}
         while len(found) < count:
