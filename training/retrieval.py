@@ -161,7 +161,7 @@ class Retrieval:
 
     def _some_frequent(self, rng: random.Random, size: int) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
         """A shuffled list of about ``size`` tokens at most in which some things occur several times, and those."""
-        room = size // 4  # an entry takes two to four tokens
+        room = size // 5  # an entry takes two to six tokens
         wanted, times = rng.randint(1, 10), rng.randint(2, 8)
         if wanted * times > room:
             wanted, times = rng.randint(1, 6), rng.randint(2, 5)
@@ -173,9 +173,18 @@ class Retrieval:
         return entries, drawn[:wanted]
 
     def _things(self, rng: random.Random, count: int) -> list[tuple[int, ...]]:
-        """Different words that a list may name, or names of two words: so that no word is never an answer."""
-        if rng.random() < 0.4:
-            return [(word,) for word in rng.sample(self.known, count)]
+        """Different words that a list may name, or names of two words: so that no word is never an answer.
+
+        Or words and hyphenated names, as in the task, whose words run out in long lists.
+        """
+        kind = rng.random()
+        if kind < 0.5:
+            words = count if kind < 0.3 else rng.randint(0, count)
+            names = draw_names(rng, count - words, held_out=self.held_out)
+            things = [(word,) for word in rng.sample(self.known, words)]
+            things += [tuple(self._encode(f" {name}")) for name in names]
+            rng.shuffle(things)
+            return things
         found: dict[tuple[int, ...], None] = {}
         while len(found) < count:
             found[self._pair_name(rng, 2, self.listed)] = None

@@ -143,10 +143,10 @@ def code_loss(model: LlamaForCausalLM, documents: Documents, length: int = 512, 
     return loss
 
 
-def rate_at(state: dict[str, int], tokens: float, lr: float) -> float:
-    """Warm-up over 50 steps, a plateau, and a fall to zero over the last quarter of the tokens."""
+def rate_at(state: dict[str, int], tokens: float, lr: float, fall: float) -> float:
+    """Warm-up over 50 steps, a plateau, and a fall to zero over the last share ``fall`` of the tokens."""
     left = max(0.0, tokens - state["tokens"])
-    return lr * min(1.0, (state["step"] + 1) / 50, left / (0.25 * tokens))
+    return lr * min(1.0, (state["step"] + 1) / 50, left / (fall * tokens))
 
 
 def main() -> None:
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], choices=LENGTHS, help="tokens of the longest rows")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--fall", type=float, default=0.25, help="share of the tokens over which the rate falls to 0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true")
@@ -217,7 +218,7 @@ def main() -> None:
     while state["tokens"] < args.tokens:
         for optimizer in optims:
             for group in optimizer.param_groups:
-                group["lr"] = rate_at(state, args.tokens, args.lr)
+                group["lr"] = rate_at(state, args.tokens, args.lr, args.fall)
         stage = state["stage"]
         if stage and train.rng.random() < 0.4:
             stage = max(train.rng.randrange(stage), train.rng.randrange(stage))

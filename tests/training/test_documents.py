@@ -76,7 +76,7 @@ def test_doubles_are_what_occurs_more_than_once(retrieval, tokenizer, seed):
 def test_running_counts_are_right(retrieval, tokenizer, seed):
     text, counted = drawn(retrieval, tokenizer, "counted", seed), 0
     for line in text.splitlines()[:-1]:
-        readings = [_entries(line, width) for width in (1, 2)]  # things of one word, or names of two
+        readings = [_entries(line, width) for width in (1, 2)]  # words and hyphenated names, or names of two words
         assert any(entries and _counts_are_right(entries) for entries in readings), line
         counted += 1
     assert counted
@@ -84,7 +84,7 @@ def test_running_counts_are_right(retrieval, tokenizer, seed):
 
 def _entries(line: str, width: int) -> list[tuple[str, str]] | None:
     """(thing, count written behind it) of a line, ``None`` unless all of it reads as things of ``width`` words."""
-    thing = " ".join(["[A-Za-z]+"] * width)
+    thing = " ".join(["[A-Za-z-]+"] * width)
     form = rf"(?: \d+\.)? ({thing})((?: \d+(?!\d*\.)| \(\d+\))?)"
     return re.findall(form, line) if re.fullmatch(f"(?:{form})+", line) else None
 
