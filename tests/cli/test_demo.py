@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from squeezeattention import BudgetPlan, demo, load_embedded
+from squeezeattention.allocators import DEFAULT_ALLOCATOR
 from squeezeattention.demo.measure import REFERENCE, Measured, Result
 from squeezeattention.tasks import corpus, recall
 
@@ -63,7 +64,7 @@ def test_table_paragraph_and_paths(squeeze: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = squeeze("demo", "--quick", "--out", out, "--contexts", 1, "--facts", 2, "--p", 0.4)
     assert result.exit_code == 0, result.stderr
-    for word in ("full cache", "squeeze, clamped", "KV held", "95 %", "Against uniform", "demo.json"):
+    for word in ("full cache", "squeeze", DEFAULT_ALLOCATOR, "KV held", "95 %", "Against uniform", "demo.json"):
         assert word in result.stdout
     assert "1 contexts" in result.stdout
     assert json.loads((out / "demo.json").read_text())["settings"]["p"] == 0.4
@@ -131,21 +132,20 @@ def _row(policy: str | None, budget: float, label: str, right: int, n: int = 40)
 
 def _result(full: int, **right: int) -> Result:
     settings = demo.Settings(contexts=1, policies=("h2o",), budgets=(0.3,))
-    labels = {"uniform": "uniform", "squeeze": "squeeze", "clamped": "squeeze, clamped", "whole": REFERENCE}
-    rows = [_row("h2o", 0.3, labels[name], count) for name, count in right.items()]
+    rows = [_row("h2o", 0.3, REFERENCE if name == "whole" else name, count) for name, count in right.items()]
     whole = 1 if "whole" in right else None
     return Result(settings, [], _row(None, 1.0, "full cache", full), rows, whole)
 
 
 def test_findings_follow_the_numbers() -> None:
-    text = demo.findings(_result(40, uniform=10, squeeze=2, clamped=39, whole=40))
+    text = demo.findings(_result(40, uniform=10, squeeze=2, reach=39, whole=40))
     assert "40 of 40 answers (100%" in text
     assert '"squeeze" is better in 0 of 1 pairs of policy and budget, worse in 1' in text
-    assert '"squeeze, clamped" is better in 1 of 1' in text
-    assert "smallest cache within 5% of the full score is h2o with squeeze, clamped budgets" in text
+    assert '"reach" is better in 1 of 1' in text
+    assert "smallest cache within 5% of the full score is h2o with reach budgets" in text
     assert "keeps layer 1" in text
-    text = demo.findings(_result(20, uniform=10, squeeze=11, clamped=10))
+    text = demo.findings(_result(20, uniform=10, squeeze=11, reach=10))
     assert "not to be told apart in 1" in text
     assert "No setting comes within 5%" in text
     assert "For comparison" not in text
-    assert "so few" in demo.findings(_result(0, uniform=0, squeeze=0, clamped=0))
+    assert "so few" in demo.findings(_result(0, uniform=0, squeeze=0, reach=0))

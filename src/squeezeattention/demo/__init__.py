@@ -2,7 +2,7 @@
 
 from .measure import Measured, Result, run
 from .report import LEGEND, findings, table, to_json, write_files
-from .scenario import FULL, QUICK, Context, Settings, Variant, build_contexts
+from .scenario import FULL, QUICK, Context, Settings, build_contexts
 
 __all__ = [
     "FULL",
@@ -12,7 +12,6 @@ __all__ = [
     "Measured",
     "Result",
     "Settings",
-    "Variant",
     "build_contexts",
     "findings",
     "run",

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from .. import BudgetPlan, SqueezeCache
 from ..tasks.driving import forward, read
 from ..tasks.scoring import Score, recall_facts, score
-from .scenario import Context, Settings, Variant, build_contexts
+from .scenario import Context, Settings, build_contexts
 
 REFERENCE = "one layer whole"
 _REFERENCE_POLICY = "streaming_llm"
@@ -30,6 +30,7 @@ class Measured:
     """``None`` = the full cache."""
     budget: float
     label: str
+    """How the cache was divided: an allocator, :data:`REFERENCE`, or the full cache."""
     answers: list[bool] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
     """Keys and values held after each context was cut."""
@@ -72,7 +73,7 @@ def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lam
     """Measure the full cache and every configuration of ``settings`` on the same questions."""
     began = time.perf_counter()
     contexts = build_contexts(tokenizer, settings)
-    plain = [(p, b, v) for p in settings.policies for b in settings.budgets for v in settings.variants]
+    plain = [(p, b, a) for p in settings.policies for b in settings.budgets for a in settings.allocators]
     has_reference = settings.reference and _REFERENCE_POLICY in settings.policies
     trials = 1 + model.config.get_text_config().num_hidden_layers if has_reference else 0
     total = len(contexts) * (1 + len(plain)) + trials
@@ -84,11 +85,11 @@ def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lam
         _measure_full(model, tokenizer, settings, full, context)
     result = Result(settings, contexts, full, rows=[])
     keep_attached = SqueezeCache(model, 1.0, "sliding_window", "uniform")
-    for policy, budget, variant in plain:
-        row = Measured(policy, budget, variant.label)
+    for policy, budget, allocator in plain:
+        row = Measured(policy, budget, allocator)
         for context in contexts:
-            progress(total, f"{policy} {budget:.0%} {variant.label}")
-            cache = _variant_cache(model, settings, policy, budget, variant)
+            progress(total, f"{policy} {budget:.0%} {allocator}")
+            cache = SqueezeCache(model, budget, policy, allocator, settings.p, new_tokens=settings.decode_tokens)
             _measure(model, tokenizer, settings, row, context, cache)
         result.rows.append(row)
     if has_reference:
@@ -96,13 +97,6 @@ def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lam
     keep_attached.detach()
     result.seconds = time.perf_counter() - began
     return result
-
-
-def _variant_cache(model: Any, settings: Settings, policy: str, budget: float, variant: Variant) -> SqueezeCache:
-    return SqueezeCache(
-        model, budget, policy, variant.allocator, settings.p, outliers=variant.outliers,
-        new_tokens=settings.decode_tokens,
-    )  # fmt: skip
 
 
 def _measure_full(model: Any, tokenizer: Any, settings: Settings, row: Measured, context: Context) -> None:

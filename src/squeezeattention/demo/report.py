@@ -97,9 +97,9 @@ def _plan_text(plan: BudgetPlan) -> str:
 def findings(result: Result) -> str:
     """One paragraph of what the numbers show, and what they do not."""
     parts = [_about_full(result)]
-    baseline = _by_setting(result, result.settings.variants[0].label)
-    for variant in result.settings.variants[1:]:
-        parts.append(_against(_by_setting(result, variant.label), baseline, variant.label))
+    baseline = _by_setting(result, result.settings.allocators[0])
+    for allocator in result.settings.allocators[1:]:
+        parts.append(_against(_by_setting(result, allocator), baseline, allocator))
     parts += [
         _about_outliers(result),
         _about_smallest(result),
@@ -151,14 +151,7 @@ def _against(
 
 
 def _about_outliers(result: Result) -> str:
-    plans = [
-        plan
-        for variant in result.settings.variants
-        if variant.allocator == "squeeze" and variant.outliers == "keep"
-        for row in result.rows
-        if row.label == variant.label
-        for plan in row.plans
-    ]
+    plans = [plan for row in result.rows if row.label == "squeeze" for plan in row.plans]
     captured = sum(any("took the important groups" in warning for warning in plan.warnings) for plan in plans)
     if not captured:
         return ""
@@ -192,7 +185,7 @@ def _about_reference(result: Result) -> str:
     if not rows or result.whole_layer is None:
         return ""
     best = max(rows, key=lambda row: (row.score.right, -row.mean_bytes))
-    uniform = _by_setting(result, result.settings.variants[0].label)[best.policy, best.budget]
+    uniform = _by_setting(result, result.settings.allocators[0])[best.policy, best.budget]
     text = (
         f'For comparison, "{REFERENCE}" keeps layer {result.whole_layer}, found by cutting each layer alone '
         f"on another context and looking at the answers, and little elsewhere: {best.score.right} of "
@@ -297,11 +290,11 @@ def _accuracy_figure(result: Result) -> Any:
 
 
 def _plan_figure(result: Result) -> Any:
-    """The plans as published at the middle budget, one row a context."""
+    """The plans as published at the middle budget, one row a context: they have groups to show."""
     settings = result.settings
-    label = next((v.label for v in settings.variants if v.allocator == "squeeze"), settings.variants[-1].label)
+    label = "squeeze" if "squeeze" in settings.allocators else settings.allocators[-1]
     budget = sorted(settings.budgets)[len(settings.budgets) // 2]
     row = next(row for row in result.rows if row.label == label and row.budget == budget)
     sources = [context.source for context in result.contexts]
-    title = f"Cosine, groups and budgets of each context ({label}, budget {budget:.0%})"
+    title = f"Signal, groups and budgets of each context ({label}, budget {budget:.0%})"
     return plan_figure(list(zip(sources, row.plans, strict=True)), title=title)

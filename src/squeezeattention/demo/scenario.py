@@ -7,24 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..allocators import DEFAULT_ALLOCATOR
 from ..errors import ConfigError, InputError
 from ..tasks import corpus, recall
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to divide the cache among the layers."""
-
-    label: str
-    allocator: str
-    outliers: str | None = None
-
-
-VARIANTS = (
-    Variant("uniform", "uniform"),
-    Variant("squeeze", "squeeze", "keep"),
-    Variant("squeeze, clamped", "squeeze", "clamp"),
-)
 
 
 @dataclass(frozen=True)
@@ -38,7 +23,8 @@ class Settings:
     """Facts, and so questions, in each context."""
     policies: tuple[str, ...] = ("sliding_window", "streaming_llm", "h2o")
     budgets: tuple[float, ...] = (0.15, 0.3, 0.5)
-    variants: tuple[Variant, ...] = VARIANTS
+    allocators: tuple[str, ...] = ("uniform", "squeeze", DEFAULT_ALLOCATOR)
+    """Ways to divide the cache among the layers; all are compared with the first."""
     p: float | None = None
     decode_tokens: int = 48
     """Tokens of the decode that is timed."""
