@@ -20,20 +20,20 @@ def _each(option: str, *values: object) -> list[str]:
 
 
 BOTH = _each("--policy", "streaming_llm", "h2o")
-RULES = ("squeeze", "reach", "focus")
+RULES = ("squeeze", "lookup", "reach", "focus")
 
 #: question -> options of `squeeze eval run`; seeds were fixed before anything was measured with them
 GRIDS: dict[str, list[str]] = {
     # 1. What do bytes buy, with uniform budgets, the published rule and this project's?
     "bytes": [
         "-t", "recall", *BOTH, *_each("--allocator", "uniform", *RULES),
-        *_each("--budget", 0.1, 0.2, 0.3, 0.5, 0.7, 0.9), *_each("--length", 512, 800), "--samples", "8",
+        *_each("--budget", 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9), *_each("--length", 512, 800), "--samples", "8",
         "--seed", "11",
     ],
     # 1b. ... and on RULER's tasks, in rows as long as training's? (the full cache says what the model can do)
     "ruler": [
         *_each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"), "--policy", "streaming_llm",
-        *_each("--allocator", "uniform", "reach"), "--budget", "0.3", "--length", "2048", "--samples", "15",
+        *_each("--allocator", "uniform", "lookup"), "--budget", "0.3", "--length", "2048", "--samples", "15",
         "--seed", "15",
     ],
     # 2. Is p = 0.3 to 0.4 right, and k = 3?
@@ -46,14 +46,14 @@ GRIDS: dict[str, list[str]] = {
     # 3. Who wins at equal bytes?
     "allocators": [
         *_each("-t", "recall", "code"), *BOTH,
-        *_each("--allocator", "uniform", "squeeze", "squeeze:outliers=clamp", "reach", "focus", "cake", "zigzag",
-               "lazy", "dynamickv", "pyramid", "random", "inverted"),
+        *_each("--allocator", "uniform", "squeeze", "squeeze:outliers=clamp", "lookup", "reach", "focus", "cake",
+               "zigzag", "lazy", "dynamickv", "pyramid", "random", "inverted"),
         "--budget", "0.2", "--length", "512", "--samples", "10", "--seed", "13",
     ],
     # 3b. ... and where more is asked than to find one thing? (for models that can do it)
     "tasks": [
         *_each("-t", "niah_multikey_2", "vt", "fwe"), *BOTH,
-        *_each("--allocator", "uniform", "squeeze", "reach", "focus", "cake", "dynamickv"),
+        *_each("--allocator", "uniform", "squeeze", "lookup", "reach", "focus", "cake", "dynamickv"),
         *_each("--budget", 0.2, 0.4), "--length", "512", "--samples", "8", "--seed", "16",
     ],
     # 4. What does a frozen plan lose? (after "stability", which makes the plans)
@@ -65,8 +65,8 @@ GRIDS: dict[str, list[str]] = {
     # 5. What does the bounded prefill cost?
     "bounded": [
         "-t", "recall", *BOTH,
-        *_each("--allocator", "uniform", "squeeze", "squeeze:prefill=bounded,chunk_size=128", "reach",
-               "reach:prefill=bounded,chunk_size=128"),
+        *_each("--allocator", "uniform", "squeeze", "squeeze:prefill=bounded,chunk_size=128", "lookup",
+               "lookup:prefill=bounded,chunk_size=128"),
         *_each("--budget", 0.3, 0.5), "--length", "1024", "--samples", "6", "--seed", "11",
     ],
 }  # fmt: skip

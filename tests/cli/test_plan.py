@@ -113,7 +113,7 @@ def test_tables_of_tasks_fit_80_columns(squeeze: Any, model_folder: Path, prompt
         assert words in result.stdout
 
 
-@pytest.mark.parametrize("allocator", ["squeeze", "reach", "focus"])
+@pytest.mark.parametrize("allocator", ["squeeze", "lookup", "reach", "focus"])
 def test_frozen_by_shares(squeeze: Any, model_folder: Path, prompt_file: Path, tmp_path: Path, allocator: str) -> None:
     other, plot = tmp_path / "other.py", tmp_path / "plan.png"
     other.write_text("import os\n" * 40)

@@ -16,6 +16,7 @@ from .fixed import Fixed
 from .focus import Focus
 from .inverted import Inverted
 from .lazy import Lazy
+from .lookup import Lookup
 from .measured import Measured, is_measured
 from .proportional import Proportional
 from .pyramid import Pyramid
@@ -37,6 +38,7 @@ __all__ = [
     "Focus",
     "Inverted",
     "Lazy",
+    "Lookup",
     "Measured",
     "Proportional",
     "Pyramid",
@@ -53,10 +55,10 @@ __all__ = [
 ]
 
 #: What is used where none is asked for.
-DEFAULT_ALLOCATOR = "reach"
+DEFAULT_ALLOCATOR = "lookup"
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator")
-for _allocator in (Squeeze, Reach, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):
+for _allocator in (Squeeze, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):
     ALLOCATORS.register(_allocator.name, _allocator)
 
 

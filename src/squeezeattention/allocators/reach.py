@@ -1,4 +1,4 @@
-"""This project's rule: tokens go to the layers that read far back."""
+"""This project's earlier rule: tokens go to the layers that read far back."""
 
 from __future__ import annotations
 

@@ -61,13 +61,13 @@ class SqueezeCache(Cache):
         budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of the longest row);
             text such as "512MiB" = bytes of keys and values per sequence.
         policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
-        allocator: "reach" (the default: what won across tasks and models), "squeeze" (the paper; the default where
-            ``p`` or ``outliers``, which are its parameters, are given), "focus", "uniform",
-            "random", "inverted", those of other papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
+        allocator: "lookup" (the default: what won across tasks and models), "squeeze" (the paper; the default where
+            ``p`` or ``outliers``, which are its parameters, are given), "reach", "focus",
+            "uniform", "random", "inverted", those of other papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
             :class:`BudgetPlan` or a list of tokens per layer (both fix the budgets; ``budget`` is not used).
         p: share of the average budget that the least important group keeps, in (0, 1].
         signal: what tells important layers from others (by name or an object); ``None`` = the allocator's own,
-            which is "locality" for "reach" and the paper's "cosine" for "squeeze".
+            which is "sharpness" for "lookup" and the paper's "cosine" for "squeeze".
         outliers: "keep" (the paper) or "clamp", for the "squeeze" family.
         positions: "original" or "cache" (re-rotated sinks, StreamingLLM on RoPE models).
         sinks: leading tokens that StreamingLLM keeps (default 4).

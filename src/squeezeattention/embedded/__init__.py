@@ -1,6 +1,6 @@
 """The embedded model: a small Llama that came with the package, for demos and tests without a download.
 
-8 layers, width 128, 4 query and 2 KV heads of 32, 4,608-token byte-level BPE, fp16 on disk. Trained by ``training/``
+8 layers, width 128, 4 query and 2 KV heads of 32, 10,240-token byte-level BPE, fp16 on disk. Trained by ``training/``
 on the standard library's sources and on generated text in which things are looked up; see docs/embedded-model.md.
 """
 

@@ -13,7 +13,7 @@ def standard(model: str) -> Settings:
         lengths=(1024,),
         samples=20,
         policies=("sliding_window", "streaming_llm", "h2o"),
-        allocators=("uniform", "squeeze", "squeeze:outliers=clamp", "reach", "pyramid", "random", "inverted"),
+        allocators=("uniform", "squeeze", "squeeze:outliers=clamp", "lookup", "reach", "pyramid", "random", "inverted"),
         budgets=("0.1", "0.2", "0.4"),
     )
 
@@ -26,6 +26,6 @@ def quick(model: str) -> Settings:
         lengths=(512,),
         samples=5,
         policies=("streaming_llm", "h2o"),
-        allocators=("uniform", "squeeze", "reach"),
+        allocators=("uniform", "squeeze", "lookup"),
         budgets=("0.15", "0.3", "0.5"),
     )

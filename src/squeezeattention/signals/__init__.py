@@ -11,6 +11,7 @@ from .last_queries import LastQueries
 from .locality import Locality
 from .preference import Preference
 from .sampled import SampledAttention
+from .sharpness import Sharpness
 from .span import Span
 from .streaming_mass import StreamingMass
 from .top_tokens import TopTokens
@@ -18,6 +19,7 @@ from .top_tokens import TopTokens
 SIGNALS: Registry[Signal] = Registry("signal")
 SIGNALS.register("cosine", Cosine)
 SIGNALS.register("locality", Locality)
+SIGNALS.register("sharpness", Sharpness)
 SIGNALS.register("far_output", FarOutput)
 SIGNALS.register("span", Span)
 SIGNALS.register("entropy", Entropy)
@@ -41,6 +43,7 @@ __all__ = [
     "Locality",
     "Preference",
     "SampledAttention",
+    "Sharpness",
     "Signal",
     "Span",
     "StreamingMass",
