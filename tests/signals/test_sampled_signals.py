@@ -7,7 +7,7 @@ import torch
 
 from squeezeattention import SqueezeCache
 from squeezeattention.errors import CacheStateError, ConfigError
-from squeezeattention.signals import SIGNALS, Locality, SampledAttention, Span
+from squeezeattention.signals import SIGNALS, Locality, SampledAttention, Sharpness, Span
 from squeezeattention.signals.sampled import sampled_columns
 from squeezeattention.testing import left_padded, position_ids, teacher_forced, tiny_model
 
@@ -31,9 +31,17 @@ def weights_of(family, rows):
     return out.attentions, position_ids(mask).masked_fill(mask == 0, -1)
 
 
+@pytest.mark.parametrize(
+    ("signal", "need"),
+    [
+        (Locality(2, 8), lambda far: far.sum(-1).mean()),  # far: [Hq, keys]
+        (Sharpness(2, 8), lambda far: far.square().sum(-1).sqrt().max()),
+    ],
+    ids=["locality", "sharpness"],
+)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss", "qwen3"])
-def test_locality_equals_the_models_own_attention(family):
-    sinks, window = 2, 8
+def test_what_far_tokens_get_equals_the_models_own_attention(family, signal, need):
+    sinks, window = signal.sinks, signal.window
     layers, positions = weights_of(family, ROWS)
     want = []
     for weights in layers:
@@ -45,10 +53,10 @@ def test_locality_equals_the_models_own_attention(family):
                     continue
                 far = [c for c, p in enumerate(positions[row].tolist()) if sinks <= p <= here - window]
                 weight = max(0, here + 1 - sinks - window) / (here + 1)
-                total += weight * weights[row, :, column, far].sum(-1).mean().item()
+                total += weight * need(weights[row, :, column, far]).item() if far else 0.0
                 weight_sum += weight
         want.append(1 - total / weight_sum)
-    assert measured(tiny_model(family), Locality(sinks, window)) == pytest.approx(want, abs=1e-5)
+    assert measured(tiny_model(family), signal) == pytest.approx(want, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -76,7 +84,7 @@ def test_a_prompt_too_short_to_be_sampled_needs_nothing(name):
     assert measured(tiny_model("llama"), name, rows=[[5, 6, 7]]) == (1.0,) * 4
 
 
-def test_locality_and_span_of_known_attention():
+def test_locality_sharpness_and_span_of_known_attention():
     """Keys of equal length make attention uniform: every visible token has the same mass."""
     model = tiny_model("llama")
     for layer in model.model.layers:
@@ -88,6 +96,9 @@ def test_locality_and_span_of_known_attention():
     far = (seen - 4 - 8).clamp(min=0) / seen
     want = float((far * far).sum() / far.sum())
     assert [1 - v for v in measured(model, Locality(4, 8), rows)] == pytest.approx([want] * 4, abs=1e-5)
+    norm = (seen - 4 - 8).clamp(min=0).sqrt() / seen  # of as many equal shares
+    want = float((norm * far).sum() / far.sum())
+    assert [1 - v for v in measured(model, Sharpness(4, 8), rows)] == pytest.approx([want] * 4, abs=1e-5)
 
 
 def test_columns_are_the_same_whole_and_in_chunks():
