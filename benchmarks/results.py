@@ -30,6 +30,11 @@ GRIDS: dict[str, list[str]] = {
         *_each("--budget", 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9), *_each("--length", 512, 800), "--samples", "8",
         "--seed", "11",
     ],
+    # 1a. ... and how near to the whole cache do uniform budgets have to come?
+    "whole": [
+        "-t", "recall", *BOTH, "--allocator", "uniform", *_each("--budget", 0.95, 0.98), *_each("--length", 512, 800),
+        "--samples", "8", "--seed", "11",
+    ],
     # 1b. ... and on RULER's tasks, in rows as long as training's? (the full cache says what the model can do)
     "ruler": [
         *_each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"), "--policy", "streaming_llm",

@@ -131,7 +131,7 @@ def oracle(model: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="+", default=["embedded", "depth4", "depth8"])
+    parser.add_argument("--model", nargs="+", default=["embedded", "depth4", "depth12"])
     args = parser.parse_args()
     for model in args.model:
         grid(model, "quick", "budget")

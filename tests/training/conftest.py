@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from squeezeattention.embedded import FOLDER
+
 ROOT = Path(__file__).parent.parent.parent
 NAMES = ("attention", "documents", "exercises", "muon", "retrieval", "tokenizer", "train")
 
@@ -22,4 +24,4 @@ def _importable():
 
 @pytest.fixture(scope="package")
 def tokenizer():
-    return Tokenizer.from_file(str(ROOT / "benchmarks" / "models" / "depth8" / "tokenizer.json"))
+    return Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
