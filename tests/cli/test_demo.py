@@ -138,14 +138,14 @@ def _result(full: int, **right: int) -> Result:
 
 
 def test_findings_follow_the_numbers() -> None:
-    text = demo.findings(_result(40, uniform=10, squeeze=2, reach=39, whole=40))
+    text = demo.findings(_result(40, uniform=10, squeeze=2, lookup=39, whole=40))
     assert "40 of 40 answers (100%" in text
     assert '"squeeze" is better in 0 of 1 pairs of policy and budget, worse in 1' in text
-    assert '"reach" is better in 1 of 1' in text
-    assert "smallest cache within 5% of the full score is h2o with reach budgets" in text
+    assert '"lookup" is better in 1 of 1' in text
+    assert "smallest cache within 5% of the full score is h2o with lookup budgets" in text
     assert "keeps layer 1" in text
-    text = demo.findings(_result(20, uniform=10, squeeze=11, reach=10))
+    text = demo.findings(_result(20, uniform=10, squeeze=11, lookup=10))
     assert "not to be told apart in 1" in text
     assert "No setting comes within 5%" in text
     assert "For comparison" not in text
-    assert "so few" in demo.findings(_result(0, uniform=0, squeeze=0, reach=0))
+    assert "so few" in demo.findings(_result(0, uniform=0, squeeze=0, lookup=0))

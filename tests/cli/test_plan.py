@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from squeezeattention import BudgetPlan
-from squeezeattention.allocators import Reach, Squeeze
+from squeezeattention.allocators import DEFAULT_ALLOCATOR, Reach, Squeeze
 from squeezeattention.cli.console import ERR, OUT
 from squeezeattention.errors import ConfigError
 from squeezeattention.plan import build_plan
@@ -27,7 +27,7 @@ def test_one_text(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:
     plan = BudgetPlan.load(saved)
     assert plan.base_budget == 40
     assert plan.importance is not None
-    assert "reach plan" in result.stdout
+    assert f"{DEFAULT_ALLOCATOR} plan" in result.stdout
     assert f"{plan.importance[0]:.4f}" in result.stdout
     assert str(saved) in result.stderr
     assert str(plot) in result.stderr

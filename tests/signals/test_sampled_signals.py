@@ -1,5 +1,6 @@
 """Signals from sampled queries: against the model's own attention weights, in chunks, with padding."""
 
+import copy
 import math
 
 import pytest
@@ -77,6 +78,16 @@ def test_a_second_prompt_is_measured_anew(name):
     cache.reset()
     teacher_forced(model, cache, ROWS)
     assert cache.plan.importance == measured(model, name)
+
+
+@pytest.mark.parametrize("name", SIGNALS.names())
+@pytest.mark.parametrize("family", ["llama", "gpt-oss"])  # gpt-oss: its attention's sinks are parameters
+def test_what_is_seen_with_gradients_on_holds_no_graph(name, family):
+    model = tiny_model(family)
+    cache = SqueezeCache(model, budget=0.5, signal=name, policy="streaming_llm")
+    with torch.enable_grad():
+        model(input_ids=torch.tensor([ROWS[0]]), past_key_values=cache)
+    assert copy.deepcopy(cache).plan.importance == pytest.approx(measured(model, name, [ROWS[0]]), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", SAMPLED)

@@ -311,7 +311,8 @@ class SqueezeLayer(CacheLayerMixin):
                 ordered=len(step.start) == 1 and not self._may_have_holes,
             )
             if step.observe and step.cache.signal.wants_attention:
-                step.cache.signal.see_attention(self.index, self._sample(query, key, value, visibility, scoring))
+                with torch.no_grad():  # what a signal keeps must not hold a forward's graph
+                    step.cache.signal.see_attention(self.index, self._sample(query, key, value, visibility, scoring))
             if native is not None and visibility.is_causal and scoring.is_plain and score_heads is None:
                 return native(query, key, value)
             if self.accelerated and score_heads is not None:
