@@ -18,6 +18,7 @@ from pathlib import Path
 
 from squeezeattention.cli.inputs import load_model
 from squeezeattention.evaluation.exercises import make_task, score_answer
+from squeezeattention.evaluation.runner import token_counter
 
 #: Task -> what an answer looks like in its text.
 NAMES = {
@@ -48,10 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     _, tokenizer = load_model(args.model)
-
-    def count(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False).input_ids)
-
+    count = token_counter(tokenizer)
     rows, rng = [], random.Random(args.seed)
     for task, form in NAMES.items():
         exercise = make_task(task)

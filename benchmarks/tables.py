@@ -136,6 +136,7 @@ def main() -> None:
     for model in args.model:
         grid(model, "quick", "budget")
         grid(model, "bytes", "budget")
+        grid(model, "whole", "budget")
         grid(model, "ruler", "allocator")
         grid(model, "p", "p")
         grid(model, "allocators", "allocator")

@@ -130,11 +130,10 @@ class Retrieval:
             for place, thing in enumerate(entries, 1):
                 seen[thing] = seen.get(thing, 0) + 1
                 before = self._number(place) if numbered else []
-                count = self._encode(f" {seen[thing]}" if always else f" ({seen[thing]})")
-                count = count if always or seen[thing] > 1 else []
+                count = self._encode(f" {seen[thing]}" if always else f" ({seen[thing]})" if seen[thing] > 1 else "")
                 tokens += [*before, *thing, *count]
-                # What follows a word that is new (a number, mostly) says that no count does.
-                weights += [0.3, *[0.0] * (len(before) - 1)][: len(before)]
+                # A number's first token, behind a word that is new, says that no count follows.
+                weights += [0.0 if index else 0.3 for index in range(len(before))]
                 weights += [0.0] * len(thing) + [2.0] * len(count)
             tokens += self.newline
             weights += [0.0]

@@ -64,7 +64,7 @@ def test_table_paragraph_and_paths(squeeze: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = squeeze("demo", "--quick", "--out", out, "--contexts", 1, "--facts", 2, "--p", 0.4)
     assert result.exit_code == 0, result.stderr
-    for word in ("full cache", "squeeze", DEFAULT_ALLOCATOR, "KV held", "95 %", "Against uniform", "demo.json"):
+    for word in ("full cache", '"squeeze"', DEFAULT_ALLOCATOR, "KV held", "95 %", "Against uniform", "demo.json"):
         assert word in result.stdout
     assert "1 contexts" in result.stdout
     assert json.loads((out / "demo.json").read_text())["settings"]["p"] == 0.4

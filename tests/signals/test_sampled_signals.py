@@ -54,7 +54,7 @@ def test_what_far_tokens_get_equals_the_models_own_attention(family, signal, nee
                     continue
                 far = [c for c, p in enumerate(positions[row].tolist()) if sinks <= p <= here - window]
                 weight = max(0, here + 1 - sinks - window) / (here + 1)
-                total += weight * need(weights[row, :, column, far]).item() if far else 0.0
+                total += weight * need(weights[row, :, column, far]).item()
                 weight_sum += weight
         want.append(1 - total / weight_sum)
     assert measured(tiny_model(family), signal) == pytest.approx(want, abs=1e-5)
