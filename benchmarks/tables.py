@@ -1,151 +1,355 @@
-"""The tables of docs/results.md, from the records in ``eval``: ``python benchmarks/tables.py [--model NAME ...]``."""
+"""The tables of docs, from the records in ``eval``: ``python benchmarks/tables.py`` writes them where their marks are.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; ``--check`` changes nothing and ends with 1 if a
+table is not what the records say.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from results import RULES
+from squeezeattention.allocators import DEFAULT_ALLOCATOR
 
-HERE = Path(__file__).parent / "eval"
+ROOT = Path(__file__).parent.parent
+EVAL = ROOT / "benchmarks" / "eval"
+DOCS = [ROOT / "docs" / name for name in ("results.md", "embedded-model.md")]
+MODELS = ("embedded", "depth4", "depth12")
+POLICIES = {"streaming_llm": "StreamingLLM", "h2o": "H2O"}
+NAMES = {
+    "squeeze": "squeeze, as published", "squeeze:outliers=clamp": "squeeze, outliers clamped", "cake": "CAKE",
+    "dynamickv": "DynamicKV", "lazy": "lazy layers", "pyramid": "PyramidKV", "zigzag": "ZigZagKV",
+    "random": "random layers, sizes of squeeze", "inverted": "inverted groups",
+    DEFAULT_ALLOCATOR: f"{DEFAULT_ALLOCATOR}, the default",
+}  # fmt: skip
 
-
-def _summary(model: str, name: str) -> dict[str, Any] | None:
-    path = HERE / f"{model}-{name}" / "summary.json"
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-    return found
-
-
-def _cells(summary: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Results of single tasks, but for the full cache's."""
-    return (cell for cell in summary["results"] if cell["task"] != "all" and cell["policy"] is not None)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+Cell = dict[str, Any]
+Table = tuple[Sequence[str], list[list[str]]]  # head, rows
 
 
-def _score(cell: dict[str, Any]) -> str:
+class Record:
+    """The summary of one evaluation."""
+
+    def __init__(self, model: str, name: str) -> None:
+        self.summary: dict[str, Any] = json.loads((EVAL / f"{model}-{name}" / "summary.json").read_text())
+        self.settings = self.summary["settings"]
+
+    def cell(self, **wanted: Any) -> Cell:
+        """The one result that is so; ``policy=None`` is the full cache's."""
+        (found,) = (one for one in self.summary["results"] if all(one[key] == value for key, value in wanted.items()))
+        return found
+
+    def reach(self, **wanted: Any) -> Cell:
+        """Bytes from which on a share of the full score is kept."""
+        (found,) = (one for one in self.summary["reach"] if all(one[key] == value for key, value in wanted.items()))
+        return found
+
+
+def has(model: str, name: str) -> bool:
+    return (EVAL / f"{model}-{name}" / "summary.json").is_file()
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f}"
+
+
+def spread(cell: Cell) -> str:
+    """Score with its interval, or nats a token."""
     if cell["nats_per_token"] is not None:
         return f"{cell['nats_per_token']:.2f}"
-    return f"{100 * cell['score']:.0f} ({100 * cell['low']:.0f}-{100 * cell['high']:.0f})"
+    return f"{percent(cell['score'])} ({percent(cell['low'])}-{percent(cell['high'])})"
 
 
-def full(model: str, name: str) -> None:
-    """What the full cache scores."""
-    summary = _summary(model, name)
-    if summary is not None:
-        found = [cell for cell in summary["results"] if cell["policy"] is None and cell["task"] != "all"]
-        print(f"\n{model} {name}, full cache:", "; ".join(f"{cell['task']} {_score(cell)}" for cell in found))
+def short(cell: Cell) -> str:
+    return f"{cell['nats_per_token']:.2f}" if cell["nats_per_token"] is not None else percent(cell["score"])
 
 
-def grid(model: str, name: str, column: str) -> None:
-    """A row for each task, policy and allocator, a column for each value of ``column``."""
-    summary = _summary(model, name)
-    if summary is None:
-        return
-    cells = list(_cells(summary))
-    values = list(dict.fromkeys(cell[column] for cell in cells))
-    rows: dict[tuple[str, ...], dict[Any, str]] = {}
-    for cell in cells:
-        named = {**cell, "allocator": re.sub(r"[:,]p=[\d.]+$", "", cell["allocator"])}
-        key = tuple(str(named[what]) for what in ("task", "length", "policy", "allocator") if what != column)
-        rows.setdefault(key, {})[cell[column]] = _score(cell)
-    full(model, name)
-    _table(["task", "tokens", "policy", *(["allocator"] if column != "allocator" else []), *map(str, values)],
-           [[*key, *(row.get(value, "") for value in values)] for key, row in rows.items()])  # fmt: skip
+def both(show: Callable[[Cell], str], record: Record, **wanted: Any) -> str:
+    """``StreamingLLM / H2O``."""
+    return " / ".join(show(record.cell(policy=policy, **wanted)) for policy in POLICIES)
 
 
-def needed(models: Sequence[str]) -> None:
-    """Bytes from which on a share of the full score is kept, and against what uniform budgets need."""
+def named(rule: str) -> str:
+    frozen = re.search(r"-frozen-(\w+)\.json$", rule)
+    return f"{frozen[1]}, frozen" if frozen else NAMES.get(rule, rule)
+
+
+# ------------------------------------------------------------------- the tables
+
+
+def quick() -> Table:
+    record = Record("embedded", "quick")
+    columns = [*(("recall", budget) for budget in record.settings["budgets"]), ("code", "0.3")]
+    head, full, seen = [""], ["full cache"], set()
+    for task, budget in columns:
+        share = record.cell(task=task, policy="h2o", allocator="uniform", budget=budget)["share"]
+        head.append(f"{task}, {percent(share)} % of the bytes")
+        full.append("" if task in seen else short(record.cell(task=task, policy=None)))
+        seen.add(task)
+    rows = [
+        [named(rule), *(both(short, record, task=task, allocator=rule, budget=budget) for task, budget in columns)]
+        for rule in record.settings["allocators"]
+    ]
+    return head, [full, *rows]
+
+
+def _columns() -> list[tuple[str, int]]:
+    return [(model, length) for model in MODELS for length in Record(model, "bytes").settings["lengths"]]
+
+
+def _least(record: Record, share: float, **wanted: Any) -> float | None:
+    """Bytes for the score as a share of the full cache's."""
+    one = record.reach(task="recall", share=share, **wanted)
+    full = record.cell(task="recall", length=wanted["length"], policy=None)["bytes"]
+    return None if one["bytes"] is None else one["bytes"] / full
+
+
+def _most(record: Record, **wanted: Any) -> float:
+    """The largest share of the full cache's bytes that was measured."""
+    budget = max(record.settings["budgets"], key=float)
+    share: float = record.cell(task="recall", budget=budget, **wanted)["share"]
+    return share
+
+
+def bytes_for(share: float) -> Table:
+    columns = _columns()
     rows = []
-    for model in models:
-        summary = _summary(model, "bytes")
-        if summary is None:
-            continue
-        whole = {(one["task"], one["length"]): one["bytes"] for one in summary["results"] if one["policy"] is None}
-        by_key = {
-            (one["task"], one["length"], one["policy"], one["share"], one["allocator"]): one
-            for one in summary["reach"] if one["task"] != "all"
-        }  # fmt: skip
-        for (*where, allocator), own in by_key.items():
-            if allocator == "uniform":
-                continue
-            task, length, policy, share = where
-            uniform, size = by_key[task, length, policy, share, "uniform"], whole[task, length]
-            largest = max(
-                cell["bytes"] for cell in _cells(summary)
-                if [cell[k] for k in ("task", "length", "policy", "allocator")] == [task, length, policy, "uniform"]
-            )  # fmt: skip
-            rows.append([model, task, str(length), policy, f"{share:.0%}", allocator, _bytes(own, size),
-                         _bytes(uniform, size), _ratio(own, uniform, size, largest)])  # fmt: skip
-    _table(["model", "task", "tokens", "policy", "of full", "allocator", "needs", "uniform needs", "ratio"], rows)
+    for rule in Record("embedded", "bytes").settings["allocators"]:
+        row = [named(rule)]
+        for model, length in columns:
+            record, cell = Record(model, "bytes"), []
+            for policy in POLICIES:
+                wanted = {"length": length, "policy": policy, "allocator": rule}
+                least = _least(record, share, **wanted)
+                cell.append(f"> {percent(_most(record, **wanted))}" if least is None else percent(least))
+            row.append(f"{' / '.join(cell)} %")
+        rows.append(row)
+    return ["", *(f"{model}, {length}" for model, length in columns)], [*rows, _ratios(share, columns)]
 
 
-def _bytes(one: dict[str, Any], whole: float) -> str:
-    if one["bytes"] is None:
-        return one["status"].replace("_", " ")
-    return f"{'at most ' if one['status'] == 'at_most' else ''}{one['bytes'] / whole:.0%}"
+def _ratios(share: float, columns: list[tuple[str, int]]) -> list[str]:
+    """The default's bytes of those that uniform budgets need; a bound where these never keep as much."""
+    row = [f"{DEFAULT_ALLOCATOR} against uniform"]
+    for model, length in columns:
+        record, cell = Record(model, "bytes"), []
+        for policy in POLICIES:
+            where = {"length": length, "policy": policy}
+            own = _least(record, share, allocator=DEFAULT_ALLOCATOR, **where)
+            uniform = _least(record, share, allocator="uniform", **where)
+            bound = ""
+            if uniform is None:
+                finer, bound = Record(model, "whole"), "< "
+                full = record.cell(task="recall", length=length, policy=None)["score"]
+                seen = [
+                    finer.cell(task="recall", allocator="uniform", budget=budget, **where)
+                    for budget in finer.settings["budgets"]
+                ]
+                kept = [one["share"] for one in seen if one["score"] >= share * full]
+                uniform = min(kept) if kept else max(one["share"] for one in seen)
+                bound = "<= " if kept else bound
+            cell.append("-" if own is None else f"{bound}{own / uniform:.2f}")
+        row.append(" / ".join(cell))
+    return row
 
 
-def _ratio(own: dict[str, Any], uniform: dict[str, Any], whole: float, largest: float) -> str:
-    """``largest``: the most bytes that uniform budgets were measured with; they need no more than the full cache."""
-    if own["bytes"] is None:
-        return "-"
-    if uniform["bytes"] is None:
-        return f"{own['bytes'] / whole:.2f} to {own['bytes'] / largest:.2f}"
-    return f"{'at most ' if own['status'] == 'at_most' else ''}{own['bytes'] / uniform['bytes']:.2f}"
+def whole() -> Table:
+    columns = _columns()
+    budgets = Record("embedded", "whole").settings["budgets"]
+    rows = [["full cache", *(short(Record(m, "whole").cell(length=n, policy=None)) for m, n in columns)]]
+    for budget in budgets:
+        cells = (both(short, Record(m, "whole"), length=n, budget=budget) for m, n in columns)
+        rows.append([f"uniform, {float(budget):.0%}", *cells])
+    return ["", *(f"{model}, {length}" for model, length in columns)], rows
 
 
-def stability(model: str) -> None:
-    """How far prompts' own plans are from each other, and from a frozen one: shares of the cache that would move."""
+def allocators() -> Table:
+    models = [model for model in MODELS if has(model, "allocators")]
+    columns = [(model, task, policy) for model in models for task in ("recall", "code") for policy in POLICIES]
+    records = {model: Record(model, "allocators") for model in models}
+    full = [spread(records[m].cell(task=t, policy=None)) if p == "streaming_llm" else "" for m, t, p in columns]
+    rows = [
+        [named(rule), *(spread(records[m].cell(task=t, policy=p, allocator=rule)) for m, t, p in columns)]
+        for rule in records["embedded"].settings["allocators"]
+    ]
+    return ["", *(f"{m}: {t}, {POLICIES[p]}" for m, t, p in columns)], [["full cache", *full], *rows]
+
+
+def tasks(model: str) -> Table:
+    record = Record(model, "tasks")
+    names, settings = record.settings["tasks"], record.settings
+    columns = [(policy, budget) for policy in POLICIES for budget in settings["budgets"]]
+    found = {
+        (rule, column): _scores(record, names, allocator=rule, policy=column[0], budget=column[1])
+        for rule in settings["allocators"]
+        for column in columns
+    }
+    means = {key: round(100 * sum(scores) / len(names)) for key, scores in found.items()}
+    rows = []
+    for rule in settings["allocators"]:
+        row = [named(rule)]
+        for column in columns:
+            mean = means[rule, column]
+            best = mean == max(means[other, column] for other in settings["allocators"])
+            row.append(f"{' / '.join(map(percent, found[rule, column]))}: {f'**{mean}**' if best else mean}")
+        rows.append(row)
+    full = _scores(record, names, policy=None)
+    whole = f"{' / '.join(map(percent, full))}: {percent(sum(full) / len(full))}"
+    head = ["", *(f"{POLICIES[policy]}, {budget}" for policy, budget in columns)]
+    return head, [["full cache", whole, *[""] * (len(columns) - 1)], *rows]
+
+
+def _scores(record: Record, names: Sequence[str], **wanted: Any) -> list[float]:
+    return [record.cell(task=name, **wanted)["score"] for name in names]
+
+
+def ruler(*, squeezed: bool) -> Table:
+    record = Record("embedded", "ruler")
+    names, (length,) = record.settings["tasks"], record.settings["lengths"]
+    rows = [["full cache", *(spread(record.cell(task=name, policy=None)) for name in names)]]
+    if squeezed:
+        for rule in record.settings["allocators"]:
+            cells = [record.cell(task=name, allocator=rule) for name in names]
+            share = sum(cell["share"] for cell in cells) / len(cells)
+            rows.append([f"{named(rule)}, {percent(share)} % of the bytes", *map(spread, cells)])
+        return ["", *names], rows
+    guessed = {(one["task"], one["length"]): one for one in json.loads((EVAL.parent / "chance.json").read_text())}
+    for kind, text in (("any", "any name of the text"), ("by_occurrence", "names by occurrence")):
+        floor = (guessed.get((name, length)) for name in names)
+        rows.append([text, *("" if one is None else f"{one[kind]:.0f}" for one in floor)])
+    return ["", *names], rows
+
+
+def stability() -> Table:
+    models = [model for model in MODELS if (EVAL / f"{model}-stability-squeeze.json").is_file()]
+    rows = []
     for rule in RULES:
-        path = HERE / f"{model}-stability-{rule}.json"
-        if not path.is_file():
-            continue
-        found = json.loads(path.read_text())["stability"]
-        moved = {fit["against"]: f"{fit['moved']:.1%} (worst {fit['worst']:.1%})" for fit in found["fits"]}
-        within, between = found["within"], found["between"]
-        print(
-            f"\n{model} {rule}: rank correlation of two prompts, same task {within['spearman']:.2f}, other task "
-            f"{between['spearman']:.2f}; same groups {found['all']['agreement']['same_layers']}; moved: {moved}"
+        found = [json.loads((EVAL / f"{model}-stability-{rule}.json").read_text())["stability"] for model in models]
+        fits = [{fit["against"]: fit for fit in one["fits"]} for one in found]
+        same = {one["all"]["agreement"]["same_layers"] for one in found}
+        rows.append([
+            rule,
+            "-" if None in same else f"{min(same):.0%} of the pairs",
+            *(f"{fit['frozen']['moved']:.1%}" for fit in fits),
+            f"{max(fit['frozen']['worst'] for fit in fits):.1%}",
+            f"{max(fit['unseen task']['moved'] for fit in fits):.1%}",
+        ])  # fmt: skip
+    moved = (f"moved, {model}" for model in models)
+    return ["", "same groups", *moved, "worst prompt", "unseen task, worst model"], rows
+
+
+def frozen() -> Table:
+    models = [model for model in MODELS if has(model, "frozen")]
+    records = {model: Record(model, "frozen") for model in models}
+    columns = [
+        (model, task, budget)
+        for model in models for task in ("recall", "code") for budget in records[model].settings["budgets"]
+    ]  # fmt: skip
+    rows = []
+    for rule in records["embedded"].settings["allocators"]:
+        cells = (
+            records[model].cell(task=task, budget=budget, allocator=rule.replace("/embedded-", f"/{model}-"))
+            for model, task, budget in columns
         )
+        rows.append([named(rule), *map(spread, cells)])
+    return ["", *(f"{model}: {task}, {float(budget):.0%}" for model, task, budget in columns)], rows
 
 
-def oracle(model: str) -> None:
-    """Which signal ranks the layers as cutting each alone does."""
-    path = HERE / f"{model}-oracle.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        print(f"\n{model}: nats that cutting a layer adds:", ", ".join(f"{value:+.2f}" for value in found["added"]))
-        _table(["signal", "rank correlation", "importance"],
-               [[one["signal"], f"{one['alone']:+.2f}", " ".join(f"{value:.2f}" for value in one["importance"])]
-                for one in sorted(found["signals"], key=lambda one: -one["alone"])])  # fmt: skip
+def p_sweep() -> Table:
+    record = Record("embedded", "p")
+    values = record.settings["ps"]
+    rows = []
+    for rule in record.settings["allocators"]:
+        groups = re.search(r"groups=(\d)", rule)
+        at = (record.cell(allocator=f"{rule}{',' if groups else ':'}p={p}") for p in values)
+        rows.append([f"k = {groups[1] if groups else '3, the paper'}", *map(short, at)])
+    rows = [row for row in rows if "paper" in row[0]] + [row for row in rows if "paper" not in row[0]]
+    return ["p", *(f"{p}{' (uniform)' if p == 1 else ''}" for p in values)], rows
+
+
+def bounded() -> Table:
+    record = Record("embedded", "bounded")
+    budgets, rows = record.settings["budgets"], []
+    for rule in record.settings["allocators"]:
+        name, _, way = rule.partition(":")
+        row = [f"{named(name)}: {'bounded' if way else 'exact'}"]
+        for budget in budgets:
+            cells = [
+                one for one in record.summary["results"]
+                if one["budget"] == budget and one["allocator"].partition(":")[0] == name
+                and ("bounded" in one["allocator"]) == bool(way)
+            ]  # fmt: skip
+            row += [" / ".join(map(short, cells)), f"{max(one['peak_bytes'] / one['full_bytes'] for one in cells):.0%}"]
+        rows.append(row)
+    return ["", *(text for budget in budgets for text in (f"{float(budget):.0%}", "peak"))], rows
+
+
+def oracle() -> Table:
+    rows = []
+    shown = ("sharpness", "preference", "locality", "cosine")
+    for model in MODELS:
+        found = json.loads((EVAL / f"{model}-oracle.json").read_text())
+        added = found["added"]
+        order = sorted(range(len(added)), key=lambda layer: -added[layer])
+        rank = {one["signal"]: one["alone"] for one in found["signals"]}
+        rows.append([model, f"{added[order[0]]:.2f}, layer {order[0]}", f"{added[order[1]]:.2f}, layer {order[1]}",
+                     *(f"{rank[signal]:.2f}" for signal in shown)])  # fmt: skip
+    return ["", "costs most", "costs next", *shown], rows
+
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "quick": quick,
+    "oracle": oracle,
+    "bytes for 95 %": lambda: bytes_for(0.95),
+    "bytes for 90 %": lambda: bytes_for(0.9),
+    "whole": whole,
+    "allocators": allocators,
+    "tasks": lambda: tasks("embedded"),
+    "tasks, depth12": lambda: tasks("depth12"),
+    "ruler": lambda: ruler(squeezed=True),
+    "ruler and chance": lambda: ruler(squeezed=False),
+    "stability": stability,
+    "frozen": frozen,
+    "p": p_sweep,
+    "bounded": bounded,
+}
+
+
+@cache
+def written(name: str) -> str:
+    """A table's lines."""
+    if name not in TABLES:
+        raise SystemExit(f"no table is called {name!r}; there are {', '.join(TABLES)}")
+    head, rows = TABLES[name]()
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def renewed(text: str) -> str:
+    """The text with each of its tables as the records have it."""
+    mark = r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)"
+    return re.sub(mark, lambda found: f"{found[1]}\n{written(found[2])}\n\n{found[3]}", text, flags=re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="+", default=["embedded", "depth4", "depth12"])
+    parser.add_argument("--check", action="store_true", help="change nothing, end with 1 if a table is stale")
     args = parser.parse_args()
-    for model in args.model:
-        grid(model, "quick", "budget")
-        grid(model, "bytes", "budget")
-        grid(model, "whole", "budget")
-        grid(model, "ruler", "allocator")
-        grid(model, "p", "p")
-        grid(model, "allocators", "allocator")
-        grid(model, "tasks", "budget")
-        grid(model, "frozen", "budget")
-        grid(model, "bounded", "budget")
-        stability(model)
-        oracle(model)
-    needed(args.model)
+    stale = False
+    for path in DOCS:
+        before = path.read_text(encoding="utf-8")
+        after = renewed(before)
+        if after != before:
+            stale = True
+            print(f"{path.relative_to(ROOT)}: {'stale' if args.check else 'renewed'}")
+            if not args.check:
+                path.write_text(after, encoding="utf-8")
+    sys.exit(1 if stale and args.check else 0)
 
 
 if __name__ == "__main__":
