@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedFeatureError
+from ..errors import CacheStateError, UnsupportedFeatureError
 from .choosing import PromptChoices
 from .segments import split
 from .slab import SlabBatch, SlabLayer
@@ -48,15 +48,27 @@ def _prompt_lengths(rows: int) -> Any:
     return _batch().prompts[:rows]
 
 
-def _newest_blocks(spec: Any, rows: int) -> Any:
-    """Blocks behind the sinks that a query sees: of the layer, or [rows], as chosen for each prompt."""
+def _newest_blocks(spec: Any, starts: Any, prompts: Any) -> Any:
+    """Blocks behind the sinks that a query sees: of the layer, or [rows], as chosen for each prompt.
+
+    ``starts`` and ``prompts``: [rows] first token of this step and tokens of the prompt. Raises
+    :class:`CacheStateError` if nothing was chosen for a prompt that has been read.
+    """
     batch = _batch() if spec.per_prompt else None
     if batch is None or batch.choices is None:
         return spec.layer.recent
     # Prompts that are still being read are attended to in full; rows past the requests are padding.
-    chosen = [batch.choices.chosen.get(request) for request in batch.requests[:rows]]
-    recent = [spec.layer.recent if choice is None else choice[spec.lane] for choice in chosen]
-    return np.array(recent + [spec.layer.recent] * (rows - len(recent)), dtype=np.int64)
+    recent = np.full(len(starts), spec.layer.recent, dtype=np.int64)
+    for row, request in enumerate(batch.requests[: len(starts)]):
+        choice = batch.choices.chosen.get(request)
+        if choice is not None:
+            recent[row] = choice[spec.lane]
+        elif starts[row] >= prompts[row]:
+            raise CacheStateError(
+                f"no budgets were chosen for request {request!r}, whose {prompts[row]} tokens of prompt have been read "
+                f"({starts[row]} tokens are computed): please report this"
+            )
+    return recent
 
 
 @functools.cache
@@ -91,9 +103,10 @@ def what_is_seen(spec: Any, common: Any) -> Any:
     free = np.zeros_like(stop)
     if not spec.windowed_prefill:
         free = _prompt_lengths(common.num_reqs).numpy().astype(np.int64)
+    starts = np.maximum(stop - counts, 0)
     parts = split(
-        np.maximum(stop - counts, 0), np.maximum(stop, counts), free, sinks=spec.layer.sinks,
-        recent=_newest_blocks(spec, common.num_reqs), granule=spec.granule, block_size=spec.block_size,
+        starts, np.maximum(stop, counts), free, sinks=spec.layer.sinks,
+        recent=_newest_blocks(spec, starts, free), granule=spec.granule, block_size=spec.block_size,
     )  # fmt: skip
     device, table = common.seq_lens.device, common.block_table_tensor
     rows, columns, lengths = (
