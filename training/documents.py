@@ -21,16 +21,16 @@ from tokenizer import END_OF_TEXT
 #: Percent of the rows that are of each kind, by the length of the rows: short ones are for learning to look things up
 #: at all, then for what is new (what came before something, counting), long ones for the tasks themselves.
 _PERCENT = {  # 64, 128, 256, 512 and 2,048 tokens or more
-    "pairs":     (35, 10,  6,  4,  1),
+    "pairs":     (35, 10,  6,  3,  1),
     "mirrored":  (10, 18, 14,  2,  1),
-    "repeats":   (12,  4,  2,  1,  1),
-    "counted":   ( 5, 14, 12,  5,  8),
-    "doubles":   ( 5, 20, 22, 15, 14),
-    "codes":     ( 0,  8, 10,  6,  4),
-    "handed":    ( 0, 12, 14,  6,  5),
-    "needles":   (22, 10,  8, 14, 14),
-    "exercises": ( 0,  0,  8, 37, 44),
-    "code":      (11,  4,  4, 10,  7),
+    "repeats":   (12,  4,  4,  3,  2),
+    "counted":   ( 5, 14, 12,  5,  7),
+    "doubles":   ( 5, 20, 20, 15, 14),
+    "codes":     ( 0,  8, 10,  4,  3),
+    "handed":    ( 0, 12, 14, 10,  9),
+    "needles":   (22, 10,  8, 12, 10),
+    "exercises": ( 0,  0,  8, 38, 46),
+    "code":      (11,  4,  4,  8,  7),
 }  # fmt: skip
 _LENGTHS = (64, 128, 256, 512, 2048)
 SHARES = {length: {kind: row[i] for kind, row in _PERCENT.items()} for i, length in enumerate(_LENGTHS)}

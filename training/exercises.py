@@ -11,14 +11,19 @@ from tokenizers import Tokenizer
 from retrieval import ANSWER, LIGHT, Document
 from squeezeattention.errors import ConfigError
 from squeezeattention.tasks import TASKS, Question, Sample, resolve_task
+from squeezeattention.tasks.vt import VariableTracking
 
 #: How often each task is drawn. Those that need no more than a number found are taught by ``retrieval.py``.
 _WEIGHTS = {
-    "vt": 4.0, "cwe": 8.0, "fwe": 3.0, "niah_single_1": 1.5, "niah_multikey_2": 10.0, "passkey": 0.5,
+    "vt": 9.0, "cwe": 8.0, "fwe": 3.0, "niah_single_1": 1.5, "niah_multikey_2": 8.0, "passkey": 0.5,
     "recall": 0.5, "track": 1.0, "copy": 1.0, "ledger": 0.5, "sort": 0.5, "kv_retrieval": 0.5, "niah_multikey_3": 0.5,
 }  # fmt: skip
 _NEEDLE = re.compile(r"^One of the special magic \w+ for (\S+) is: (\S+)\.$", re.MULTILINE)
+#: The reply of a worked example, which the context gives.
+_WORKED = re.compile(r"(?:they are|in the list are):(.+)\n?")
 _TOKENS_FOR_ONE_MORE = 150  # of a row, for a further question about its needles
+#: Ten numbered words; a further question with its reply, about a needle or about a chain.
+_TOKENS_OF_A_REPLY, _TOKENS_OF_A_NEEDLE, _TOKENS_OF_A_CHAIN = 48, 48, 72
 
 
 class Exercises:
@@ -27,6 +32,8 @@ class Exercises:
     def __init__(self, tokenizer: Tokenizer, *, held_out: bool) -> None:
         self.tokenizer = tokenizer
         self.tasks = {name: resolve_task(name, held_out=held_out) for name in TASKS if name in _WEIGHTS}
+        #: One chain, as it is evaluated, could be told by what its variables look like; several have to be followed.
+        self.chains = [VariableTracking(held_out, chains) for chains in (1, 1, 2, 3, 4)]
 
     def draw(self, rng: random.Random, size: int) -> Document | None:
         names = list(self.tasks)
@@ -39,31 +46,52 @@ class Exercises:
 
     def one(self, name: str, seed: int, size: int) -> Document | None:
         """A sample of one task, or ``None`` if it does not fit."""
-        # Fewer questions leave room for a longer context: a row's last positions have to be learned as well.
-        most = size // _TOKENS_FOR_ONE_MORE if name.startswith("niah_multikey") else 0
-        more = random.Random(seed).randint(min(1, most), most)
+        rng, task = random.Random(seed), self.tasks[name]
+        more, each = 0, _TOKENS_OF_A_NEEDLE
+        if name.startswith("niah_multikey"):
+            # Fewer questions leave room for a longer context: a row's last positions have to be learned as well.
+            most = size // _TOKENS_FOR_ONE_MORE
+            more = rng.randint(min(1, most), most)
+        elif name == "vt":
+            task = rng.choice(self.chains)
+            more, each = task.chains - 1, _TOKENS_OF_A_CHAIN
+        room = _TOKENS_OF_A_REPLY + each * more
         # Replies of the long decodes are as long as their contexts: leave room for them.
-        for length in (size - 24 - 48 * more, size * 3 // 4, size // 2, size * 2 // 5):
+        for length in (max(1, size - room), size * 3 // 4, size // 2, size * 2 // 5):
             try:
-                sample = self.tasks[name].sample(self._count, length, seed, 0)
+                sample = task.sample(self._count, length, seed, 0)
             except ConfigError:
-                return None
-            tokens = self._encode(sample.context)
-            weights = [LIGHT] * len(tokens)
-            for question in [*sample.questions, *self._others(sample, more, random.Random(seed))]:
+                continue  # too short for this task
+            tokens, weights = self._context(sample.context)
+            answered = False
+            for question in [*sample.questions, *self._others(sample, more, rng)]:
                 ask, reply = self._encode(question.text), self._encode(question.reply)
                 if len(tokens) + len(ask) + len(reply) > size:
                     break
                 tokens += ask + reply
                 weights += [LIGHT] * len(ask) + [ANSWER] * len(reply)
-            if ANSWER in weights:
+                answered = True
+            if answered:
                 return tokens, weights
         return None
 
+    def _context(self, text: str) -> Document:
+        """Light, but for the reply of a worked example: an answer too, and there in every context."""
+        encoded = self.tokenizer.encode(text)
+        worked = _WORKED.search(text)
+        start, end = worked.span(1) if worked else (0, 0)
+        return encoded.ids, [ANSWER if start <= first < end else LIGHT for first, _ in encoded.offsets]
+
     def _others(self, sample: Sample, count: int, rng: random.Random) -> list[Question]:
-        """Questions about other needles of a context: with one alone, a long row would be a lesson of one number."""
-        found = _NEEDLE.findall(sample.context)
+        """Questions about other needles or chains: with one alone, a long row would be a lesson of one number."""
         asked = sample.questions[0]
+        if sample.task == "vt":
+            (value, *values), (_, *chains) = sample.details["values"], sample.details["chains"]
+            return [
+                replace(asked, text=asked.text.replace(value, other), reply=f" {' '.join(chain)}\n")
+                for other, chain in zip(values, chains, strict=True)
+            ]
+        found = _NEEDLE.findall(sample.context)
         key = next((key for key, value in found if value in asked.answers), None)
         if key is None:
             return []

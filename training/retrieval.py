@@ -29,7 +29,7 @@ _FORMS = (
     ('"{k}": "{v}",\n', 'Key: "{k}"\nCorresponding value: "', '"\n'),
 )
 #: Loss weights: what cannot be foreseen, an answer's first token (it says *which* fact was found), its others.
-LIGHT, FIRST, ANSWER = 0.05, 5.0, 2.0
+LIGHT, FIRST, ANSWER = 0.02, 5.0, 2.0
 
 Document = tuple[list[int], list[float]]
 
@@ -50,6 +50,9 @@ class Retrieval:
         self.listed.sort()
         self.firsts = [vocabulary[f"Ġ{number:03d}"] for number in range(1000)]
         self.groups = [vocabulary[f"{number:03d}"] for number in range(1000)]
+        #: What codes of capitals are spelled with: met nowhere else, and to be copied by what they look like.
+        two = ["".join(pair) for pair in itertools.product(string.ascii_uppercase, repeat=2)]
+        self.capitals = [vocabulary[piece] for pair in two for piece in (f"Ġ{pair}", pair) if piece in vocabulary]
         self.newline, self.numbers = tokenizer.encode("\n").ids, list[list[int]]()
         self.noise = [tokenizer.encode(f"{' '.join(FILLER)}\n").ids]
 
@@ -98,7 +101,8 @@ class Retrieval:
 
     def repeats(self, rng: random.Random, size: int) -> Document:
         """Random words and numbers, spans of which come again: what followed the last tokens follows them again."""
-        pool = self.known if rng.random() < 0.5 else [*self.known, *self.firsts, *self.groups]
+        others = rng.choice(([], [*self.firsts, *self.groups], self.capitals))
+        pool = [*self.known, *others] if rng.random() < 0.7 or not others else others
         tokens = rng.choices(pool, k=max(8, size // 3))
         weights = [0.0] * len(tokens)
         while len(tokens) < size:

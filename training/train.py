@@ -26,12 +26,16 @@ from tokenizer import END_OF_TEXT, PAD, train_tokenizer
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 PASS = 0.7  # share of held-out answers that must be right before rows become longer
+#: With 10,000 what is more than 1,500 tokens away is not found by its content, however long it is trained on.
+ROPE_THETA = 25_000.0
 LOOK_EVERY, SAVE_EVERY = 200, 200  # steps
 LOOKED_AT = ("needles", "pairs", "mirrored", "handed", "counted", "codes")  # kinds of documents
 SAMPLED = 4  # one in so many tokens of little weight is scored
 
 
-def build_model(vocabulary: int, layers: int, width: int, eos: int, pad: int) -> LlamaForCausalLM:
+def build_model(
+    vocabulary: int, layers: int, width: int, eos: int, pad: int, theta: float = ROPE_THETA
+) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -41,6 +45,7 @@ def build_model(vocabulary: int, layers: int, width: int, eos: int, pad: int) ->
         num_key_value_heads=max(1, width // 64),
         head_dim=32,
         max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
         tie_word_embeddings=True,
         bos_token_id=eos,
         eos_token_id=eos,
@@ -146,7 +151,7 @@ def code_loss(model: LlamaForCausalLM, documents: Documents, length: int = 512, 
 def rate_at(state: dict[str, int], tokens: float, lr: float, fall: float) -> float:
     """Warm-up over 50 steps, a plateau, and a fall to zero over the last share ``fall`` of the tokens."""
     left = max(0.0, tokens - state["tokens"])
-    return lr * min(1.0, (state["step"] + 1) / 50, left / (fall * tokens))
+    return lr * min(1.0, (state["step"] + 1) / 50, left / (fall * tokens) if fall else 1.0)
 
 
 def main() -> None:
@@ -168,6 +173,7 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--theta", type=float, default=ROPE_THETA, help="base of the rotary position embedding")
     parser.add_argument("--tokens", type=float, default=30e6, help="training tokens in all")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], choices=LENGTHS, help="tokens of the longest rows")
     parser.add_argument("--batch-tokens", type=int, default=4096)
@@ -189,7 +195,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(known)) if known else train_tokenizer()
     tokenizer.save(str(written))
     eos, pad = tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(PAD)
-    model = build_model(tokenizer.get_vocab_size(), args.layers, args.width, eos, pad).to(device)
+    model = build_model(tokenizer.get_vocab_size(), args.layers, args.width, eos, pad, args.theta).to(device)
     if args.start:
         carry_over(model, tokenizer, args.start)
     elif args.grow:
