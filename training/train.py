@@ -26,7 +26,7 @@ from tokenizer import END_OF_TEXT, PAD, train_tokenizer
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 PASS = 0.7  # share of held-out answers that must be right before rows become longer
-#: With 10,000 what is more than 1,500 tokens away is not found by its content, however long it is trained on.
+#: With 10,000, near-alike keys more than 1,500 tokens away were lost after 23 million tokens in rows of 2,048.
 ROPE_THETA = 25_000.0
 LOOK_EVERY, SAVE_EVERY = 200, 200  # steps
 LOOKED_AT = ("needles", "pairs", "mirrored", "handed", "counted", "codes")  # kinds of documents
