@@ -35,10 +35,21 @@ GRIDS: dict[str, list[str]] = {
         "-t", "recall", *BOTH, "--allocator", "uniform", *_each("--budget", 0.95, 0.98), *_each("--length", 512, 800),
         "--samples", "8", "--seed", "11",
     ],
-    # 1b. ... and on RULER's tasks, in rows as long as training's? (the full cache says what the model can do)
+    # 1b. ... with needles and a pass key instead of facts in code?
+    "needles": [
+        *_each("-t", "niah_single_1", "niah_multikey_2", "passkey"), *BOTH, *_each("--allocator", "uniform", "lookup"),
+        *_each("--budget", 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.95), "--length", "512", "--samples", "12", "--seed", "31",
+    ],
+    # 1c. ... and on RULER's tasks, in rows as long as training's? (the full cache says what the model can do)
     "ruler": [
         *_each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"), "--policy", "streaming_llm",
         *_each("--allocator", "uniform", "lookup"), "--budget", "0.3", "--length", "2048", "--samples", "15",
+        "--seed", "15",
+    ],
+    # 1d. ... and in short rows, which every model has read?
+    "short": [
+        *_each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"), "--policy", "streaming_llm",
+        *_each("--allocator", "uniform", "lookup"), "--budget", "0.3", "--length", "512", "--samples", "15",
         "--seed", "15",
     ],
     # 2. Is p = 0.3 to 0.4 right, and k = 3?

@@ -38,6 +38,7 @@ class Record:
     """The summary of one evaluation."""
 
     def __init__(self, model: str, name: str) -> None:
+        self.model = model
         self.summary: dict[str, Any] = json.loads((EVAL / f"{model}-{name}" / "summary.json").read_text())
         self.settings = self.summary["settings"]
 
@@ -100,73 +101,73 @@ def quick() -> Table:
     return head, [full, *rows]
 
 
-def _columns() -> list[tuple[str, int]]:
-    return [(model, length) for model in MODELS for length in Record(model, "bytes").settings["lengths"]]
+def _columns(name: str = "bytes") -> list[tuple[Record, str, int]]:
+    """Record, task and length."""
+    records = [Record(model, name) for model in MODELS if has(model, name)]
+    return [
+        (one, task, length) for one in records for task in one.settings["tasks"] for length in one.settings["lengths"]
+    ]
 
 
-def _least(record: Record, share: float, **wanted: Any) -> float | None:
+def _least(record: Record, **wanted: Any) -> float | None:
     """Bytes for the score as a share of the full cache's."""
-    one = record.reach(task="recall", share=share, **wanted)
-    full = record.cell(task="recall", length=wanted["length"], policy=None)["bytes"]
+    one = record.reach(**wanted)
+    full = record.cell(task=wanted["task"], length=wanted["length"], policy=None)["bytes"]
     return None if one["bytes"] is None else one["bytes"] / full
 
 
 def _most(record: Record, **wanted: Any) -> float:
     """The largest share of the full cache's bytes that was measured."""
-    budget = max(record.settings["budgets"], key=float)
-    share: float = record.cell(task="recall", budget=budget, **wanted)["share"]
+    share: float = record.cell(budget=max(record.settings["budgets"], key=float), **wanted)["share"]
     return share
 
 
-def bytes_for(share: float) -> Table:
-    columns = _columns()
+def bytes_for(share: float, name: str = "bytes") -> Table:
+    columns = _columns(name)
     rows = []
-    for rule in Record("embedded", "bytes").settings["allocators"]:
+    for rule in columns[0][0].settings["allocators"]:
         row = [named(rule)]
-        for model, length in columns:
-            record, cell = Record(model, "bytes"), []
+        for record, task, length in columns:
+            cell = []
             for policy in POLICIES:
-                wanted = {"length": length, "policy": policy, "allocator": rule}
-                least = _least(record, share, **wanted)
+                wanted = {"task": task, "length": length, "policy": policy, "allocator": rule}
+                least = _least(record, share=share, **wanted)
                 cell.append(f"> {percent(_most(record, **wanted))}" if least is None else percent(least))
             row.append(f"{' / '.join(cell)} %")
         rows.append(row)
-    return ["", *(f"{model}, {length}" for model, length in columns)], [*rows, _ratios(share, columns)]
+    several = len({task for _, task, _ in columns}) > 1
+    head = (f"{record.model}, {task if several else length}" for record, task, length in columns)
+    return ["", *head], [*rows, _ratios(share, columns)]
 
 
-def _ratios(share: float, columns: list[tuple[str, int]]) -> list[str]:
+def _ratios(share: float, columns: list[tuple[Record, str, int]]) -> list[str]:
     """The default's bytes of those that uniform budgets need; a bound where these never keep as much."""
     row = [f"{DEFAULT_ALLOCATOR} against uniform"]
-    for model, length in columns:
-        record, cell = Record(model, "bytes"), []
+    for record, task, length in columns:
+        cell = []
         for policy in POLICIES:
-            where = {"length": length, "policy": policy}
-            own = _least(record, share, allocator=DEFAULT_ALLOCATOR, **where)
-            uniform = _least(record, share, allocator="uniform", **where)
-            bound = ""
+            where = {"task": task, "length": length, "policy": policy}
+            own = _least(record, share=share, allocator=DEFAULT_ALLOCATOR, **where)
+            uniform, bound = _least(record, share=share, allocator="uniform", **where), ""
             if uniform is None:
-                finer, bound = Record(model, "whole"), "< "
-                full = record.cell(task="recall", length=length, policy=None)["score"]
-                seen = [
-                    finer.cell(task="recall", allocator="uniform", budget=budget, **where)
-                    for budget in finer.settings["budgets"]
-                ]
+                # Measured more finely, or else they need more than the most that was.
+                finer = Record(record.model, "whole") if has(record.model, "whole") and task == "recall" else record
+                full = record.cell(task=task, length=length, policy=None)["score"]
+                seen = [finer.cell(allocator="uniform", budget=budget, **where) for budget in finer.settings["budgets"]]
                 kept = [one["share"] for one in seen if one["score"] >= share * full]
-                uniform = min(kept) if kept else max(one["share"] for one in seen)
-                bound = "<= " if kept else bound
+                uniform, bound = (min(kept), "<= ") if kept else (max(one["share"] for one in seen), "< ")
             cell.append("-" if own is None else f"{bound}{own / uniform:.2f}")
         row.append(" / ".join(cell))
     return row
 
 
 def whole() -> Table:
-    columns = _columns()
-    budgets = Record("embedded", "whole").settings["budgets"]
-    rows = [["full cache", *(short(Record(m, "whole").cell(length=n, policy=None)) for m, n in columns)]]
-    for budget in budgets:
-        cells = (both(short, Record(m, "whole"), length=n, budget=budget) for m, n in columns)
+    columns = _columns("whole")
+    rows = [["full cache", *(short(record.cell(task=task, length=n, policy=None)) for record, task, n in columns)]]
+    for budget in columns[0][0].settings["budgets"]:
+        cells = (both(short, record, task=task, length=length, budget=budget) for record, task, length in columns)
         rows.append([f"uniform, {float(budget):.0%}", *cells])
-    return ["", *(f"{model}, {length}" for model, length in columns)], rows
+    return ["", *(f"{record.model}, {length}" for record, _, length in columns)], rows
 
 
 def allocators() -> Table:
@@ -219,11 +220,25 @@ def ruler(*, squeezed: bool) -> Table:
             share = sum(cell["share"] for cell in cells) / len(cells)
             rows.append([f"{named(rule)}, {percent(share)} % of the bytes", *map(spread, cells)])
         return ["", *names], rows
+    return ["", *names], [*rows, *_guesses(names, length)]
+
+
+def _guesses(names: Sequence[str], length: int) -> list[list[str]]:
+    """What naming things at random scores."""
     guessed = {(one["task"], one["length"]): one for one in json.loads((EVAL.parent / "chance.json").read_text())}
-    for kind, text in (("any", "any name of the text"), ("by_occurrence", "names by occurrence")):
-        floor = (guessed.get((name, length)) for name in names)
-        rows.append([text, *("" if one is None else f"{one[kind]:.0f}" for one in floor)])
-    return ["", *names], rows
+    found = [guessed.get((name, length)) for name in names]
+    return [
+        [text, *("" if one is None else f"{one[kind]:.0f}" for one in found)]
+        for kind, text in (("any", "any name of the text"), ("by_occurrence", "names by occurrence"))
+    ]
+
+
+def short_rows() -> Table:
+    """What each model can do at all, and what guessing would."""
+    records = [Record(model, "short") for model in MODELS if has(model, "short")]
+    names, (length,) = records[0].settings["tasks"], records[0].settings["lengths"]
+    rows = [[one.model, *(spread(one.cell(task=name, policy=None)) for name in names)] for one in records]
+    return ["", *names], [*rows, *_guesses(names, length)]
 
 
 def stability() -> Table:
@@ -308,12 +323,14 @@ TABLES: dict[str, Callable[[], Table]] = {
     "oracle": oracle,
     "bytes for 95 %": lambda: bytes_for(0.95),
     "bytes for 90 %": lambda: bytes_for(0.9),
+    "needles for 95 %": lambda: bytes_for(0.95, "needles"),
     "whole": whole,
     "allocators": allocators,
     "tasks": lambda: tasks("embedded"),
     "tasks, depth12": lambda: tasks("depth12"),
     "ruler": lambda: ruler(squeezed=True),
     "ruler and chance": lambda: ruler(squeezed=False),
+    "short": short_rows,
     "stability": stability,
     "frozen": frozen,
     "p": p_sweep,
