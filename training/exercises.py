@@ -8,9 +8,10 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer
 
-from retrieval import ANSWER, LIGHT, Document
+from retrieval import ANSWER, LIGHT, Document, second_times
 from squeezeattention.errors import ConfigError
 from squeezeattention.tasks import TASKS, Question, Sample, resolve_task
+from squeezeattention.tasks.names import draw_names
 from squeezeattention.tasks.vt import VariableTracking
 
 #: How often each task is drawn. Those that need no more than a number found are taught by ``retrieval.py``.
@@ -19,10 +20,11 @@ _WEIGHTS = {
     "recall": 0.5, "track": 1.0, "copy": 1.0, "ledger": 0.5, "sort": 0.5, "kv_retrieval": 0.5, "niah_multikey_3": 0.5,
 }  # fmt: skip
 _NEEDLE = re.compile(r"^One of the special magic \w+ for (\S+) is: (\S+)\.$", re.MULTILINE)
-#: The reply of a worked example, which the context gives.
-_WORKED = re.compile(r"(?:they are|in the list are):(.+)\n?")
+_WORKED = re.compile(r"they are:(.+)\n?")  # the reply of variable tracking's worked example
+_ENTRY = re.compile(r"(?<=\d\. )[a-z-]+(?: [a-z]+)?")
 _TOKENS_FOR_ONE_MORE = 150  # of a row, for a further question about its needles
 #: Ten numbered words; a further question with its reply, about a needle or about a chain.
+_TOKENS_OF_A_NAME = 0.7  # what a numbered entry of a list grows by if it is a name of two words
 _TOKENS_OF_A_REPLY, _TOKENS_OF_A_NEEDLE, _TOKENS_OF_A_CHAIN = 48, 48, 72
 
 
@@ -30,7 +32,7 @@ class Exercises:
     """Draws samples of :data:`~squeezeattention.tasks.TASKS` that fit into a number of tokens, reply included."""
 
     def __init__(self, tokenizer: Tokenizer, *, held_out: bool) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self.held_out = tokenizer, held_out
         self.tasks = {name: resolve_task(name, held_out=held_out) for name in TASKS if name in _WEIGHTS}
         #: One chain, as it is evaluated, could be told by what its variables look like; several have to be followed.
         self.chains = [VariableTracking(held_out, chains) for chains in (1, 1, 2, 3, 4)]
@@ -56,12 +58,16 @@ class Exercises:
             task = rng.choice(self.chains)
             more, each = task.chains - 1, _TOKENS_OF_A_CHAIN
         room = _TOKENS_OF_A_REPLY + each * more
+        # Of training's words alone a list would teach which words are answers rather than which are frequent.
+        named = rng.choice((0.0, 0.5, 0.5, 1.0)) if name == "cwe" else 0.0
         # Replies of the long decodes are as long as their contexts: leave room for them.
         for length in (max(1, size - room), size * 3 // 4, size // 2, size * 2 // 5):
             try:
-                sample = task.sample(self._count, length, seed, 0)
+                sample = task.sample(self._count, int(length / (1 + _TOKENS_OF_A_NAME * named)), seed, 0)
             except ConfigError:
                 continue  # too short for this task
+            if name == "cwe":
+                sample = self._ordered(self._with_names(sample, named, rng))
             tokens, weights = self._context(sample.context)
             answered = False
             for question in [*sample.questions, *self._others(sample, more, rng)]:
@@ -74,6 +80,29 @@ class Exercises:
             if answered:
                 return tokens, weights
         return None
+
+    def _with_names(self, sample: Sample, share: float, rng: random.Random) -> Sample:
+        """Some of a list's words made into names of two, so that no word is never an answer."""
+        words = sorted(set(_ENTRY.findall(sample.context)))
+        some = [word for word in words if rng.random() < share]
+        drawn = draw_names(rng, len(some), held_out=self.held_out)
+        between = rng.choice("- ")  # after a space a word is the token that it is alone
+        names = {word: name.replace("-", between) for word, name in zip(some, drawn, strict=True)}
+
+        def renamed(text: str) -> str:
+            return _ENTRY.sub(lambda found: names.get(found[0], found[0]), text)
+
+        (asked,) = sample.questions
+        question = replace(asked, answers=tuple(names.get(word, word) for word in asked.answers))
+        return replace(sample, context=renamed(sample.context), questions=(question,))
+
+    def _ordered(self, sample: Sample) -> Sample:
+        """Common words as :meth:`Retrieval.doubles` names them; the task takes them in any order."""
+        (question,) = sample.questions
+        entries = _ENTRY.findall(sample.context.rpartition("Below is")[2])
+        words = [word for word in second_times(entries) if word in question.answers]
+        reply = " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))
+        return replace(sample, questions=(replace(question, reply=f" {reply}\n"),))
 
     def _context(self, text: str) -> Document:
         """Light, but for the reply of a worked example: an answer too, and there in every context."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
@@ -32,6 +33,20 @@ _FORMS = (
 LIGHT, FIRST, ANSWER = 0.02, 5.0, 2.0
 
 Document = tuple[list[int], list[float]]
+
+
+Thing = TypeVar("Thing")
+
+
+def second_times(things: Iterable[Thing]) -> list[Thing]:
+    """What occurs more than once, in the order in which it came for the second time."""
+    seen: dict[Thing, int] = {}
+    found = []
+    for thing in things:
+        seen[thing] = seen.get(thing, 0) + 1
+        if seen[thing] == 2:
+            found.append(thing)
+    return found
 
 
 class Retrieval:
@@ -130,35 +145,50 @@ class Retrieval:
                 some = rng.sample(pool, rng.randint(1, len(pool)))  # more frequent than the others
                 entries = [rng.choice(some if rng.random() < 0.5 else pool) for _ in range(rng.randint(8, 60))]
                 numbered, always = False, True
-            seen: dict[tuple[int, ...], int] = {}
-            for place, thing in enumerate(entries, 1):
-                seen[thing] = seen.get(thing, 0) + 1
-                before = self._number(place) if numbered else []
-                count = self._encode(f" {seen[thing]}" if always else f" ({seen[thing]})" if seen[thing] > 1 else "")
-                tokens += [*before, *thing, *count]
-                # A number's first token, behind a word that is new, says that no count follows.
-                weights += [0.0 if index else 0.3 for index in range(len(before))]
-                weights += [0.0] * len(thing) + [2.0] * len(count)
+            stated, weighed = self._with_counts(entries, numbered=numbered, always=always)
+            tokens += stated
+            weights += weighed
             tokens += self.newline
             weights += [0.0]
         return tokens[:size], weights[:size]
 
+    def _with_counts(self, entries: list[tuple[int, ...]], *, numbered: bool, always: bool) -> Document:
+        """A list with the running count behind what has come before, or behind everything."""
+        tokens: list[int] = []
+        weights: list[float] = []
+        seen: dict[tuple[int, ...], int] = {}
+        for place, thing in enumerate(entries, 1):
+            seen[thing] = seen.get(thing, 0) + 1
+            before = self._number(place) if numbered else []
+            count = self._encode(f" {seen[thing]}" if always else f" ({seen[thing]})" if seen[thing] > 1 else "")
+            tokens += [*before, *thing, *count]
+            # A number's first token, behind a word that is new, says that no count follows.
+            weights += [0.0 if index else 0.3 for index in range(len(before))]
+            weights += [0.0] * len(thing) + [2.0] * len(count)
+        return tokens, weights
+
     def doubles(self, rng: random.Random, size: int) -> Document:
         """Lists in which a few words occur several times, and which those are: what counting begins with.
 
-        Numbered and asked as in common words extraction, or bare; in any order, as there.
+        Numbered and asked as in common words extraction, or bare, some with the counts written down. They are named in
+        the order in which they came for the second time: in any order each answer would be one of ten, to be told apart
+        from the others by nothing.
         """
         tokens: list[int] = []
         weights: list[float] = []
         while len(tokens) < size:
             things, common = self._some_frequent(rng, size - len(tokens))
             numbered = rng.random() < 0.5
-            stated = self._list(things, numbered)
+            if rng.random() < 0.25:
+                stated, weighed = self._with_counts(things, numbered=numbered, always=False)
+            else:
+                stated = self._list(things, numbered)
+                weighed = [LIGHT] * len(stated)
             lines = self._encode(cwe.ASK.format(n=len(common)) if numbered else "most common:")
-            reply = self._list(rng.sample(common, len(common)), numbered)
+            reply = self._list(second_times(things), numbered)
             words = {word for thing in common for word in thing}
             tokens += stated + self.newline + lines + reply + self.newline
-            weights += [LIGHT] * (len(stated) + 1 + len(lines))
+            weights += [*weighed, *[LIGHT] * (1 + len(lines))]
             weights += [*(FIRST if token in words else 0.3 for token in reply), 0.3]
         return tokens[:size], weights[:size]
 
@@ -182,7 +212,7 @@ class Retrieval:
         """
         kind = rng.random()
         if kind < 0.5:
-            words = count if kind < 0.3 else rng.randint(0, count)
+            words = count if kind < 0.1 else rng.randint(0, count)
             names = draw_names(rng, count - words, held_out=self.held_out)
             things = [(word,) for word in rng.sample(self.known, words)]
             things += [tuple(self._encode(f" {name}")) for name in names]

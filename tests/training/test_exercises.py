@@ -47,6 +47,17 @@ def test_several_chains_are_among_them(exercises, tokenizer):
     assert {1, 2} < counts
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("size", [500, 2047])
+def test_common_words_are_named_in_the_order_of_their_second_time(exercises, tokenizer, seed, size):
+    text, (run,) = answers(tokenizer, exercises.one("cwe", seed, size))
+    listed = re.split(r"\d+\. ", text[text.rindex("Below is") :].partition("\nQuestion")[0])[1:]
+    listed = [thing.strip() for thing in listed]
+    again = [thing for place, thing in enumerate(listed) if listed[:place].count(thing) == 1]
+    assert again == [thing.strip() for thing in re.split(r"\d+\. ", run)[1:]]
+    assert len(again) in (5, 10)
+
+
 @pytest.mark.parametrize("name", ["cwe", "fwe", "niah_single_1", "niah_multikey_2", "vt", "passkey", "recall"])
 @pytest.mark.parametrize("size", [600, 2047])
 def test_contexts_are_as_long_as_the_room_for_a_reply_allows(exercises, name, size):
