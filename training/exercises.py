@@ -16,16 +16,33 @@ from squeezeattention.tasks.vt import VariableTracking
 
 #: How often each task is drawn. Those that need no more than a number found are taught by ``retrieval.py``.
 _WEIGHTS = {
-    "vt": 9.0, "cwe": 8.0, "fwe": 3.0, "niah_single_1": 1.5, "niah_multikey_2": 8.0, "passkey": 0.5,
+    "vt": 8.0, "cwe": 8.0, "fwe": 4.0, "niah_single_1": 4.0, "niah_multikey_2": 12.0, "passkey": 0.5,
     "recall": 0.5, "track": 1.0, "copy": 1.0, "ledger": 0.5, "sort": 0.5, "kv_retrieval": 0.5, "niah_multikey_3": 0.5,
 }  # fmt: skip
 _NEEDLE = re.compile(r"^One of the special magic \w+ for (\S+) is: (\S+)\.$", re.MULTILINE)
 _WORKED = re.compile(r"they are:(.+)\n?")  # the reply of variable tracking's worked example
+_NUMBER = re.compile(r"\b\d{7}\b")
 _ENTRY = re.compile(r"(?<=\d\. )[a-z-]+(?: [a-z]+)?")
 _TOKENS_FOR_ONE_MORE = 150  # of a row, for a further question about its needles
 #: Ten numbered words; a further question with its reply, about a needle or about a chain.
 _TOKENS_OF_A_NAME = 0.7  # what a numbered entry of a list grows by if it is a name of two words
 _TOKENS_OF_A_REPLY, _TOKENS_OF_A_NEEDLE, _TOKENS_OF_A_CHAIN = 48, 48, 72
+
+
+def _with_numbers_alike(sample: Sample, rng: random.Random) -> Sample:
+    """Numbers that begin alike, so that the key is needed to go on: of a hundred by chance, one in eight does."""
+    numbers = sorted({value for _, value in _NEEDLE.findall(sample.context)})
+    starts = [str(start) for start in rng.sample(range(100, 1000), len(numbers) // 4 + 2)]
+    drawn = {number: f"{rng.choice(starts)}{rng.randrange(10_000):04d}" for number in numbers}
+
+    def renumbered(text: str) -> str:
+        return _NUMBER.sub(lambda found: drawn.get(found[0], found[0]), text)
+
+    questions = tuple(
+        replace(asked, answers=tuple(map(renumbered, asked.answers)), reply=renumbered(asked.reply))
+        for asked in sample.questions
+    )
+    return replace(sample, context=renumbered(sample.context), questions=questions)
 
 
 class Exercises:
@@ -58,6 +75,7 @@ class Exercises:
             task = rng.choice(self.chains)
             more, each = task.chains - 1, _TOKENS_OF_A_CHAIN
         room = _TOKENS_OF_A_REPLY + each * more
+        alike = name == "niah_multikey_2" and rng.random() < 0.6
         # Of training's words alone a list would teach which words are answers rather than which are frequent.
         named = rng.choice((0.0, 0.5, 0.5, 1.0)) if name == "cwe" else 0.0
         # Replies of the long decodes are as long as their contexts: leave room for them.
@@ -66,6 +84,8 @@ class Exercises:
                 sample = task.sample(self._count, int(length / (1 + _TOKENS_OF_A_NAME * named)), seed, 0)
             except ConfigError:
                 continue  # too short for this task
+            if alike:
+                sample = _with_numbers_alike(sample, rng)
             if name == "cwe":
                 sample = self._ordered(self._with_names(sample, named, rng))
             tokens, weights = self._context(sample.context)

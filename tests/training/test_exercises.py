@@ -72,6 +72,24 @@ def test_contexts_are_as_long_as_the_room_for_a_reply_allows(exercises, name, si
     assert max(lengths) > 0.88 * size
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_needles_are_answered_by_what_the_text_says_of_their_key(exercises, tokenizer, seed):
+    text, runs = answers(tokenizer, exercises.one("niah_multikey_2", seed, 1500))
+    said = dict(re.findall(r"magic numbers for (\S+) is: (\d{7})\.", text))
+    asked = re.findall(r"special magic number for (\S+) mentioned in the provided text is", text)
+    assert len(asked) == len(runs) >= 2
+    assert [f"{said[key]}." for key in asked] == runs
+
+
+def test_some_numbers_begin_alike(exercises, tokenizer):
+    alike = 0
+    for seed in range(8):
+        text, _ = answers(tokenizer, exercises.one("niah_multikey_2", seed, 1500))
+        said = re.findall(r"is: (\d{7})\.", text)
+        alike += len({number[:3] for number in said}) < len(said) / 2
+    assert 0 < alike < 8
+
+
 def test_what_has_no_room_is_none(exercises):
     assert exercises.one("cwe", 0, 40) is None
     assert exercises.one("vt", 0, 30) is None
