@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded", help="whose tokenizer says how long a text is")
     parser.add_argument("--length", type=int, nargs="+", default=[512, 1024, 2048])
-    parser.add_argument("--samples", type=int, default=15)
+    parser.add_argument("--samples", type=int, default=30)
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--guesses", type=int, default=200, help="of each sample")
     parser.add_argument("--out", type=Path)

@@ -43,7 +43,7 @@ GRIDS: dict[str, list[str]] = {
     # 1c. ... and on RULER's tasks, in rows as long as training's? (the full cache says what the model can do)
     "ruler": [
         *_each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"), "--policy", "streaming_llm",
-        *_each("--allocator", "uniform", "lookup"), "--budget", "0.3", "--length", "2048", "--samples", "15",
+        *_each("--allocator", "uniform", "lookup"), "--budget", "0.3", "--length", "2048", "--samples", "30",
         "--seed", "15",
     ],
     # 1d. ... and in short rows, which every model has read?

@@ -327,7 +327,6 @@ TABLES: dict[str, Callable[[], Table]] = {
     "whole": whole,
     "allocators": allocators,
     "tasks": lambda: tasks("embedded"),
-    "tasks, depth12": lambda: tasks("depth12"),
     "ruler": lambda: ruler(squeezed=True),
     "ruler and chance": lambda: ruler(squeezed=False),
     "short": short_rows,
