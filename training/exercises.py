@@ -24,8 +24,8 @@ _WORKED = re.compile(r"they are:(.+)\n?")  # the reply of variable tracking's wo
 _NUMBER = re.compile(r"\b\d{7}\b")
 _ENTRY = re.compile(r"(?<=\d\. )[a-z-]+(?: [a-z]+)?")
 _TOKENS_FOR_ONE_MORE = 150  # of a row, for a further question about its needles
-#: Ten numbered words; a further question with its reply, about a needle or about a chain.
 _TOKENS_OF_A_NAME = 0.7  # what a numbered entry of a list grows by if it is a name of two words
+#: Ten numbered words; a further question with its reply, about a needle or about a chain.
 _TOKENS_OF_A_REPLY, _TOKENS_OF_A_NEEDLE, _TOKENS_OF_A_CHAIN = 48, 48, 72
 
 
