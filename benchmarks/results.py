@@ -20,6 +20,7 @@ def _each(option: str, *values: object) -> list[str]:
 
 
 BOTH = _each("--policy", "streaming_llm", "h2o")
+RULER = _each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe")
 RULES = ("squeeze", "lookup", "reach", "focus")
 
 #: question -> options of `squeeze eval run`; seeds were fixed before anything was measured with them
@@ -42,13 +43,13 @@ GRIDS: dict[str, list[str]] = {
     ],
     # 1c. ... and on RULER's tasks, in rows as long as training's? (the full cache says what the model can do)
     "ruler": [
-        *_each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"), "--policy", "streaming_llm",
+        *RULER, "--policy", "streaming_llm",
         *_each("--allocator", "uniform", "lookup"), "--budget", "0.3", "--length", "2048", "--samples", "30",
         "--seed", "15",
     ],
     # 1d. ... and in short rows, which every model has read?
     "short": [
-        *_each("-t", "niah_single_1", "niah_multikey_2", "vt", "cwe", "fwe"), "--policy", "streaming_llm",
+        *RULER, "--policy", "streaming_llm",
         *_each("--allocator", "uniform", "lookup"), "--budget", "0.3", "--length", "512", "--samples", "15",
         "--seed", "15",
     ],

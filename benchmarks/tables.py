@@ -63,12 +63,12 @@ def percent(value: float) -> str:
 
 def spread(cell: Cell) -> str:
     """Score with its interval, or nats a token."""
-    if cell["nats_per_token"] is not None:
-        return f"{cell['nats_per_token']:.2f}"
-    return f"{percent(cell['score'])} ({percent(cell['low'])}-{percent(cell['high'])})"
+    interval = "" if cell["nats_per_token"] is not None else f" ({percent(cell['low'])}-{percent(cell['high'])})"
+    return short(cell) + interval
 
 
 def short(cell: Cell) -> str:
+    """Score, or nats a token."""
     return f"{cell['nats_per_token']:.2f}" if cell["nats_per_token"] is not None else percent(cell["score"])
 
 
@@ -214,13 +214,13 @@ def ruler(*, squeezed: bool) -> Table:
     record = Record("embedded", "ruler")
     names, (length,) = record.settings["tasks"], record.settings["lengths"]
     rows = [["full cache", *(spread(record.cell(task=name, policy=None)) for name in names)]]
-    if squeezed:
-        for rule in record.settings["allocators"]:
-            cells = [record.cell(task=name, allocator=rule) for name in names]
-            share = sum(cell["share"] for cell in cells) / len(cells)
-            rows.append([f"{named(rule)}, {percent(share)} % of the bytes", *map(spread, cells)])
-        return ["", *names], rows
-    return ["", *names], [*rows, *_guesses(names, length)]
+    if not squeezed:
+        return ["", *names], [*rows, *_guesses(names, length)]
+    for rule in record.settings["allocators"]:
+        cells = [record.cell(task=name, allocator=rule) for name in names]
+        share = sum(cell["share"] for cell in cells) / len(cells)
+        rows.append([f"{named(rule)}, {percent(share)} % of the bytes", *map(spread, cells)])
+    return ["", *names], rows
 
 
 def _guesses(names: Sequence[str], length: int) -> list[list[str]]:
@@ -284,7 +284,6 @@ def p_sweep() -> Table:
         groups = re.search(r"groups=(\d)", rule)
         at = (record.cell(allocator=f"{rule}{',' if groups else ':'}p={p}") for p in values)
         rows.append([f"k = {groups[1] if groups else '3, the paper'}", *map(short, at)])
-    rows = [row for row in rows if "paper" in row[0]] + [row for row in rows if "paper" not in row[0]]
     return ["p", *(f"{p}{' (uniform)' if p == 1 else ''}" for p in values)], rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import string
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -40,10 +41,9 @@ Thing = TypeVar("Thing")
 
 def second_times(things: Iterable[Thing]) -> list[Thing]:
     """What occurs more than once, in the order in which it came for the second time."""
-    seen: dict[Thing, int] = {}
-    found = []
+    seen, found = Counter[Thing](), []
     for thing in things:
-        seen[thing] = seen.get(thing, 0) + 1
+        seen[thing] += 1
         if seen[thing] == 2:
             found.append(thing)
     return found
@@ -156,9 +156,9 @@ class Retrieval:
         """A list with the running count behind what has come before, or behind everything."""
         tokens: list[int] = []
         weights: list[float] = []
-        seen: dict[tuple[int, ...], int] = {}
+        seen = Counter[tuple[int, ...]]()
         for place, thing in enumerate(entries, 1):
-            seen[thing] = seen.get(thing, 0) + 1
+            seen[thing] += 1
             before = self._number(place) if numbered else []
             count = self._encode(f" {seen[thing]}" if always else f" ({seen[thing]})" if seen[thing] > 1 else "")
             tokens += [*before, *thing, *count]
