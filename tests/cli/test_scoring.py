@@ -46,7 +46,7 @@ class Oracle:
         self.said = said
         self.calls = 0
 
-    def forward(self) -> None: ...
+    def forward(self, past_key_values: Memory) -> None: ...
 
     def __call__(self, input_ids: torch.Tensor, past_key_values: Memory, **_: Any) -> Any:
         self.calls += 1

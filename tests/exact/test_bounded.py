@@ -244,6 +244,41 @@ def test_known_budgets_are_cut_while_the_prompt_is_read(model, policy, allocator
         assert peak <= highest
 
 
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("handle", [True, False])
+@pytest.mark.parametrize("chunk", [None, 13])
+def test_generate_tells_where_the_prompt_ends(model, masked, handle, chunk):
+    """One unpadded prompt, with a mask or without: known budgets are cut while it is read, in a later turn too."""
+    ids = torch.arange(3, 55)[None]
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "prefill_chunk_size": chunk}
+    settings = {"budget": 8, "policy": "streaming_llm", "allocator": "uniform"}
+
+    def peak(text, cache=None):
+        given = {"attention_mask": torch.ones_like(text)} if masked else {}
+        if cache is not None:
+            given["past_key_values"] = cache
+        return model.generate(text, **given, **options)
+
+    token = SqueezeCache(model, **settings)
+    peak(ids, token)
+    per_token = token.memory().bytes / 8  # of all four layers
+    most = (8 * 4 + 2 * ids.shape[1]) / 4 * per_token  # the budgets, and two layers that hold the prompt
+    if handle:
+        with squeeze(model, **settings) as squeezed:
+            peak(ids)
+            memory = squeezed.cache.memory()
+    else:
+        cache = SqueezeCache(model, **settings)
+        text = peak(ids, cache)
+        memory = cache.memory()
+    assert per_token * ids.shape[1] > memory.peak_bytes
+    if chunk is None:
+        assert memory.peak_bytes <= most
+        if not handle:
+            peak(torch.cat([text, ids[:, :40]], dim=1), cache)
+            assert cache.memory().peak_bytes <= most
+
+
 SOME = ("llama", "gemma2", "mistral-window", "falcon-7b")
 
 

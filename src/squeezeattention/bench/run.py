@@ -12,6 +12,7 @@ import torch
 
 from .. import SqueezeCache
 from ..device import out_of_memory
+from ..hf.arguments import cache_name
 from .machine import PeakMeter, free_memory, memory_limit, synchronize
 from .variants import Variant, cache_bytes
 from .weights import step_weight_bytes
@@ -105,7 +106,8 @@ def _measure(model: Any, variant: Variant, load: Workload, seed: int, device: to
     synchronize(device)
     began = time.perf_counter()
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(model).forward).parameters else {}
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, **last).logits
+    given = {cache_name(model): cache}
+    logits = model(input_ids=ids, use_cache=True, **given, **last).logits
     if isinstance(cache, SqueezeCache):
         cache.compact()
     synchronize(device)
@@ -115,7 +117,7 @@ def _measure(model: Any, variant: Variant, load: Workload, seed: int, device: to
     for index in range(WARM_UP + load.new):
         position = torch.full((load.batch, 1), load.prompt + index, device=device)
         began = time.perf_counter()
-        logits = step(input_ids=token, position_ids=position, past_key_values=cache, use_cache=True).logits
+        logits = step(input_ids=token, position_ids=position, use_cache=True, **given).logits
         token = logits[:, -1:].argmax(-1)
         synchronize(device)
         times.append(time.perf_counter() - began)

@@ -47,8 +47,9 @@ from .step import Final, Step
 class SqueezeCache(Cache):
     """KV cache whose layers hold different numbers of tokens, chosen per prompt (SqueezeAttention, ICLR 2025).
 
-    Pass it as ``past_key_values`` to ``model.generate(...)`` or ``model(...)``. The prompt is attended to
-    exactly; at its end every layer is cut to its budget, and each decode step keeps it there.
+    Pass it as ``past_key_values`` to ``model.generate(...)`` or ``model(...)``; from transformers 5.24 on ``cache``
+    is its name. The prompt is attended to exactly; at its end every layer is cut to its budget, and each decode step
+    keeps it there.
 
     A prompt ends with the call of ``generate`` that reads it, before the first single-token forward after it,
     or when :meth:`compact` is called or anything is asked of the cache (:attr:`plan`, :meth:`lengths`, ...);
@@ -372,15 +373,19 @@ class SqueezeCache(Cache):
                 f"this cache is unusable because {self._failed}; call cache.reset() or make a new one"
             )
 
-    def _check_new_prompt(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: Any) -> None:
-        """The prompt of a ``generate`` call, before any chunk of it is read."""
+    def _check_new_prompt(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: Any) -> int:
+        """The prompt of a ``generate`` call, before any chunk of it is read.
+
+        Returns the tokens of the longest row when it has been read, earlier turns included.
+        """
         self._check_usable()
         seen, mask = self.get_seq_length(), model_kwargs.get("attention_mask")
         embeddings = model_kwargs.get("inputs_embeds")
+        total: int | None = None
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            columns = mask.shape[1]
+            columns, total = mask.shape[1], int(mask.sum(1).max())
             check_rows(mask)
-        else:
+        else:  # a mask of ones alone is dropped on the way here
             given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
             columns = max(given, getattr(generation_config, "_mask_length", None) or 0)
         if seen and getattr(generation_config, "prefill_chunk_size", None) and compat.chunks_start_anew():
@@ -393,6 +398,7 @@ class SqueezeCache(Cache):
                 f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
                 "text so far to go on with it, or call cache.reset() for a new prompt"
             )
+        return max(self._next) + columns - seen if total is None else total
 
     @property
     def _observes(self) -> bool:

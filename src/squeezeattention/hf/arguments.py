@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from . import compat
+
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
 
-_CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
+_CACHE_NAMES = ("cache", "past_key_values", "layer_past", "past_key_value")
 
 
 def by_name(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +31,17 @@ def cache_of(kwargs: dict[str, Any]) -> SqueezeCache | None:
     from ..cache.cache import SqueezeCache
 
     return next((kwargs[name] for name in _CACHE_NAMES if isinstance(kwargs.get(name), SqueezeCache)), None)
+
+
+def cache_name(model: nn.Module) -> str:
+    """What the forward of a whole model calls its cache: models written before transformers 5.24 say otherwise."""
+    return _cache_name(type(model).forward)
+
+
+@functools.cache
+def _cache_name(forward: Callable[..., Any]) -> str:
+    names = inspect.signature(forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in names), compat.generate_cache_name())
 
 
 def new_tokens(kwargs: dict[str, Any]) -> int:

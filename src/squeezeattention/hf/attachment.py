@@ -4,29 +4,28 @@ One attachment per model, shared by all its caches and counted: the last one to 
 
 * points the configs at an attention implementation that serves our caches (see dispatch.py),
 * hooks the decoder's forward, to know each pass before its first layer runs,
-* wraps ``_prefill`` and ``_prepare_cache_for_generation`` on the instance, so that ``generate`` marks where a
-  prompt ends and (under ``squeeze()``) makes the cache.
+* stands in front of ``generate`` and two methods that it calls, on the instance (see generation.py), so that a
+  prompt's end is known and, under ``squeeze()``, a cache is made.
 
 Any other cache on an attached model takes the model's own path, bit for bit.
 """
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from ..cache.step import ACTIVE, Step
-from ..errors import CacheStateError, UnsupportedFeatureError
+from ..errors import CacheStateError
 from .arguments import by_name, cache_of
 from .falcon import FALCON_FAMILIES
 from .falcon import forward as falcon_forward
 from .front import put_before_head, put_in_front
+from .generation import FRONT_METHODS
 from .layout import Layout, inspect_model
 from .observe import observe_hidden
 from .residual import ResidualSpot, find_spots
@@ -139,8 +138,7 @@ class Attachment:
             self._undo += [before.remove, after.remove]
         for owner in model.modules():
             if hasattr(type(owner), "_prepare_cache_for_generation") and owner not in self._shadowed:
-                self._undo.append(shadow(owner, "_prepare_cache_for_generation", _prepare_cache))
-                self._undo.append(shadow(owner, "_prefill", _prefill))
+                self._undo += [shadow(owner, name, method) for name, method in FRONT_METHODS.items()]
                 self._shadowed.add(owner)
 
 
@@ -184,77 +182,9 @@ def close_step(step: Step, *, failed: bool) -> None:
         step.cache._end(step, failed=failed)
 
 
-# ------------------------------------------------------------------ generate
-
-
-def _prepare_cache(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Check what ``generate`` is about to do; under ``squeeze()``, give it a cache."""
-    from ..cache.cache import SqueezeCache
-
-    original = _class_method(model, "_prepare_cache_for_generation")
-    arguments = _bound(original, model, args, kwargs)
-    config, model_kwargs = arguments["generation_config"], arguments["model_kwargs"]
-    cache, make = model_kwargs.get("past_key_values"), _cache_maker(model)
-    if isinstance(cache, SqueezeCache) or (cache is None and make is not None):
-        _refuse_unsupported(config, arguments.get("generation_mode"))
-    if cache is None and make is not None:
-        cache = model_kwargs["past_key_values"] = make()
-    if isinstance(cache, SqueezeCache):
-        cache._expect(int(arguments["max_cache_length"]) + 1)
-    return original(model, *args, **kwargs)
-
-
-def _prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The whole prompt of a ``generate`` call, in however many chunks, is one prompt: cut it at its end."""
-    from ..cache.cache import SqueezeCache
-
-    original = _class_method(model, "_prefill")
-    arguments = _bound(original, model, args, kwargs)
-    cache = arguments["model_kwargs"].get("past_key_values")
-    if not isinstance(cache, SqueezeCache):
-        return original(model, *args, **kwargs)
-    cache._check_new_prompt(arguments["input_ids"], arguments["model_kwargs"], arguments["generation_config"])
-    with cache.prefilling(_real_tokens(arguments)):
-        return original(model, *args, **kwargs)
-
-
-def _real_tokens(arguments: dict[str, Any]) -> int | None:
-    """Tokens of the longest row when a ``generate`` call has read its prompt, earlier turns included, if it says."""
-    mask = arguments["model_kwargs"].get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        return int(mask.sum(1).max())
-    return None
-
-
-def _class_method(model: nn.Module, name: str) -> Callable[..., Any]:
-    """The method that ours stands in front of."""
-    found: Callable[..., Any] = getattr(type(model), name)
-    return found
-
-
-def _bound(function: Callable[..., Any], model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    return dict(inspect.signature(function).bind(model, *args, **kwargs).arguments)
-
-
-def _cache_maker(model: nn.Module) -> Callable[[], SqueezeCache] | None:
+def cache_maker(model: nn.Module) -> Callable[[], SqueezeCache] | None:
     """What ``squeeze()`` set for the decoder inside the model that ``generate`` was called on."""
     for decoder, attachment in list(_ATTACHMENTS.items()):
         if attachment.make_cache is not None and any(module is decoder for module in model.modules()):
             return attachment.make_cache
     return None
-
-
-def _refuse_unsupported(config: Any, mode: Any) -> None:
-    """Options of ``generate`` that cannot work with an evicting cache."""
-    if "assisted" in str(getattr(mode, "value", mode)):
-        raise UnsupportedFeatureError(
-            "assisted and prompt-lookup decoding roll the cache back, which an evicting cache cannot do; "
-            "use greedy, sampling or beam search"
-        )
-    if config.cache_implementation is not None:
-        raise UnsupportedFeatureError(
-            f"cache_implementation={config.cache_implementation!r} asks for another cache; a SqueezeCache "
-            "replaces it: leave cache_implementation unset"
-        )
-    if config.use_cache is False:
-        raise UnsupportedFeatureError("use_cache=False leaves nothing to squeeze; set use_cache=True")

@@ -19,16 +19,27 @@ OLDEST = (5, 5)
 OLDEST_COMPILED = (5, 15)
 
 
+def release() -> str:
+    """The installed release."""
+    return str(transformers.__version__)
+
+
 def _release() -> tuple[int, ...]:
-    return tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return tuple(int(part) for part in release().split(".")[:2])
+
+
+@functools.cache
+def generate_cache_name() -> str:
+    """What ``generate`` and the methods it calls name the cache: "cache" from 5.24 on."""
+    names = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    return next(name for name in ("cache", "past_key_values") if name in names)
 
 
 def check_compiles() -> None:
     """Refuse ``compile=True`` where the models cannot be traced with tensors for lengths."""
     if _release() < OLDEST_COMPILED:
         raise UnsupportedFeatureError(
-            f"compile=True needs transformers >= {OLDEST_COMPILED[0]}.{OLDEST_COMPILED[1]}, this is "
-            f"{transformers.__version__}"
+            f"compile=True needs transformers >= {OLDEST_COMPILED[0]}.{OLDEST_COMPILED[1]}, this is {release()}"
         )
 
 
@@ -36,7 +47,7 @@ def check_version() -> None:
     """Refuse a transformers release from before the cache and mask interfaces this library stands on."""
     if _release() < OLDEST:
         raise UnsupportedModelError(
-            f"transformers {transformers.__version__} is too old: squeezeattention needs >= {OLDEST[0]}.{OLDEST[1]}"
+            f"transformers {release()} is too old: squeezeattention needs >= {OLDEST[0]}.{OLDEST[1]}"
         )
 
 

@@ -24,7 +24,7 @@ PREFIX = "squeeze_"
 #: Arguments that reach an attention function and do not change what it computes here.
 _HARMLESS = frozenset({
     "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal",
-    "output_router_logits", "return_dict", "logits_to_keep", "num_items_in_batch", "past_key_values",
+    "output_router_logits", "return_dict", "logits_to_keep", "num_items_in_batch", "past_key_values", "cache",
     "layer_past", "head_mask", "position_embeddings", "token_type_ids", "labels", "cu_seq_lens_q", "cu_seq_lens_k",
     "max_length_q", "max_length_k",
 })  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import SqueezeCache
+from ..hf.arguments import cache_name
 from ..tasks.driving import keeps_few_logits
 from .caches import CacheMaker
 
@@ -121,14 +122,15 @@ class Scorer:
         with cache.prefilling():
             out = self.model(
                 input_ids=ids, attention_mask=None if bool(mask.all()) else mask.long(), position_ids=positions,
-                past_key_values=cache, use_cache=True, **({"logits_to_keep": 1} if few else {}),
+                use_cache=True, **{cache_name(self.model): cache}, **({"logits_to_keep": 1} if few else {}),
             )  # fmt: skip
         return out.logits, lengths
 
     def _step(self, cache: SqueezeCache, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Feed one token ``[B]`` a row at its position ``[B]``; returns the logits ``[B, V]``."""
+        given = {cache_name(self.model): cache}
         logits: torch.Tensor = self.model(
-            input_ids=tokens[:, None], position_ids=positions[:, None], past_key_values=cache, use_cache=True
+            input_ids=tokens[:, None], position_ids=positions[:, None], use_cache=True, **given
         ).logits[:, -1]
         return logits
 

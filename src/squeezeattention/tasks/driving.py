@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import SqueezeCache
+from ..hf.arguments import cache_name
 
 
 def read(model: Any, cache: Any, tokens: Sequence[int], *, chunk: int | None = None) -> torch.Tensor:
@@ -38,7 +39,7 @@ def forward(model: Any, cache: Any, ids: torch.Tensor) -> torch.Tensor:
     start = cache.get_seq_length()
     positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand(ids.shape[0], -1)
     options: dict[str, Any] = {"logits_to_keep": 1} if keeps_few_logits(model) else {}
-    out = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **options)
+    out = model(input_ids=ids, position_ids=positions, use_cache=True, **{cache_name(model): cache}, **options)
     logits: torch.Tensor = out.logits[:, -1]
     return logits
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import SqueezeCache
+from ..hf.arguments import cache_name
 
 
 def left_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,6 +65,6 @@ def _forward(model: Any, cache: Any, tokens: torch.Tensor, mask: torch.Tensor, s
     given = None if bool(mask.all()) else mask
     positions = position_ids(mask)[:, start:]
     out: torch.Tensor = model(
-        input_ids=tokens, attention_mask=given, position_ids=positions, past_key_values=cache, use_cache=True
+        input_ids=tokens, attention_mask=given, position_ids=positions, use_cache=True, **{cache_name(model): cache}
     ).logits
     return out

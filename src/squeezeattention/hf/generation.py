@@ -1,0 +1,181 @@
+"""What ``generate`` is told while caches of ours are on a model: methods that stand in front of the model's own.
+
+``generate``: names the cache as this release of transformers does, and sees to it that the model really read it. (In
+``model.generate(..., past_key_values=SqueezeCache(model))`` the method is looked up before the cache is there, so this
+one is not called; a cache that goes unread is then found at the prompt's end.)
+``_prepare_cache_for_generation``: refuses what cannot work; under ``squeeze()``, makes the cache.
+``_prefill``: the whole prompt, in however many chunks, is one prompt, and it is cut at its end.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ..errors import CacheStateError, UnsupportedFeatureError
+from . import compat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..cache.cache import SqueezeCache
+
+
+@dataclass
+class _Call:
+    """A ``generate`` call under way: its caches of ours, and how many columns each had seen before."""
+
+    seen: list[tuple[SqueezeCache, int]] = field(default_factory=list)
+
+    def watch(self, cache: SqueezeCache) -> None:
+        if all(known is not cache for known, _ in self.seen):
+            self.seen.append((cache, _columns_seen(cache)))
+
+
+class _Calls(threading.local):
+    """This thread's ``generate`` calls, the innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[_Call] = []
+
+    @contextmanager
+    def enter(self) -> Iterator[_Call]:
+        call = _Call()
+        self.stack.append(call)
+        try:
+            yield call
+        finally:
+            self.stack.remove(call)
+
+    def watch(self, cache: SqueezeCache) -> None:
+        if self.stack:
+            self.stack[-1].watch(cache)
+
+
+_CALLS = _Calls()
+
+
+def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``generate``, and then a look whether the caches that it should have read were read."""
+    from ..cache.cache import SqueezeCache
+    from .attachment import cache_maker
+
+    kwargs = _renamed(kwargs)
+    squeezed, own = cache_maker(model) is not None, _class_method(model, "generate")
+    with _CALLS.enter() as call:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, SqueezeCache):
+                call.watch(value)
+        brings_one = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
+        output = own(model, *args, **kwargs)
+    if squeezed and not brings_one and not call.seen:
+        raise CacheStateError(
+            f"{type(model).__name__}.generate never asked for a cache, so squeeze() did nothing: transformers "
+            f"{compat.release()} may not be supported, or the model makes its cache by itself"
+        )
+    for cache, before in call.seen:
+        _check_read(model, cache, before, output)
+    return output
+
+
+def _check_read(model: nn.Module, cache: SqueezeCache, before: int, output: Any = None) -> None:
+    """Raise if the model did not read the cache that it was given, or left it before the text in ``output`` ended."""
+    seen, text = _columns_seen(cache), getattr(output, "sequences", output)
+    columns = text.shape[1] if isinstance(text, torch.Tensor) and text.ndim == 2 else 0
+    if seen > before and seen >= columns - 1:  # the last token was never fed
+        return
+    what = "never read it" if seen <= before else f"stopped reading it after {seen} of {columns} tokens"
+    raise CacheStateError(
+        f"a SqueezeCache was given to {type(model).__name__}.generate, which {what}: the text came from another cache, "
+        f"and nothing was saved. The model may throw caches away (long-context Phi-3 does where its rotary scaling "
+        f"switches), or transformers {compat.release()} may not be supported"
+    )
+
+
+def _columns_seen(cache: SqueezeCache) -> int:
+    return max((int(layer.seen) for layer in cache.layers), default=0)
+
+
+def _renamed(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``generate``, with our cache under the name that this release knows."""
+    from ..cache.cache import SqueezeCache
+
+    name = compat.generate_cache_name()
+    for other in ("cache", "past_key_values"):
+        if other != name and name not in kwargs and isinstance(kwargs.get(other), SqueezeCache):
+            kwargs = {**{key: value for key, value in kwargs.items() if key != other}, name: kwargs[other]}
+    return kwargs
+
+
+def prepare_cache(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Check what ``generate`` is about to do; under ``squeeze()``, give it a cache."""
+    from ..cache.cache import SqueezeCache
+    from .attachment import cache_maker
+
+    make, original = cache_maker(model), _class_method(model, "_prepare_cache_for_generation")
+    arguments = _bound(original, model, args, kwargs)
+    config, model_kwargs, name = arguments["generation_config"], arguments["model_kwargs"], compat.generate_cache_name()
+    cache = model_kwargs.get(name)
+    if isinstance(cache, SqueezeCache) or (cache is None and make is not None):
+        _refuse_unsupported(config, arguments.get("generation_mode"))
+    if cache is None and make is not None:
+        cache = model_kwargs[name] = make()
+    if isinstance(cache, SqueezeCache):
+        _CALLS.watch(cache)
+        cache._expect(int(arguments["max_cache_length"]) + 1)
+    return original(model, *args, **kwargs)
+
+
+def prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The prompt of a ``generate`` call."""
+    from ..cache.cache import SqueezeCache
+
+    original = _class_method(model, "_prefill")
+    arguments = _bound(original, model, args, kwargs)
+    model_kwargs, config = arguments["model_kwargs"], arguments["generation_config"]
+    cache = model_kwargs.get(compat.generate_cache_name())
+    if not isinstance(cache, SqueezeCache):
+        return original(model, *args, **kwargs)
+    total, before = cache._check_new_prompt(arguments["input_ids"], model_kwargs, config), _columns_seen(cache)
+    with cache.prefilling(total):
+        output = original(model, *args, **kwargs)
+    _check_read(model, cache, before)
+    return output
+
+
+def _class_method(model: nn.Module, name: str) -> Callable[..., Any]:
+    """The method that ours stands in front of."""
+    found: Callable[..., Any] = getattr(type(model), name)
+    return found
+
+
+def _bound(function: Callable[..., Any], model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    return dict(inspect.signature(function).bind(model, *args, **kwargs).arguments)
+
+
+def _refuse_unsupported(config: Any, mode: Any) -> None:
+    """Options of ``generate`` that cannot work with an evicting cache."""
+    if "assisted" in str(getattr(mode, "value", mode)):
+        raise UnsupportedFeatureError(
+            "assisted and prompt-lookup decoding roll the cache back, which an evicting cache cannot do; "
+            "use greedy, sampling or beam search"
+        )
+    if config.cache_implementation is not None:
+        raise UnsupportedFeatureError(
+            f"cache_implementation={config.cache_implementation!r} asks for another cache; a SqueezeCache "
+            "replaces it: leave cache_implementation unset"
+        )
+    if config.use_cache is False:
+        raise UnsupportedFeatureError("use_cache=False leaves nothing to squeeze; set use_cache=True")
+
+
+#: What stands in front of a model's own methods, by name.
+FRONT_METHODS = {"generate": generate, "_prepare_cache_for_generation": prepare_cache, "_prefill": prefill}
