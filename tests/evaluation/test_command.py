@@ -12,6 +12,9 @@ from typer.testing import CliRunner
 import squeezeattention.cli.evaluate as command
 from squeezeattention.cli.app import app
 from squeezeattention.datasets import DATASETS
+from squeezeattention.errors import UnsupportedModelError
+from squeezeattention.evaluation.folder import read_rows
+from squeezeattention.policies import H2O
 from squeezeattention.tasks import TASKS
 
 from ..conftest import refused
@@ -95,7 +98,7 @@ def test_rerun_says_whether_scores_agree(squeeze: Any, tmp_path: Path) -> None:
 def test_presets_and_what_is_given_instead(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def stop(settings: Any, out: Path) -> None:
+    def stop(settings: Any, out: Path, **options: Any) -> None:
         seen.append(settings)
         raise KeyboardInterrupt
 
@@ -145,6 +148,40 @@ def test_bad_folders(squeeze: Any, tmp_path: Path) -> None:
     refused(squeeze("rerun", tmp_path / "none"), "run.json")
     assert squeeze("tiny", *SMALL, "--out", tmp_path / "out").exit_code == 0
     refused(squeeze("tiny", *SMALL, "--seed", 1, "--out", tmp_path / "out"), "other settings", "seeds", "--out")
+
+
+def test_failures_are_told_by_the_exit_code_and_can_be_tried_again(
+    squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import squeezeattention.evaluation.measure as measuring
+
+    real = measuring._outcome
+
+    def fails(model: Any, tokenizer: Any, settings: Any, unit: Any, sample: Any) -> Any:
+        if str(unit.config.allocator) == "uniform":
+            raise UnsupportedModelError("not this one")
+        return real(model, tokenizer, settings, unit, sample)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "_outcome", fails)
+        result = squeeze("tiny", *SMALL, "--out", tmp_path)
+    for again in (result, squeeze("tiny", *SMALL, "--out", tmp_path)):
+        assert again.exit_code == 1
+        said = " ".join(again.stderr.split())
+        for word in ("4 of 12 rows failed", "UnsupportedModelError: not this one", "--retry-failed"):
+            assert word in said
+    result = squeeze("tiny", *SMALL, "--out", tmp_path, "--retry-failed")
+    assert result.exit_code == 0
+    assert "failed" not in result.stderr
+
+
+def test_a_bug_ends_the_run_with_its_traceback(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(H2O, "priority", lambda self, tokens, budget: tokens.positoins)
+    result = squeeze("tiny", *SMALL, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, AttributeError)
+    assert "stopped at lines 40 h2o" in " ".join(result.stderr.split())
+    assert all(row["error"] is None for row in read_rows(tmp_path))
 
 
 def test_an_interrupt_leaves_what_is_done(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

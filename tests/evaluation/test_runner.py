@@ -17,7 +17,7 @@ import squeezeattention.evaluation.measure as measuring
 import squeezeattention.evaluation.runner as runner
 from squeezeattention import SqueezeCache
 from squeezeattention.datasets import Dataset
-from squeezeattention.errors import ConfigError, EvaluationError, MissingExtraError, UnsupportedModelError
+from squeezeattention.errors import ConfigError, EvaluationError, MissingExtraError, PlanError, UnsupportedModelError
 from squeezeattention.evaluation import Settings
 from squeezeattention.evaluation.folder import ROWS, RUN, Results, read_rows
 from squeezeattention.extras import require
@@ -148,15 +148,21 @@ def test_the_end_token_ends_an_answer(evaluate: Run, model: Any, settings: Setti
     assert by_id(tmp_path / "b")["letter/40/0/0/full"]["answers"][0] == answer[: answer.index(answer[2])]
 
 
-def test_a_signal_that_breaks_down_is_recorded(
+def test_a_mistake_ends_the_run_and_is_no_result(
     evaluate: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Cosine, "values", lambda self: [0.5, float("nan"), 0.7, float("inf")])
-    summary = evaluate(settings, tmp_path)
-    rows = by_id(tmp_path)
-    for name, row in rows.items():
-        assert (row["error"] is None) == name.endswith("/full")
-    assert summary["importance"] == []
+    """Whether it is an error of the library's own or not: rows of 0 would hide it."""
+    for values, error in (
+        (lambda self: [0.5, float("nan"), 0.7, float("inf")], PlanError),
+        (lambda self: 1 / 0, ZeroDivisionError),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Cosine, "values", values)
+            with pytest.raises(error):
+                evaluate(settings, tmp_path)
+        assert all(row["error"] is None for row in read_rows(tmp_path))
+        assert 0 < len(by_id(tmp_path)) < 18
+    assert evaluate(settings, tmp_path)["rows"] == 18  # the same run, mended
 
 
 class Failing:
@@ -193,6 +199,21 @@ def test_a_failing_configuration_is_recorded_and_scores_nothing(
             assert cell["score"] == 0
             assert cell["bytes"] is None
             assert cell["n_samples"] == (4 if cell["task"] == "all tasks" else 2)
+
+
+def test_what_failed_is_tried_again_when_that_is_asked_for(
+    evaluate: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "_outcome", Failing("streaming_llm/squeeze/0.3", measuring._outcome))
+        evaluate(settings, tmp_path / "a")
+    assert evaluate(settings, tmp_path / "a")["errors"][0]["n"] == 6  # counts as done
+    seen: list[tuple[int, int, str]] = []
+    summary = evaluate(settings, tmp_path / "a", retry_failed=True, progress=lambda *told: seen.append(told))
+    assert [done for done, _, _ in seen] == list(range(12, 19))
+    assert summary["errors"] == []
+    assert summary == evaluate(settings, tmp_path / "b")
+    assert evaluate(settings, tmp_path / "a") == summary  # and what is in the folder can be read again
 
 
 def test_a_policy_that_a_model_refuses_fails_in_its_rows_alone(

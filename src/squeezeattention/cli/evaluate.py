@@ -75,11 +75,14 @@ def evaluate(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     chunk: options.ChunkSize = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what ran out of memory or was refused.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Evaluate full and squeezed caches on tasks. Most options can be given several times.
 
-    A run that was stopped goes on when the same command is given again.
+    A run that was stopped goes on when the same command is given again. Exit code 1: rows failed.
 
     `squeeze eval report FOLDER` draws what a folder holds.
 
@@ -96,8 +99,10 @@ def evaluate(
     }  # fmt: skip
     chosen = {field: value for field, value in given.items() if value is not None and value != []}
     settings = dataclasses.replace(base, dtype=dtype, device=device, **chosen)
-    _work(settings, out)
-    _show(evaluation.write_report(out), as_json)
+    _work(settings, out, retry_failed=retry_failed)
+    report = evaluation.write_report(out)
+    _show(report, as_json)
+    _exit_if_failed(report.summary)
 
 
 def _model_of(argument: str | None, option: str | None) -> str:
@@ -106,16 +111,36 @@ def _model_of(argument: str | None, option: str | None) -> str:
     return argument or option or NAME
 
 
-def _work(settings: evaluation.Settings, out: Path) -> None:
+def _exit_if_failed(summary: dict[str, Any]) -> None:
+    """Exit code 1 if rows failed, and a word on them: their scores of 0 are no results."""
+    failed = sum(error["n"] for error in summary["errors"])
+    if failed:
+        first = summary["errors"][0]
+        notice(
+            f"{failed} of {summary['rows']} rows failed and count as 0 (first {first['first']}: {first['type']}: "
+            f"{first['text']}); the same command with --retry-failed tries them again"
+        )
+        raise typer.Exit(1)
+
+
+def _work(settings: evaluation.Settings, out: Path, *, retry_failed: bool = False) -> None:
     """Load the model and run, with a bar on stderr."""
     settings.make_tasks()  # what is wrong with them is told before a model is loaded
     model, tokenizer = load_model(settings.model, settings.dtype, settings.device)
     remark_on_length(model, max(settings.lengths))
+    at = ""
+
+    def step(done: int, total: int, what: str) -> None:
+        nonlocal at
+        at = what
+        progress(done, total, what)
+
     try:
         with progress_bar() as progress:
-            evaluation.run(model, tokenizer, settings, out, progress)
-    except KeyboardInterrupt:
-        notice(f"what is done is in {out}; the same command goes on from there")
+            evaluation.run(model, tokenizer, settings, out, step, retry_failed=retry_failed)
+    except (Exception, KeyboardInterrupt):
+        if at:
+            notice(f"stopped at {at}; what is done is in {out}, and the same command goes on from there")
         raise
 
 
@@ -186,7 +211,7 @@ def rerun(
     if target.resolve() == folder.resolve():
         raise EvaluationError(f"a repetition of {folder} needs a folder of its own: give --out another one")
     _work(settings, target)
-    evaluation.write_summary(target)
+    summary = evaluation.write_summary(target)
     agreement = evaluation.compare(folder, target)
     if as_json:
         print_json({**agreement.to_dict(), "folder": str(target)})
@@ -194,3 +219,4 @@ def rerun(
         OUT.print(f"{agreement} ({target})", soft_wrap=True)
     if not agreement.agrees:
         raise typer.Exit(1)
+    _exit_if_failed(summary)

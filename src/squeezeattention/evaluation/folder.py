@@ -108,7 +108,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a folder, sorted by id, without a last line that is still half written.
 
-    Raises :class:`EvaluationError` for any other line that is no row, and for two rows of one id.
+    A row may be followed by another of its id if it failed: the work was tried again. Raises :class:`EvaluationError`
+    for any other line that is no row, and for any other two rows of one id.
     """
     path = folder / ROWS
     try:
@@ -122,7 +123,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
             identity = str(row["id"])
         except (ValueError, TypeError, KeyError) as error:
             raise EvaluationError(f"{path} is damaged: line {number} is no result ({error})") from error
-        if identity in rows:
+        if identity in rows and rows[identity].get("error") is None:
             raise EvaluationError(f"{path} is damaged: line {number} repeats {identity}")
         rows[identity] = row
     return [rows[identity] for identity in sorted(rows)]

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..device import out_of_memory
+from ..errors import BudgetError, InputError, UnsupportedFeatureError, UnsupportedModelError
 from ..tasks.base import Sample, Task
 from .answering import Answers, Asked, ask
 from .exercises import score_answer
@@ -17,20 +19,24 @@ from .holding import Holding, holding_of
 from .likelihood import token_losses, token_probability
 from .reading import Reader
 
+#: What a method may answer instead of working: this model, this prompt or this budget is not for it.
+REFUSALS = (BudgetError, InputError, UnsupportedFeatureError, UnsupportedModelError)
 _LONGEST_ERROR = 500  # characters
 
 
 def measure(model: Any, tokenizer: Any, settings: Settings, task: Task, unit: Unit, sample: Sample) -> dict[str, Any]:
     """The row of a unit, as JSON values.
 
-    Whatever goes wrong inside the model or the cache, out of memory included, is part of the row, and the
-    score is 0: a method that fails has not answered. Errors of the scoring itself are raised.
+    Memory that runs out and :data:`REFUSALS` are part of the row, and the score is 0: a method that refuses has not
+    answered. Any other error is a mistake in somebody's code or settings, no result, and is raised.
     """
     outcome: dict[str, Any] = {}
     error: dict[str, str] | None = None
     try:
         outcome = _outcome(model, tokenizer, settings, unit, sample)
     except Exception as failure:
+        if not (isinstance(failure, REFUSALS) or out_of_memory(failure)):
+            raise
         error = {"type": type(failure).__name__, "text": str(failure)[:_LONGEST_ERROR]}
     if error is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()  # here the failure, and what its frames held, is gone

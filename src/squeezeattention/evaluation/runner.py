@@ -29,8 +29,13 @@ def run(
     settings: Settings,
     folder: Path,
     progress: Progress = lambda done, total, what: None,
+    *,
+    retry_failed: bool = False,
 ) -> None:
     """Do what is not yet done of ``settings``, with a row in ``folder`` for each piece of work.
+
+    A row that says that memory ran out or that a method refused counts as done unless ``retry_failed``; any other
+    error ends the run where it comes, and what was done before stays.
 
     A folder of the same settings and model is gone on with, from wherever it was left; any other is an
     :class:`EvaluationError`. So is a sample whose text is not what it was. Tasks that do not fit, and models
@@ -46,7 +51,8 @@ def run(
             for row in results.rows.values()
         }
         units = list(settings.units())
-        pending = [unit for unit in units if unit.id not in results.rows]
+        done = {name for name, row in results.rows.items() if row["error"] is None or not retry_failed}
+        pending = [unit for unit in units if unit.id not in done]
         for key, group in groupby(pending, key=lambda unit: unit.sample):
             sample = make_sample(tasks[key.task], count, key)
             if digests.get(key, digest(sample)) != digest(sample):
@@ -55,9 +61,10 @@ def run(
                     "of Python or of the data?): start anew in another folder"
                 )
             for unit in group:
-                progress(len(results.rows), len(units), _title(unit))
+                progress(len(done), len(units), _title(unit))
                 results.append(measure(model, tokenizer, settings, tasks[key.task], unit, sample))
-        progress(len(results.rows), len(units), "done")
+                done.add(unit.id)
+        progress(len(done), len(units), "done")
 
 
 def key_of(row: Mapping[str, Any]) -> SampleKey:
