@@ -31,6 +31,7 @@ from squeezeattention.allocators import (
     ZigZag,
     default_allocator,
     resolve_allocator,
+    takes,
 )
 from squeezeattention.allocators.dynamickv import capped
 from squeezeattention.errors import BudgetError, ConfigError, PlanError, UnknownNameError
@@ -61,7 +62,8 @@ def plan_of(allocator: Allocator, importance: list[float] | None = None, **optio
 def test_spends_the_total(
     name: str, importance: list[float], base: int, cap: int | None, p: float, outliers: str
 ) -> None:
-    allocator = resolve_allocator(name, p=p, outliers=outliers)
+    given = {option: value for option, value in (("p", p), ("outliers", outliers)) if takes(name, option)}
+    allocator = resolve_allocator(name, **given)
     n = len(importance)
     plan = plan_of(allocator, importance, base_budget=base, caps=[cap] * n, floor=5)  # build_plan checks it
     assert plan.total == n * (base if cap is None else min(base, cap))
@@ -346,14 +348,23 @@ def test_names() -> None:
         "uniform", "zigzag",
     ]  # fmt: skip
     for name in NAMES:
-        assert resolve_allocator(name, p=0.4, outliers="clamp").name == name
+        assert resolve_allocator(name).name == name
 
 
 def test_options_reach_those_that_take_them() -> None:
     assert resolve_allocator("squeeze", p=0.4, outliers="clamp") == Squeeze(p=0.4, outliers="clamp")
     assert resolve_allocator("random", p=0.4) == Random(p=0.4)
-    assert resolve_allocator("uniform", p=0.4) == Uniform()
     assert resolve_allocator("squeeze").p == 0.35
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_that_change_nothing_are_refused(name: str) -> None:
+    for option, value in (("p", 0.4), ("outliers", "clamp")):
+        if takes(name, option):
+            assert getattr(resolve_allocator(name, **{option: value}), option) == value
+        else:
+            with pytest.raises(ConfigError, match=f"{name!r} has no {option}.*squeeze"):
+                resolve_allocator(name, **{option: value})
 
 
 @pytest.mark.parametrize("options", [{"p": 0.4}, {"outliers": "clamp"}, {"p": 0.4, "outliers": "clamp"}])
@@ -373,7 +384,8 @@ def test_instances_pass_through() -> None:
     allocator = Squeeze(p=0.4)
     assert resolve_allocator(allocator) is allocator
     assert resolve_allocator(allocator, p=0.4) is allocator
-    assert isinstance(resolve_allocator(Uniform(), p=0.4), Uniform)
+    with pytest.raises(ConfigError, match="changes nothing"):
+        resolve_allocator(Uniform(), p=0.4)
     with pytest.raises(ConfigError, match="given twice"):
         resolve_allocator(allocator, p=0.5)
 
@@ -381,7 +393,9 @@ def test_instances_pass_through() -> None:
 def test_budgets_become_fixed() -> None:
     plan = plan_of(Squeeze())
     for spec in (plan, list(plan.budgets), plan.budgets):
-        allocator = resolve_allocator(spec, p=0.9)
+        with pytest.raises(ConfigError, match=r"p=0\.9 changes nothing of Fixed"):
+            resolve_allocator(spec, p=0.9)
+        allocator = resolve_allocator(spec)
         assert isinstance(allocator, Fixed)
         assert plan_of(allocator).budgets == plan.budgets
 
@@ -421,7 +435,7 @@ def registered() -> Iterator[None]:
 
 @pytest.mark.usefixtures("registered")
 def test_an_allocator_of_ones_own() -> None:
-    plan = plan_of(resolve_allocator("last", p=0.3), floor=5, caps=[300] * 12)
+    plan = plan_of(resolve_allocator("last"), floor=5, caps=[300] * 12)
     assert plan.budgets == (82,) * 9 + (81,) * 2 + (300,)  # the cap's surplus goes round
     assert plan.total == 1200
     assert plan.group_sizes == {1: 1, 2: 11}

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from squeezeattention.allocators import ALLOCATORS, resolve_allocator
+from squeezeattention.allocators import ALLOCATORS, resolve_allocator, takes
 from squeezeattention.plan import build_plan
 
 
@@ -16,7 +16,8 @@ def test_invariants_hold(worker):
         layers = rng.randint(1, 12)
         base, floor = rng.randint(5, 300), rng.randint(1, 5)
         caps = [rng.choice([None, rng.randint(1, 400)]) for _ in range(layers)]
-        allocator = resolve_allocator(rng.choice(names), p=rng.choice([None, 1.0, rng.uniform(0.01, 1)]))
+        name, p = rng.choice(names), rng.choice([None, 1.0, rng.uniform(0.01, 1)])
+        allocator = resolve_allocator(name, p=p if takes(name, "p") else None)
         importance = [rng.choice([0.3, 0.9, rng.random()]) for _ in range(layers)]
         plan = build_plan(allocator, importance=importance, base_budget=base, caps=caps, floor=floor)
         assert plan.check() is plan

@@ -70,7 +70,7 @@ def refused(error, *words, family="llama"):
 # ------------------------------------------------------------------ arguments
 
 BUDGETS = [
-    0, -1, 1.5, "abc", math.nan, math.inf, -math.inf, True, None, "0MiB", "-3MiB", "", 0.0, -0.2,
+    0, -1, 1.5, "abc", math.nan, math.inf, -math.inf, True, "0MiB", "-3MiB", "", 0.0, -0.2,
     "12 parsecs", "nan", "1e3", b"1MiB", [16], {"tokens": 16}, 1j, "0%", "101%",
 ]  # fmt: skip
 

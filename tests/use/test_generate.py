@@ -425,7 +425,7 @@ def test_caches_taking_turns_on_one_model(model, policy):
     def caches():
         return (
             SqueezeCache(model, budget=10, policy=policy),
-            SqueezeCache(model, budget=0.3, policy=policy, allocator="uniform"),
+            SqueezeCache(model, budget=0.3, policy=policy, allocator="uniform", min_tokens=1),
             DynamicCache(config=model.config),
         )
 

@@ -52,6 +52,7 @@ __all__ = [
     "name_or_plan",
     "names_file",
     "resolve_allocator",
+    "takes",
 ]
 
 #: What is used where none is asked for.
@@ -79,6 +80,11 @@ def name_or_plan(text: str | None) -> str | BudgetPlan | Measured | None:
     return Measured.load(text) if is_measured(text) else BudgetPlan.load(text)
 
 
+def takes(name: str, option: str) -> bool:
+    """Whether the allocator of this name has an option of that name."""
+    return option in inspect.signature(ALLOCATORS.factory(name)).parameters
+
+
 def default_allocator(p: float | None = None, outliers: str | None = None) -> str:
     """What is meant where no allocator is named: the default one, or the paper's rule by its own parameters."""
     return DEFAULT_ALLOCATOR if p is None and outliers is None else Squeeze.name
@@ -92,9 +98,8 @@ def resolve_allocator(
 ) -> Allocator:
     """The allocator that ``spec`` names, is, or (a plan or list of budgets) fixes; for ``None`` the default one.
 
-    ``p`` and ``outliers`` are validated always and passed to named allocators that take them; others ignore
-    them, so that a sweep can pass them to all. An instance that was built with other values is a
-    :class:`ConfigError`, as is anything that is no allocator.
+    ``p`` and ``outliers`` go to named allocators that take them (:func:`takes`). To give one to any other, to fixed
+    budgets, or to an instance that was built otherwise is a :class:`ConfigError`, as is anything that is no allocator.
     """
     options: dict[str, object] = {}
     spec = default_allocator(p, outliers) if spec is None else spec
@@ -104,17 +109,23 @@ def resolve_allocator(
         check_outliers(outliers)
         options["outliers"] = outliers
     if isinstance(spec, str):
-        taken = inspect.signature(ALLOCATORS.factory(spec)).parameters
-        return ALLOCATORS.create(spec, **{name: value for name, value in options.items() if name in taken})
+        if wrong := [name for name in options if not takes(spec, name)]:
+            able = [name for name in ALLOCATORS if all(takes(name, option) for option in wrong)]
+            raise ConfigError(
+                f"allocator {spec!r} has no {' and no '.join(wrong)}; leave it out, or use one of: {', '.join(able)}"
+            )
+        return ALLOCATORS.create(spec, **options)
     if isinstance(spec, BudgetPlan | list | tuple):
-        return Fixed(spec)
+        spec = Fixed(spec)
     if not isinstance(spec, Allocator):
         raise ConfigError(
             f"cannot use {spec!r} as an allocator: give one of {', '.join(ALLOCATORS)}, an Allocator, a "
             "BudgetPlan, or a list of tokens per layer"
         )
     for name, value in options.items():
-        own = getattr(spec, name, None)
-        if not isinstance(spec, Fixed) and own is not None and own != value:
+        own = None if isinstance(spec, Fixed) else getattr(spec, name, None)
+        if own is None:
+            raise ConfigError(f"{name}={value!r} changes nothing of {spec!r}; leave it out")
+        if own != value:
             raise ConfigError(f"{name} was given twice: {value!r}, and {own!r} in {spec!r}; give it once")
     return spec

@@ -34,7 +34,7 @@ class Variant:
         if self.policy is not None:
             return SqueezeCache(
                 model, self.budget, self.policy, self.allocator, compile=self.compiled, prefill=self.prefill,
-                chunk_size=self.chunk_size, kernels=self.kernels,
+                chunk_size=self.chunk_size, kernels=self.kernels, min_tokens=1,
             )  # fmt: skip
         if self.compiled:
             return StaticCache(config=model.config, max_cache_len=total)

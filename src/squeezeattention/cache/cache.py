@@ -32,9 +32,13 @@ from .checks import check_rows, new_padding
 from .layer import SqueezeLayer
 from .memory import MemoryReport
 from .options import (
+    DEFAULT_BUDGET,
+    MIN_TOKENS,
+    check_used,
     checked_chunk_size,
     checked_compile,
     checked_kernels,
+    checked_min_tokens,
     checked_new_tokens,
     checked_prefill,
     policy_with,
@@ -59,21 +63,25 @@ class SqueezeCache(Cache):
     Args:
         model: a decoder-only transformers model. It is attached to while caches of it are alive; any other
             cache on it works as before.
-        budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of the longest row);
-            text such as "512MiB" = bytes of keys and values per sequence.
+        budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of the longest row; 1.0
+            holds the answer too, where ``generate`` or ``new_tokens`` tell its length); text such as "512MiB" = bytes
+            of keys and values per sequence. ``None`` is a share of 0.2.
         policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
         allocator: "lookup" (the default: what won across tasks and models), "squeeze" (the paper; the default where
             ``p`` or ``outliers``, which are its parameters, are given), "reach", "focus",
             "uniform", "random", "inverted", those of other papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
-            :class:`BudgetPlan` or a list of tokens per layer (both fix the budgets; ``budget`` is not used).
+            :class:`BudgetPlan` or a list of tokens per layer (both fix the budgets: give no ``budget``).
         p: share of the average budget that the least important group keeps, in (0, 1].
         signal: what tells important layers from others (by name or an object); ``None`` = the allocator's own,
-            which is "sharpness" for "lookup" and the paper's "cosine" for "squeeze".
+            which is "sharpness" for "lookup" and the paper's "cosine" for "squeeze". Rules that measure nothing
+            take none.
         outliers: "keep" (the paper) or "clamp", for the "squeeze" family.
         positions: "original" or "cache" (re-rotated sinks, StreamingLLM on RoPE models).
         sinks: leading tokens that StreamingLLM keeps (default 4).
         new_tokens: how many tokens will be generated, if known (``generate`` tells): no layer is given more
             than it can use.
+        min_tokens: a share of a short prompt gives no fewer tokens a layer on average than this; the plan says when.
+            Budgets in tokens and bytes mean what they say.
         prefill: "exact": every prompt token sees all before it, as in the paper. "bounded": the prompt goes in
             pieces of ``chunk_size`` tokens; after each the layers are planned by what was measured so far and cut,
             so that no more than the budget and one piece is ever held, however long the prompt.
@@ -95,7 +103,7 @@ class SqueezeCache(Cache):
     def __init__(
         self,
         model: nn.Module,
-        budget: int | float | str | Budget = 0.2,
+        budget: int | float | str | Budget | None = None,
         policy: str | EvictionPolicy = "h2o",
         allocator: str | Allocator | BudgetPlan | Sequence[int] | None = None,
         p: float | None = None,
@@ -105,17 +113,20 @@ class SqueezeCache(Cache):
         positions: str | None = None,
         sinks: int | None = None,
         new_tokens: int | None = None,
+        min_tokens: int = MIN_TOKENS,
         prefill: str = "exact",
         chunk_size: int = 512,
         compile: bool = False,
         kernels: str = "torch",
     ) -> None:
-        self._budget = Budget.parse(budget)
+        self._budget = Budget.parse(DEFAULT_BUDGET if budget is None else budget)
         self.policy = policy_with(policy, positions=positions, sinks=sinks)
         self.allocator = resolve_allocator(allocator, p=p, outliers=outliers)
+        check_used(self.allocator, budget=budget, signal=signal)
         # A copy: its sums are this cache's own.
         self.signal = copy.deepcopy(resolve_signal(self.allocator.signal if signal is None else signal))
         self._new_tokens = checked_new_tokens(new_tokens)
+        self._min_tokens = checked_min_tokens(min_tokens)
         self.prefill = checked_prefill(prefill)
         self.chunk_size = checked_chunk_size(chunk_size)
         self.compile = checked_compile(compile, self.policy)
@@ -146,8 +157,9 @@ class SqueezeCache(Cache):
                 raise UnsupportedModelError('positions="cache" is for models without native sliding windows')
             rerotation = Rerotation.build(layout.decoder, layout.attentions[0], layout.config)
         self._planner = Planner(
-            self._budget, self.allocator, self.policy, self.signal.name, layout.windows, layout.fingerprint
-        )
+            self._budget, self.allocator, self.policy, self.signal.name, layout.windows, layout.fingerprint,
+            self._min_tokens,
+        )  # fmt: skip
         return [SqueezeLayer(i, w, self.policy, rerotation, self._accelerated) for i, w in enumerate(layout.windows)]
 
     def _lease(self, model: nn.Module) -> None:
@@ -402,7 +414,7 @@ class SqueezeCache(Cache):
 
     @property
     def _observes(self) -> bool:
-        return not self._is_fixed
+        return self.allocator.needs_signal
 
     @property
     def observes_hidden(self) -> bool:
@@ -519,7 +531,14 @@ class SqueezeCache(Cache):
         return self._rows or -1
 
     def __repr__(self) -> str:
+        """The settings and, once a prompt has been cut, the budgets in force. Asking changes nothing."""
+        budget = "fixed" if self._is_fixed else str(self._budget)
+        plan = self._plan
+        if plan is not None:
+            low, high = min(plan.budgets), max(plan.budgets)
+            each = f"{low}" if low == high else f"{low} to {high}"
+            budget += f" ({each} tokens a layer, {plan.total} in all)"
         return (
-            f"SqueezeCache(budget={self._budget}, policy={self.policy!r}, allocator={self.allocator.name!r}, "
+            f"SqueezeCache(budget={budget}, policy={self.policy!r}, allocator={self.allocator.name!r}, "
             f"layers={len(self.layers)}, seen={self.get_seq_length()})"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..allocators import Allocator, Fixed
 from ..device import execution_device
 from ..errors import ConfigError
 from ..hf import compat
@@ -13,6 +14,10 @@ from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
 
 #: Ways to read a prompt.
 PREFILLS = ("exact", "bounded")
+#: Where none is given: a share of the prompt.
+DEFAULT_BUDGET = 0.2
+#: Tokens a layer on average that a share of a short prompt does not go below: sinks, and room for an answer.
+MIN_TOKENS = 64
 
 
 def policy_with(policy: str | EvictionPolicy, *, positions: str | None, sinks: int | None) -> EvictionPolicy:
@@ -26,6 +31,20 @@ def policy_with(policy: str | EvictionPolicy, *, positions: str | None, sinks: i
     return resolve_policy(policy, **options)
 
 
+def check_used(allocator: Allocator, *, budget: object, signal: object) -> None:
+    """:class:`ConfigError` for arguments that this allocator would pass over in silence."""
+    if isinstance(allocator, Fixed) and budget is not None:
+        raise ConfigError(
+            f"budget={budget!r} has no effect: a plan or a list of tokens fixes every layer's budget; give one of the "
+            "two (to bring a plan to another size: squeezeattention.allocators.Scaled(plan))"
+        )
+    if signal is not None and not allocator.needs_signal:
+        raise ConfigError(
+            f"signal={signal!r} has no effect: allocator {allocator.name!r} measures nothing; leave it out, or use "
+            "another allocator"
+        )
+
+
 def checked_prefill(prefill: str) -> str:
     if prefill not in PREFILLS:
         raise ConfigError(f"prefill must be one of {', '.join(PREFILLS)}, got {prefill!r}")
@@ -36,6 +55,12 @@ def checked_chunk_size(size: int) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ConfigError(f"chunk_size must be a whole number of at least 1 token, got {size!r}")
     return size
+
+
+def checked_min_tokens(count: int) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ConfigError(f"min_tokens must be a whole number of at least 1 token, got {count!r}")
+    return count
 
 
 def checked_new_tokens(count: int | None) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..allocators.base import Allocator
 from ..errors import BudgetError
@@ -25,18 +25,21 @@ class Planner:
     signal: str
     windows: tuple[int | None, ...]
     fingerprint: str
+    min_tokens: int = 1
+    """Tokens a layer on average that a share never goes below, however short the prompt."""
 
-    def base_tokens(self, prompt_tokens: int, bytes_per_token: Sequence[int]) -> int:
+    def base_tokens(self, prompt_tokens: int, bytes_per_token: Sequence[int], total_tokens: int | None = None) -> int:
         """What the budget means for a prompt: tokens per layer on average. Raises :class:`BudgetError`."""
         base = min(self.budget.base_tokens(prompt_tokens, sum(bytes_per_token)), _ENDLESS)
         floor = self.policy.minimum
-        if base >= floor:
-            return base
-        if self.budget.kind != "share":
+        if self.budget.kind == "share":
+            whole = total_tokens if self.budget.value == 1 and total_tokens is not None else 0
+            return max(base, whole, self.min_tokens, floor)
+        if base < floor:
             raise BudgetError(
                 f"a budget of {self.budget} is {base} tokens a layer, but {self.policy.name} needs at least {floor}"
             )
-        return floor  # a share of a very short prompt: keep what the policy needs to work
+        return base
 
     def plan(
         self,
@@ -54,7 +57,7 @@ class Planner:
             total_tokens: prompt and new tokens, if known: no layer can use more.
             bytes_per_token: of each layer, for one sequence.
         """
-        base, floor = self.base_tokens(prompt_tokens, bytes_per_token), self.policy.minimum
+        base, floor = self.base_tokens(prompt_tokens, bytes_per_token, total_tokens), self.policy.minimum
         caps = self._caps(base, prompt_tokens, total_tokens)
 
         def attempt(tokens: int) -> BudgetPlan:
@@ -67,14 +70,26 @@ class Planner:
         plan = attempt(base)
         if self.budget.kind == "bytes" and len(set(bytes_per_token)) > 1:
             plan = self._within_bytes(attempt, base, floor, bytes_per_token)
-        return plan
+        return replace(plan, warnings=(*plan.warnings, *self._remarks(prompt_tokens, plan)))
+
+    def _remarks(self, prompt_tokens: int, plan: BudgetPlan) -> tuple[str, ...]:
+        """What somebody who asked for a share would not expect of this plan."""
+        if self.budget.kind != "share" or plan.allocator == "fixed":
+            return ()
+        asked = self.budget.base_tokens(prompt_tokens, 1)
+        if asked >= self.min_tokens or min(self.min_tokens, plan.base_budget) <= asked:
+            return ()
+        return (
+            f"{self.budget} ({prompt_tokens} tokens) would be {asked} a layer; a share gives no fewer than "
+            f"min_tokens={self.min_tokens}",
+        )
 
     def most(self, *, prompt_tokens: int, total_tokens: int | None) -> list[int] | None:
         """The most tokens each layer could get in a plan for this prompt, whatever the signal says: all but the
         others' floors. ``None`` where that hangs on the sizes of layers that have read nothing yet."""
         if self.budget.kind == "bytes":
             return None
-        base = self.base_tokens(prompt_tokens, ())
+        base = self.base_tokens(prompt_tokens, (), total_tokens)
         caps = self._caps(base, prompt_tokens, total_tokens)
         floors = [min(self.policy.minimum, cap) for cap in caps]
         spare = tokens_of_all(base, caps) - sum(floors)

@@ -24,7 +24,7 @@ def generate(
         typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file (- is stdin)."),
     ] = None,
     prompt: options.PromptText = None,
-    budget: options.BudgetText = "0.2",
+    budget: options.BudgetText = None,
     policy: options.Policy = "h2o",
     allocator: options.AllocatorName = None,
     signal: options.SignalName = None,

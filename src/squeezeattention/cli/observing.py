@@ -20,7 +20,7 @@ from .texts import Text
 class Recipe:
     """What plans are made with, as the options say it."""
 
-    budget: str
+    budget: str | None
     policy: str | EvictionPolicy
     allocator: str | Allocator | None
     p: float | None = None

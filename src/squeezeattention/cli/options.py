@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..allocators import DEFAULT_ALLOCATOR, Allocator, resolve_allocator
+from ..cache.options import check_used
 from ..errors import ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
@@ -40,10 +41,10 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan as JSON, for --allocator.")
 ]
 BudgetText = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--budget", "-b", metavar="BUDGET",
-        help="Size of the cache: share of the prompt (0.2, 20%), tokens per layer (256), or bytes (512MiB).",
+        help="Size of the cache: share of the prompt (0.2, 20%), tokens per layer (256), or bytes (512MiB). [0.2]",
     ),
 ]  # fmt: skip
 Policy = Annotated[str, typer.Option("--policy", help="Which tokens stay; see `squeeze policies`.")]
@@ -92,7 +93,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout in
 
 
 def check(
-    budget: str,
+    budget: str | None,
     policy: str,
     allocator: str | BudgetPlan | Allocator | None,
     p: float | None,
@@ -100,11 +101,12 @@ def check(
     signal: str | None = None,
 ) -> None:
     """Before a model is loaded: raise what SqueezeCache would raise about these."""
-    Budget.parse(budget)
+    if budget is not None:
+        Budget.parse(budget)
     POLICIES.factory(policy)
     if signal is not None:
         SIGNALS.factory(signal)
-    resolve_allocator(allocator, p=p, outliers=outliers)
+    check_used(resolve_allocator(allocator, p=p, outliers=outliers), budget=budget, signal=signal)
 
 
 def memory_bytes(text: str) -> int:

@@ -37,7 +37,7 @@ def plan(
     lengths: options.Lengths = None,
     samples: options.Samples = None,
     seeds: options.Seeds = None,
-    budget: options.BudgetText = "0.2",
+    budget: options.BudgetText = None,
     policy: options.Policy = "h2o",
     allocator: options.AllocatorName = None,
     signal: options.SignalName = None,

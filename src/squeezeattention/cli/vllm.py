@@ -45,7 +45,7 @@ def plan(
     lengths: options.Lengths = None,
     samples: options.Samples = None,
     seeds: options.Seeds = None,
-    budget: options.BudgetText = "0.2",
+    budget: options.BudgetText = None,
     policy: Annotated[
         str,
         typer.Option("--policy", help="streaming_llm or sliding_window: whole blocks; h2o and others: single tokens."),

@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from .. import BudgetPlan, SqueezeCache
+from ..allocators import takes
 from ..tasks.driving import forward, read
 from ..tasks.scoring import Score, recall_facts, score
 from .scenario import Context, Settings, build_contexts
@@ -89,7 +90,10 @@ def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lam
         row = Measured(policy, budget, allocator)
         for context in contexts:
             progress(total, f"{policy} {budget:.0%} {allocator}")
-            cache = SqueezeCache(model, budget, policy, allocator, settings.p, new_tokens=settings.decode_tokens)
+            cache = SqueezeCache(
+                model, budget, policy, allocator, settings.p if takes(allocator, "p") else None,
+                new_tokens=settings.decode_tokens, min_tokens=1,
+            )  # fmt: skip
             _measure(model, tokenizer, settings, row, context, cache)
         result.rows.append(row)
     if has_reference:

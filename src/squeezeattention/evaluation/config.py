@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import DynamicCache
 
 from .. import SqueezeCache
 from ..allocators import ALLOCATORS, Allocator, Measured, Scaled, names_file
+from ..allocators import takes as takes_option
 from ..allocators.measured import is_measured
 from ..cache.options import checked_prefill
 from ..errors import BudgetError, ConfigError
@@ -57,13 +57,13 @@ class Config:
         return self
 
     def make_cache(self, model: Any, new_tokens: int) -> Any:
-        """An empty cache for one prompt that ``new_tokens`` tokens will follow."""
+        """An empty cache for one prompt that ``new_tokens`` tokens will follow; a share is what it says."""
         if self.policy is None or self.allocator is None or self.budget is None:
             return DynamicCache(config=model.config)
         allocator, given = _make(self.allocator)
         return SqueezeCache(
             model, self.budget, resolve_policy(self.policy.name, **dict(self.policy.options)),
-            allocator, new_tokens=new_tokens, **given,
+            allocator, new_tokens=new_tokens, min_tokens=1, **given,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, str | None]:
@@ -77,7 +77,7 @@ def takes(allocator: Spec, option: str) -> bool:
     """Whether an allocator has an option of this name."""
     if names_file(allocator.name):
         return is_measured(allocator.name) and option in _FILE_OPTIONS
-    return option in inspect.signature(ALLOCATORS.factory(allocator.name)).parameters
+    return takes_option(allocator.name, option)
 
 
 #: Of files with measured losses; a saved plan has none.

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import SqueezeCache
 from ..allocators import default_allocator, name_or_plan, resolve_allocator
+from ..cache.options import DEFAULT_BUDGET, check_used
 from ..errors import ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
@@ -24,7 +25,8 @@ class CacheMaker:
         ConfigError, BudgetError, UnknownNameError, PlanError: an argument cannot work.
     """
 
-    budget: Any = 0.2
+    budget: Any = None
+    """As of a :class:`SqueezeCache`; none with a saved plan."""
     policy: str = "h2o"
     allocator: str | None = None
     """A name, or a saved plan (``plan.json``)."""
@@ -33,7 +35,7 @@ class CacheMaker:
     """``signal``, ``outliers``, ``positions``, ``sinks``; those that are ``None`` are left out."""
 
     def __post_init__(self) -> None:
-        self.asked = Budget.parse(self.budget)
+        self.asked = Budget.parse(DEFAULT_BUDGET if self.budget is None else self.budget)
         POLICIES.factory(self.policy)
         self.options = {name: value for name, value in self.options.items() if value is not None}
         if self.allocator is None:
@@ -41,7 +43,10 @@ class CacheMaker:
         if not isinstance(self.allocator, str):
             raise ConfigError(f"allocator must be a name or the path of a saved plan, got {self.allocator!r}")
         self._rule = name_or_plan(self.allocator)
-        resolve_allocator(self._rule, p=self.p, outliers=self.options.get("outliers"))
+        check_used(
+            resolve_allocator(self._rule, p=self.p, outliers=self.options.get("outliers")),
+            budget=self.budget, signal=self.options.get("signal"),
+        )  # fmt: skip
 
     @property
     def is_share(self) -> bool:
@@ -67,9 +72,10 @@ class CacheMaker:
         return self._make(model, self.asked, max(0, whole - fill)), fill
 
     def _make(self, model: Any, budget: Any, new_tokens: int | None) -> SqueezeCache:
-        return SqueezeCache(
-            model, budget, self.policy, self._rule, self.p, new_tokens=new_tokens, **self.options
-        )  # fmt: skip
+        # In a harness a share is what it says, however short the prompt.
+        options = {"min_tokens": 1, **self.options}
+        size = None if isinstance(self._rule, BudgetPlan) else budget
+        return SqueezeCache(model, size, self.policy, self._rule, self.p, new_tokens=new_tokens, **options)
 
     @cached_property
     def _minimum(self) -> int:

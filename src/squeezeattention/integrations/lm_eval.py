@@ -76,7 +76,7 @@ class SqueezeLM(HFLM):
         self,
         pretrained: Any,
         *,
-        budget: Any = 0.2,
+        budget: Any = None,
         policy: str = "h2o",
         allocator: str | None = None,
         p: float | None = None,

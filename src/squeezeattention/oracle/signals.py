@@ -45,7 +45,7 @@ def rank_signals(
     for done, name in enumerate(names):
         rows = []
         for case in cases:
-            cache = SqueezeCache(model, budget, policy, "squeeze", signal=name)
+            cache = SqueezeCache(model, budget, policy, "squeeze", signal=name, min_tokens=1)
             read(model, cache, case.context)
             if cache.plan is not None and cache.plan.importance is not None:
                 rows.append(cache.plan.importance)
