@@ -154,8 +154,8 @@ def run(*arguments):
 
 def test_the_command(tmp_path):
     record, plot = tmp_path / "bench.json", tmp_path / "bench.png"
-    result = run("tiny", "--layers", 2, "-b", 1, "-b", 2, "--prompt", 24, "-n", 2, "--policy", "h2o", "--rounds", 2,
-                 "-o", record, "--plot", plot)  # fmt: skip
+    sizes = ("--layers", 2, "--batch", 1, "--batch", 2, "--prompt", 24, "-n", 2, "--rounds", 2)
+    result = run("tiny", *sizes, "--policy", "h2o", "-o", record, "--plot", plot)
     assert result.exit_code == 0, result.output
     for word in ("batch 1", "batch 2", "h2o, squeeze", "GB/s measured", "2 layers"):
         assert word in result.output

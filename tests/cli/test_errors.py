@@ -64,7 +64,15 @@ def test_prompt_given_twice(squeeze: Any, prompt_file: Path) -> None:
         (("--positions", "cache"), ("streaming_llm",)),
         (("--dtype", "float8"), ("float8", "bfloat16")),
         (("--device", "abacus"), ("abacus",)),
-        (("--temperature", "0"), ("temperature",)),
+        (("--sample", "--temperature", "0"), ("temperature",)),
+        (("--sample", "--top-p", "1.5"), ("--top-p",)),
+        (("--temperature", "0.5"), ("--temperature", "--sample")),
+        (("--top-p", "0.5", "--seed", "3"), ("--top-p and --seed", "--sample")),
+        (("--top-k", "5"), ("--top-k", "--sample")),
+        (("--system", "be brief"), ("--system", "--chat")),
+        (("--chat",), ("chat template", "no instruct model")),
+        (("--allocator", "uniform", "--p", "0.3"), ("'uniform' has no p",)),
+        (("--allocator", "uniform", "--signal", "cosine"), ("signal='cosine'", "measures nothing")),
         (("--stream", "--json"), ("--stream", "--json")),
         (("--save-plan", "/no/such/folder/plan.json"), ("/no/such/folder",)),
     ],
@@ -95,6 +103,10 @@ def test_plan_of_another_model(squeeze: Any, model_folder: Path, prompt_file: Pa
 def test_models_that_cannot_be_loaded(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused(squeeze("generate", tmp_path / "none", "-p", "x"), "no such folder", "none")
+    refused(squeeze("generate", tmp_path, "-p", "x"), str(tmp_path), "no config.json")
+    (tmp_path / "config.json").write_text("{}")
+    refused(squeeze("generate", tmp_path, "-p", "x"), str(tmp_path), "no tokenizer", "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{}")
     refused(squeeze("generate", tmp_path, "-p", "x"), str(tmp_path), "embedded")
     refused(squeeze("generate", "no body/no model", "-p", "x"), "no body/no model")
 
@@ -151,3 +163,31 @@ def test_the_library_imports_without_any_extra() -> None:
         "import squeezeattention, squeezeattention.plots, squeezeattention.demo, squeezeattention.evaluation\n"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_outputs_are_tried_before_the_work(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is the file system that says no; and trying leaves nothing behind."""
+
+    def fail(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the work has begun")
+
+    for module in ("generate", "plan", "demo", "oracle", "vllm", "evaluate", "bench"):
+        monkeypatch.setattr(f"squeezeattention.cli.{module}.load_model", fail)
+    (tmp_path / "file").write_text("kept")
+    inside = tmp_path / "file" / "deep"
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", full)
+        for command in (
+            ("bench", "embedded", "-o"), ("bench", "embedded", "--plot"), ("plan", "embedded", "-p", "x", "-o"),
+            ("generate", "embedded", "-p", "x", "--save-plan"), ("oracle", "embedded", "-o"),
+            ("vllm", "plan", "embedded", "-p", "x", "-o"), ("demo", "--out"), ("eval", "embedded", "--out"),
+        ):  # fmt: skip
+            refused(squeeze(*command, tmp_path / "new"), "cannot write", "No space left on device")
+    for command in (("demo", "--out"), ("eval", "embedded", "--out")):
+        refused(squeeze(*command, inside), "cannot write", "is a file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def full(*args: Any, **options: Any) -> Any:
+    raise OSError(28, "No space left on device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from squeezeattention import BudgetPlan, SqueezeCache, load_embedded
 from squeezeattention.allocators import DEFAULT_ALLOCATOR
+
+from ..conftest import refused
 
 
 def test_prints_only_the_text_to_stdout_and_a_report_to_stderr(squeeze: Any, prompt_file: Path) -> None:
@@ -104,11 +107,20 @@ def test_sampling_follows_its_seed(squeeze: Any, model_folder: Path) -> None:
     torch.random.set_rng_state(state)
 
 
-def test_more_tokens_than_positions_is_remarked(squeeze: Any, tmp_path: Path, model_folder: Path) -> None:
+def test_more_tokens_than_positions_are_refused_or_cut_with_a_word(
+    squeeze: Any, tmp_path: Path, model_folder: Path
+) -> None:
     (tmp_path / "long").write_text("a = 1\n" * 130)
-    result = squeeze("generate", model_folder, "-f", tmp_path / "long", "-n", 2)
+    command = ("generate", model_folder, "-f", tmp_path / "long", "-n", 2)
+    refused(squeeze(*command), "520 tokens and 2 new ones", "512 positions", "--truncate")
+    result = squeeze(*command, "--truncate", "--json")
     assert result.exit_code == 0, result.stderr
-    assert "more than the 512 positions" in result.stderr
+    assert "the last 510 tokens" in result.stderr
+    assert json.loads(result.stdout)["prompt_tokens"] == 510
+    refused(squeeze("plan", model_folder, tmp_path / "long"), "520 tokens are more", "--truncate")
+    result = squeeze("plan", model_folder, tmp_path / "long", "--truncate", "--json")
+    assert json.loads(result.stdout)["prompts"][0]["tokens"] == 512
+    refused(squeeze("generate", model_folder, "-p", "a", "-n", 600), "600 new ones", "-n")
 
 
 def test_a_bounded_prefill_never_holds_the_prompt(squeeze: Any, prompt_file: Path) -> None:
@@ -123,3 +135,30 @@ def test_a_bounded_prefill_never_holds_the_prompt(squeeze: Any, prompt_file: Pat
     result = squeeze(*options[:-1], "fast")
     assert result.exit_code == 2
     assert "prefill must be one of exact, bounded" in result.stderr
+
+
+def test_chat_uses_the_template(squeeze: Any, tmp_path: Path, model_folder: Path) -> None:
+    _, tokenizer = load_embedded()
+    folder = tmp_path / "chat"
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}<answer>{% endif %}"
+    shutil.copytree(model_folder, folder)
+    tokenizer.save_pretrained(folder)
+    result = squeeze("generate", folder, "-p", "hello", "--chat", "--system", "be brief", "-n", 2, "--json")
+    assert result.exit_code == 0, result.stderr
+    want = tokenizer("<system>be brief\n<user>hello\n<answer>").input_ids
+    assert json.loads(result.stdout)["prompt_tokens"] == len(want)
+    alone = json.loads(squeeze("generate", folder, "-p", "hello", "--chat", "-n", 2, "--json").stdout)
+    assert alone["prompt_tokens"] == len(tokenizer("<user>hello\n<answer>").input_ids)
+    tokenizer.chat_template = "{{ raise_exception('no system prompts') }}"
+    tokenizer.save_pretrained(folder)
+    refused(squeeze("generate", folder, "-p", "hello", "--chat", "-n", 2), "no system prompts")
+
+
+def test_draws_are_those_that_were_asked_for(squeeze: Any, model_folder: Path) -> None:
+    """One likely token is the likeliest; a tiny share as well, whatever the temperature."""
+    greedy = squeeze("generate", model_folder, "-p", "import ", "-n", 12).stdout
+    wild = ("generate", model_folder, "-p", "import ", "-n", 12, "--sample", "--temperature", 5)
+    assert squeeze(*wild).stdout != greedy
+    assert squeeze(*wild, "--top-k", 1).stdout == greedy
+    assert squeeze(*wild, "--top-p", 1e-6).stdout == greedy

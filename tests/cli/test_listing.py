@@ -8,28 +8,32 @@ from typing import Any
 import pytest
 
 from squeezeattention import __version__, testing
-from squeezeattention.allocators import ALLOCATORS
+from squeezeattention.allocators import ALLOCATORS, DEFAULT_ALLOCATOR
 from squeezeattention.cli.listing import FAMILIES
 from squeezeattention.policies import POLICIES
 from squeezeattention.registry import Registry
 from squeezeattention.signals import SIGNALS
 
-LISTS: list[tuple[str, Registry[Any]]] = [
-    ("policies", POLICIES),
-    ("allocators", ALLOCATORS),
-    ("signals", SIGNALS),
+LISTS: list[tuple[str, Registry[Any], str]] = [
+    ("policies", POLICIES, "h2o"),
+    ("allocators", ALLOCATORS, DEFAULT_ALLOCATOR),
+    ("signals", SIGNALS, ALLOCATORS.create(DEFAULT_ALLOCATOR).signal),
 ]
 
 
-@pytest.mark.parametrize(("command", "registry"), LISTS)
-def test_registries(squeeze: Any, command: str, registry: Registry[Any]) -> None:
+@pytest.mark.parametrize(("command", "registry", "default"), LISTS)
+def test_registries(squeeze: Any, command: str, registry: Registry[Any], default: str) -> None:
     shown = squeeze(command)
     assert shown.exit_code == 0, shown.stderr
     data = json.loads(squeeze(command, "--json").stdout)
     assert list(data) == registry.names()
-    for name, summary in data.items():
+    for name, entry in data.items():
         assert name in shown.stdout
-        assert summary.endswith((".", "?"))
+        assert entry["summary"].endswith((".", "?"))
+        assert "`" not in entry["summary"]
+    assert [name for name, entry in data.items() if entry["default"]] == [default]
+    assert f"{default} (default)" in shown.stdout
+    assert "`" not in shown.stdout
 
 
 def test_models_lists_every_tested_family_once() -> None:

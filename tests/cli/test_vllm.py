@@ -7,6 +7,7 @@ import pytest
 
 from squeezeattention import BudgetPlan
 from squeezeattention.engine import BlockPlan, EngineSettings
+from squeezeattention.engine import serving as serving
 from squeezeattention.engine.serving import server_command
 
 from ..conftest import refused
@@ -98,7 +99,8 @@ def test_windows_for_tensorrt_llm(squeeze, tmp_path):
     refused(squeeze("export", "tensorrt-llm", plan), "sliding_window", "streaming_llm")
 
 
-def test_refusals(squeeze, tmp_path):
+def test_refusals(squeeze, tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "find_spec", lambda name: object())  # what is missing first is told elsewhere
     good = tmp_path / "good.json"
     BudgetPlan.from_budgets([64] * 8).save(good)
     for words, said in (
@@ -126,6 +128,7 @@ def test_refusals(squeeze, tmp_path):
 def test_serving_without_vllm_names_the_extra(squeeze, tmp_path):
     path = tmp_path / "plan.json"
     BudgetPlan.from_budgets([64] * 8).save(path)
-    result = squeeze(*["serve", "embedded", "--plan", str(path)])
-    assert result.exit_code == 2
-    assert "'vllm' extra" in result.stderr
+    for plan in (path, tmp_path / "none.json"):  # before anything else is looked at
+        result = squeeze(*["serve", "embedded", "--plan", str(plan)])
+        assert result.exit_code == 2
+        assert "'vllm' extra" in result.stderr

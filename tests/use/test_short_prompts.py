@@ -5,7 +5,7 @@ import torch
 
 from squeezeattention import POLICIES, SqueezeCache, squeeze
 from squeezeattention.allocators import ALLOCATORS
-from squeezeattention.cache.options import MIN_TOKENS
+from squeezeattention.defaults import MIN_TOKENS
 from squeezeattention.errors import ConfigError
 from squeezeattention.testing import tiny_model
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..defaults import DEFAULT_ALLOCATOR
 from ..errors import ConfigError
 from ..plan.plan import BudgetPlan
 from ..registry import Registry
@@ -54,9 +55,6 @@ __all__ = [
     "resolve_allocator",
     "takes",
 ]
-
-#: What is used where none is asked for.
-DEFAULT_ALLOCATOR = "lookup"
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator")
 for _allocator in (Squeeze, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from ..allocators import Allocator, resolve_allocator
 from ..attention.rope import Rerotation
+from ..defaults import DEFAULT_BUDGET, DEFAULT_POLICY, MIN_TOKENS
 from ..errors import (
     BudgetError,
     CacheStateError,
@@ -32,8 +33,6 @@ from .checks import check_rows, new_padding
 from .layer import SqueezeLayer
 from .memory import MemoryReport
 from .options import (
-    DEFAULT_BUDGET,
-    MIN_TOKENS,
     check_used,
     checked_chunk_size,
     checked_compile,
@@ -104,7 +103,7 @@ class SqueezeCache(Cache):
         self,
         model: nn.Module,
         budget: int | float | str | Budget | None = None,
-        policy: str | EvictionPolicy = "h2o",
+        policy: str | EvictionPolicy = DEFAULT_POLICY,
         allocator: str | Allocator | BudgetPlan | Sequence[int] | None = None,
         p: float | None = None,
         *,

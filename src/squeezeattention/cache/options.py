@@ -14,10 +14,6 @@ from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
 
 #: Ways to read a prompt.
 PREFILLS = ("exact", "bounded")
-#: Where none is given: a share of the prompt.
-DEFAULT_BUDGET = 0.2
-#: Tokens a layer on average that a share of a short prompt does not go below: sinks, and room for an answer.
-MIN_TOKENS = 64
 
 
 def policy_with(policy: str | EvictionPolicy, *, positions: str | None, sinks: int | None) -> EvictionPolicy:

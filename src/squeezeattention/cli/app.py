@@ -13,8 +13,21 @@ from . import bench, demo, evaluate, export, generate, listing, oracle, plan, se
 from .console import complain, notice
 
 
+def _make_readable(command: Any) -> None:
+    """No type behind flags in the help of a command and all below it: that it is a bool says nothing to a reader."""
+    for param in command.params:
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
+    for below in getattr(command, "commands", {}).values():
+        _make_readable(below)
+
+
 class _Group(TyperGroup):
     """Errors of a user: one line, exit code 2. Ctrl-C: 130. Anything else is a bug: traceback and 1."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        _make_readable(self)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -15,7 +15,6 @@ from rich.text import Text
 from ..errors import ConfigError
 from ..extras import require
 from ..plan import Budget
-from ..policies import POLICIES
 from . import options
 from .console import ERR, OUT, print_json, progress_bar
 from .inputs import check_target, device_of, dtype_of, load_model
@@ -34,15 +33,18 @@ def bench(
         typer.Argument(metavar="MODEL|SHAPE", help="As for other commands, or a shape with random weights; see below."),
     ],
     batches: Annotated[
-        list[int] | None, typer.Option("--batch", "-b", min=1, help="Sequences at once; any number of times. [1]")
+        list[int] | None,
+        typer.Option("--batch", metavar="N", min=1, help="Sequences at once; any number of times. [1]"),
     ] = None,
-    prompt: Annotated[int, typer.Option("--prompt", min=1, help="Tokens of a prompt.")] = 512,
-    new: Annotated[int, typer.Option("--new", "-n", min=1, help="Tokens decoded after it.")] = 32,
-    policies: Annotated[list[str] | None, typer.Option("--policy", help="Which tokens stay. [all]")] = None,
+    prompt: Annotated[int, typer.Option("--prompt", metavar="TOKENS", min=1, help="Tokens of a prompt.")] = 512,
+    new: Annotated[int, typer.Option("--new", "-n", metavar="TOKENS", min=1, help="Tokens decoded after it.")] = 32,
+    policies: Annotated[
+        list[str] | None, typer.Option("--policy", metavar="NAME", help="Which tokens stay. [all]")
+    ] = None,
     allocators: Annotated[
-        list[str] | None, typer.Option("--allocator", help="Which layers get more. [uniform, squeeze]")
+        list[str] | None, typer.Option("--allocator", metavar="NAME", help="Which layers get more. [uniform, squeeze]")
     ] = None,
-    budget: Annotated[str, typer.Option("--budget", metavar="BUDGET", help="Share, tokens or bytes.")] = "0.2",
+    budget: Annotated[str, typer.Option("--budget", "-b", metavar="BUDGET", help="Share, tokens or bytes.")] = "0.2",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Each variant through torch.compile as well; full: a static cache.")
     ] = False,
@@ -53,9 +55,12 @@ def bench(
         str | None, typer.Option("--memory", metavar="BYTES", help="What counts as out of memory. [what there is]")
     ] = None,
     layers: Annotated[
-        int | None, typer.Option("--layers", min=1, help="Only so many layers of a shape, for small machines.")
+        int | None,
+        typer.Option("--layers", metavar="N", min=1, help="Only so many layers of a shape, for small machines."),
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measure all of it so often; medians count.")] = 1,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="Measure all of it so often; medians count.")
+    ] = 1,
     kernels: options.Kernels = "torch",
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
@@ -63,6 +68,7 @@ def bench(
     device: options.Device = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw a PNG.")] = None,
+    include: options.Include = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure prompts, decode steps and memory with the full cache and with squeezed ones.
@@ -77,6 +83,7 @@ def bench(
     from ..bench import SHAPES, Workload, build, largest_batch, measure, measure_bandwidth, medians, variants_of
     from ..cache.options import checked_kernels, checked_prefill
     from ..evaluation.environment import environment
+    from ..policies import POLICIES
 
     Budget.parse(budget)
     checked_prefill(prefill)

@@ -17,22 +17,22 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .. import demo as scenario
-from ..errors import InputError
 from ..extras import require
 from . import options
 from .console import ERR, OUT, print_json
-from .inputs import load_model
+from .inputs import check_folder, load_model
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the results go.")] = Path("squeeze-demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter contexts.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Draws contexts, facts and their places.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Draws contexts, facts and their places.")] = 0,
     p: options.P = None,
-    length: Annotated[int | None, typer.Option("--length", help="Tokens of a context.")] = None,
-    contexts: Annotated[int | None, typer.Option("--contexts", help="How many contexts.")] = None,
-    facts: Annotated[int | None, typer.Option("--facts", help="Facts, and questions, in each context.")] = None,
+    length: Annotated[int | None, typer.Option("--length", metavar="TOKENS", help="Tokens of a context.")] = None,
+    contexts: Annotated[int | None, typer.Option("--contexts", metavar="N", help="How many contexts.")] = None,
+    facts: Annotated[
+        int | None, typer.Option("--facts", metavar="N", help="Facts, and questions, in each context.")
+    ] = None,
     model_name: Annotated[str, typer.Option("--model", metavar="MODEL", help="Another model than the embedded.")] = (
         "embedded"
     ),
@@ -42,9 +42,10 @@ def demo(
 
     Questions come after the context was read and cut: nothing can be kept because it will be asked for.
     """
+    from .. import demo as scenario
+
     require("matplotlib", "plot")  # before minutes of work, not after
-    if out.exists() and not out.is_dir():
-        raise InputError(f"cannot write to the folder {out}: it is a file")
+    check_folder(out)
     base = scenario.QUICK if quick else scenario.FULL
     sizes = {"length": length, "contexts": contexts, "facts": facts}
     given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}

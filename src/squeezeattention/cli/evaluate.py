@@ -5,24 +5,23 @@ from __future__ import annotations
 import dataclasses
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.padding import Padding
 from typer.core import TyperGroup
 
-from .. import evaluation
 from ..embedded import NAME
 from ..errors import ConfigError, EvaluationError
-from ..evaluation import presets
-from ..evaluation.columns import budget_label, label
-from ..evaluation.config import Config
-from ..evaluation.folder import read_run
 from ..extras import require
 from . import options
 from .console import OUT, notice, print_json, progress_bar
-from .inputs import load_model, remark_on_length
+from .inputs import check_folder, load_model, remark_on_length
 from .stability import STUDY_LEGEND, study_table
+
+if TYPE_CHECKING:
+    from .. import evaluation
+    from ..evaluation.config import Config
 
 _RUN = "run"
 
@@ -52,16 +51,19 @@ def evaluate(
         list[str] | None,
         typer.Option("--task", "-t", metavar="TASK", help="See `squeeze tasks`; NAME:OPTION=VALUE sets options."),
     ] = None,
-    lengths: Annotated[list[int] | None, typer.Option("--length", help="Tokens of a sample.")] = None,
-    samples: Annotated[int | None, typer.Option("--samples", help="Contexts of each task, length and seed.")] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seeds", "--seed", help="Draw the samples.")] = None,
-    policies: Annotated[list[str] | None, typer.Option("--policy", help="Which tokens stay.")] = None,
+    lengths: Annotated[list[int] | None, typer.Option("--length", metavar="TOKENS", help="Tokens of a sample.")] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", metavar="N", help="Contexts of each task, length and seed.")
+    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seeds", "--seed", metavar="N", help="Draw the samples.")] = None,
+    policies: Annotated[list[str] | None, typer.Option("--policy", metavar="NAME", help="Which tokens stay.")] = None,
     allocators: Annotated[
         list[str] | None,
-        typer.Option("--allocator", help="Which layers get more: NAME, or NAME:OPTION=VALUE,..."),
+        typer.Option("--allocator", metavar="NAME", help="Which layers get more: NAME, or NAME:OPTION=VALUE,..."),
     ] = None,
     budgets: Annotated[
-        list[str] | None, typer.Option("--budget", "-b", help="Share (0.2, 20%), tokens (256) or bytes (512MiB).")
+        list[str] | None,
+        typer.Option("--budget", "-b", metavar="BUDGET", help="Share (0.2, 20%), tokens (256) or bytes (512MiB)."),
     ] = None,
     ps: Annotated[
         list[float] | None, typer.Option("--p", metavar="SHARE", help="For allocators that have a p; several: a sweep.")
@@ -75,6 +77,7 @@ def evaluate(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     chunk: options.ChunkSize = None,
+    include: options.Include = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what ran out of memory or was refused.")
     ] = False,
@@ -90,7 +93,11 @@ def evaluate(
 
     `squeeze eval rerun FOLDER` repeats a run and compares.
     """
+    from .. import evaluation
+    from ..evaluation import presets
+
     require("matplotlib", "plot")  # before hours of work, not after
+    check_folder(out)
     name = _model_of(model_name, model_option)
     base = presets.quick(name) if quick else presets.standard(name)
     given: dict[str, Any] = {
@@ -125,6 +132,8 @@ def _exit_if_failed(summary: dict[str, Any]) -> None:
 
 def _work(settings: evaluation.Settings, out: Path, *, retry_failed: bool = False) -> None:
     """Load the model and run, with a bar on stderr."""
+    from .. import evaluation
+
     settings.make_tasks()  # what is wrong with them is told before a model is loaded
     model, tokenizer = load_model(settings.model, settings.dtype, settings.device)
     remark_on_length(model, max(settings.lengths))
@@ -146,6 +155,8 @@ def _work(settings: evaluation.Settings, out: Path, *, retry_failed: bool = Fals
 
 def _show(report: evaluation.Report, as_json: bool) -> None:
     """One JSON object, or tables, sentences and paths."""
+    from .. import evaluation
+
     summary = report.summary
     if as_json:
         print_json({**summary, "files": [str(path) for path in report.files]})
@@ -174,6 +185,8 @@ def report(
     as_json: options.Json = False,
 ) -> None:
     """Draw what a folder of results holds: tables, pictures, and report.html with everything in it."""
+    from .. import evaluation
+
     _show(evaluation.write_report(folder), as_json)
 
 
@@ -183,6 +196,8 @@ def plans(
     as_json: options.Json = False,
 ) -> None:
     """How stable the plans of a run were, from prompt to prompt and task to task. See also `squeeze plan`."""
+    from .. import evaluation
+
     found = evaluation.plan_studies(folder)
     if as_json:
         print_json({"folder": str(folder), "studies": [one.to_dict() for one in found]})
@@ -194,6 +209,8 @@ def plans(
 
 
 def _config_label(config: Config) -> str:
+    from ..evaluation.columns import budget_label, label
+
     return f"{label(str(config.policy))} {budget_label(config.budget)} {label(str(config.allocator))}"
 
 
@@ -203,13 +220,18 @@ def rerun(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where the new results go. [FOLDER-rerun]")
     ] = None,
+    include: options.Include = None,
     as_json: options.Json = False,
 ) -> None:
     """Repeat a run with its recorded settings in a new folder; exit code 1 if the scores do not agree."""
+    from .. import evaluation
+    from ..evaluation.folder import read_run
+
     settings = evaluation.Settings.from_dict(read_run(folder)["settings"])
     target = out or folder.with_name(f"{folder.resolve().name}-rerun")
     if target.resolve() == folder.resolve():
         raise EvaluationError(f"a repetition of {folder} needs a folder of its own: give --out another one")
+    check_folder(target)
     _work(settings, target)
     summary = evaluation.write_summary(target)
     agreement = evaluation.compare(folder, target)

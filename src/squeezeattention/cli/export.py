@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .. import BudgetPlan
 from ..engine.export import as_yaml, tensorrt_llm
+from ..plan import BudgetPlan
 from .console import ERR
 from .inputs import check_target
 

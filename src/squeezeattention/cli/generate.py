@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import SqueezeCache
 from ..allocators import name_or_plan
+from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError
 from . import options
 from .console import ERR, print_json
-from .inputs import check_target, load_model, read_prompts, tokenize
+from .inputs import chat_tokens, check_target, fit, load_model, read_prompts, tokenize
 
 
 def generate(
@@ -25,16 +25,33 @@ def generate(
     ] = None,
     prompt: options.PromptText = None,
     budget: options.BudgetText = None,
-    policy: options.Policy = "h2o",
+    policy: options.Policy = DEFAULT_POLICY,
     allocator: options.AllocatorName = None,
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,
     positions: options.Positions = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Length of the text.")] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Length of the text.")
+    ] = 128,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's turn: use the chat template.")] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="With --chat: the system prompt.")
+    ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
-    temperature: Annotated[float, typer.Option("--temperature", help="Of the draws; with --sample.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the draws.")] = 0,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", metavar="X", help="With --sample: above 1 is wilder, below 1 tamer. [1.0]"),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", metavar="SHARE", help="With --sample: from the likeliest that fill it."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, metavar="N", help="With --sample: from the N likeliest tokens.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="With --sample: of the draws. [0]")] = None,
+    truncate: options.Truncate = False,
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
     compiled: options.Compiled = False,
@@ -45,6 +62,7 @@ def generate(
         Path | None, typer.Option("--save-plan", metavar="FILE", help="Write the prompt's plan as JSON.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is made.")] = False,
+    include: options.Include = None,
     as_json: options.Json = False,
 ) -> None:
     """Go on with a text, with a squeezed cache. The prompt is -f FILE, -p TEXT, or stdin.
@@ -53,8 +71,9 @@ def generate(
     """
     if stream and as_json:
         raise ConfigError("--stream prints text and --json prints one object: choose one of them")
-    if temperature <= 0:
-        raise ConfigError(f"the temperature must be above 0, got {temperature:g}")
+    draws = _draws(sample, temperature, top_p, top_k, seed)
+    if system is not None and not chat:
+        raise ConfigError("--system is of --chat: give both")
     check_target(save_plan)
     given = read_prompts([] if file is None else [file], prompt)[0]
     spec = name_or_plan(allocator)
@@ -62,19 +81,22 @@ def generate(
 
     import torch
 
+    from .. import SqueezeCache
+
     model, tokenizer = load_model(model_name, dtype, device)
-    tokens = tokenize(model, tokenizer, given, max_new_tokens)
+    if chat:
+        tokens = fit(model, chat_tokens(tokenizer, given, system), given.source, max_new_tokens, truncate=truncate)
+    else:
+        tokens = tokenize(model, tokenizer, given, max_new_tokens, truncate=truncate)
     pieces: dict[str, Any] = {} if chunk_size is None or prefill == "exact" else {"chunk_size": chunk_size}
     cache = SqueezeCache(
         model, budget, policy, spec, p, signal=signal, outliers=outliers, positions=positions, prefill=prefill,
         compile=compiled, kernels=kernels, **pieces,
     )  # fmt: skip
-    torch.manual_seed(seed)
+    torch.manual_seed(seed or 0)
     watch = _Watch(tokenizer if stream else None)
     ids = torch.tensor([tokens], device=model.device)
-    settings: dict[str, Any] = {"do_sample": sample}
-    if sample:
-        settings["temperature"] = temperature
+    settings: dict[str, Any] = {"do_sample": sample, **draws}
     if chunk_size is not None:
         settings["prefill_chunk_size"] = chunk_size
     output = model.generate(
@@ -120,6 +142,24 @@ def generate(
     ERR.print(_speed_text(len(tokens), len(new), timings), soft_wrap=True)
     if save_plan is not None:
         ERR.print(f"plan saved: {save_plan}", soft_wrap=True)
+
+
+def _draws(
+    sample: bool, temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None
+) -> dict[str, float | int]:
+    """How tokens are drawn, for ``generate``; :class:`ConfigError` for what cannot be or would change nothing."""
+    given = {"--temperature": temperature, "--top-p": top_p, "--top-k": top_k, "--seed": seed}
+    if not sample and (idle := [name for name, value in given.items() if value is not None]):
+        raise ConfigError(f"{' and '.join(idle)} change nothing unless tokens are drawn: add --sample")
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ConfigError(f"--temperature must be a number above 0, got {temperature:g}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p must be a share above 0 and at most 1, got {top_p:g}")
+    if not sample:
+        return {}
+    # What the model's own files say of these would be used in silence.
+    drawn: dict[str, float | int] = {"temperature": 1.0 if temperature is None else temperature}
+    return {**drawn, "top_p": 1.0 if top_p is None else top_p, "top_k": 0 if top_k is None else top_k}
 
 
 def _pad_token(model: Any, tokenizer: Any) -> int | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,18 +64,51 @@ def _checked(source: str, text: str) -> Prompt:
     return Prompt(source, text)
 
 
-def tokenize(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 0) -> list[int]:
-    """The prompt's tokens; a remark where the model was not made for so many."""
+def tokenize(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 0, *, truncate: bool = False) -> list[int]:
+    """The prompt's tokens; see :func:`fit` for those that are too many."""
     tokens: list[int] = list(tokenizer(prompt.text, verbose=False).input_ids)
     if not tokens:
         raise InputError(f"the prompt has no tokens: {prompt.source}")
+    return fit(model, tokens, prompt.source, new_tokens, truncate=truncate)
+
+
+def fit(model: Any, tokens: list[int], source: str, new_tokens: int = 0, *, truncate: bool = False) -> list[int]:
+    """``tokens`` if they and ``new_tokens`` have a position each; else their newest, with a word, if ``truncate``.
+
+    Raises :class:`InputError` otherwise: beyond its positions a model fails or talks nonsense, with any cache.
+    """
     longest = _longest(model)
-    if longest is not None and len(tokens) + new_tokens > longest:
-        notice(
-            f"{prompt.source}: {len(tokens)} tokens and {new_tokens} new ones are more than the {longest} "
-            "positions that the model was made for"
+    if longest is None or len(tokens) + new_tokens <= longest:
+        return tokens
+    have = f"{source}: {len(tokens)} tokens" + (f" and {new_tokens} new ones" if new_tokens else "")
+    room = longest - new_tokens
+    if not truncate or room < 1:
+        less = "ask for fewer new tokens (-n)" if new_tokens else "give a shorter text"
+        raise InputError(
+            f"{have} are more than the {longest} positions that the model was made for; {less}"
+            + (", or let --truncate keep the text's end" if room >= 1 else "")
         )
-    return tokens
+    notice(f"{have} are more than the model's {longest} positions: the last {room} tokens of the text are read")
+    return tokens[-room:]
+
+
+def chat_tokens(tokenizer: Any, prompt: Prompt, system: str | None) -> list[int]:
+    """The prompt as a user's turn, in the tokenizer's chat template, up to where the answer begins.
+
+    Raises :class:`InputError` if there is no template, or it takes no system prompt.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "--chat needs a tokenizer with a chat template, which this model's has not: it is no instruct model; leave "
+            "--chat out"
+        )
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": prompt.text})
+    try:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # whatever the template raises: it is the model's own program
+        raise InputError(f"the model's chat template refuses these turns: {' '.join(str(error).split())}") from error
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def remark_on_length(model: Any, tokens: int) -> None:
@@ -107,9 +141,31 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
         model, tokenizer = load_embedded(torch.float32 if wanted == "auto" else wanted)
         return model.to(place), tokenizer
     with _loading(name):
+        _check_files(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted).eval()
     return model.to(place), tokenizer
+
+
+#: Files of a tokenizer, one of which is enough; ``tokenizer_config.json`` alone is none.
+_TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tekken.json",
+)  # fmt: skip
+
+
+def _check_files(name: str) -> None:
+    """Say which part of a local model is missing; names on the hub are left to transformers."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise InputError(f"cannot load the model {name}: the folder has no config.json, so it is no transformers model")
+    if not any((folder / file).is_file() for file in _TOKENIZERS):
+        raise InputError(
+            f"cannot load the model {name}: the folder has no tokenizer (none of {', '.join(_TOKENIZERS)}); save it "
+            "there with tokenizer.save_pretrained(...)"
+        )
 
 
 def load_config(name: str) -> Any:
@@ -170,3 +226,28 @@ def check_target(path: Path | None) -> None:
         raise InputError(f"cannot write to {path}: it is a folder")
     if not path.parent.is_dir():
         raise InputError(f"cannot write to {path}: there is no folder {path.parent}")
+    if path.exists():
+        _try_to_write(path, lambda: path.open("ab").close())
+    else:
+        _try_in_folder(path.parent, path)
+
+
+def check_folder(path: Path) -> None:
+    """Before any work is done: :class:`InputError` if a folder cannot be made there, or nothing put into it."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"cannot write to the folder {path}: it is a file")
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise InputError(f"cannot write to the folder {path}: {there} is a file")
+    _try_in_folder(there, path)
+
+
+def _try_in_folder(folder: Path, target: Path) -> None:
+    _try_to_write(target, lambda: tempfile.TemporaryFile(dir=folder).close())
+
+
+def _try_to_write(target: Path, attempt: Callable[[], object]) -> None:
+    try:
+        attempt()
+    except OSError as error:
+        raise InputError(f"cannot write to {target}: {error.strerror or error}") from error

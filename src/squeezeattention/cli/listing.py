@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple, cast
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.table import Table
 
 from ..allocators import ALLOCATORS
 from ..datasets import DATASETS
-from ..policies import POLICIES
-from ..registry import Registry
-from ..signals import SIGNALS
+from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_POLICY
 from ..tasks import TASKS, Task
 from . import options
 from .console import OUT, print_json
+
+if TYPE_CHECKING:
+    from ..registry import Registry
 
 
 class Family(NamedTuple):
@@ -95,12 +98,12 @@ def models(as_json: options.Json = False) -> None:
     OUT.print(refused)
 
 
-def tasks(as_json: options.Json = False) -> None:
+def tasks(include: options.Include = None, as_json: options.Json = False) -> None:
     """Tasks of `squeeze eval`: generated ones, and data sets (from a path or the hub)."""
     kinds = {"task": _task_kinds(TASKS), "data set": _task_kinds(DATASETS)}
     if as_json:
         print_json({
-            name: {"kind": title, "metric": kind.metric, "summary": kind.summary}
+            name: {"kind": title, "metric": kind.metric, "summary": kind.summary, "options": _options(kind)}
             for title, found in kinds.items()
             for name, kind in found.items()
         })  # fmt: skip
@@ -110,45 +113,78 @@ def tasks(as_json: options.Json = False) -> None:
         table.add_column(title, no_wrap=True)
         table.add_column("metric", no_wrap=True)
         table.add_column("")
+        own = title == "task"  # those of data sets are the same for all
+        if own:
+            table.add_column("options")
         for name, kind in found.items():
-            table.add_row(name, kind.metric, kind.summary)
+            table.add_row(name, kind.metric, kind.summary, *([_options_text(_options(kind))] if own else []))
         OUT.print(table)
-    OUT.print("A data set is read from the hub, or from a path: NAME:path=FILE.")
+    shared = _options_text(_options(next(iter(kinds["data set"].values()))))
+    OUT.print("Options are written behind the name: NAME:OPTION=VALUE,OPTION=VALUE.")
+    OUT.print(f"A data set is read from the hub, or from a path: NAME:path=FILE. Options of each: {shared}.")
 
 
 def _task_kinds(registry: Registry[Any]) -> dict[str, type[Task]]:
     return {name: cast("type[Task]", registry.factory(name)) for name in registry}
 
 
-def policies(as_json: options.Json = False) -> None:
+def policies(include: options.Include = None, as_json: options.Json = False) -> None:
     """Rules for which tokens a layer keeps."""
-    _list(POLICIES, as_json)
+    from ..policies import POLICIES
+
+    _list(POLICIES, DEFAULT_POLICY, as_json)
 
 
-def allocators(as_json: options.Json = False) -> None:
+def allocators(include: options.Include = None, as_json: options.Json = False) -> None:
     """Rules that divide the cache among the layers."""
-    _list(ALLOCATORS, as_json)
+    _list(ALLOCATORS, DEFAULT_ALLOCATOR, as_json)
 
 
-def signals(as_json: options.Json = False) -> None:
+def signals(include: options.Include = None, as_json: options.Json = False) -> None:
     """Measures of how much a layer matters."""
-    _list(SIGNALS, as_json)
+    from ..signals import SIGNALS
+
+    _list(SIGNALS, ALLOCATORS.create(DEFAULT_ALLOCATOR).signal, as_json)
 
 
-def _list(registry: Registry[Any], as_json: bool) -> None:
-    entries = {name: _summary(registry.factory(name)) for name in registry}
+def _list(registry: Registry[Any], default: str, as_json: bool) -> None:
+    factories = {name: registry.factory(name) for name in registry}
     if as_json:
-        print_json(entries)
+        print_json({
+            name: {"summary": _summary(factory), "default": name == default, "options": _options(factory)}
+            for name, factory in factories.items()
+        })  # fmt: skip
         return
     table = Table(header_style="bold")
     table.add_column(registry.kind, no_wrap=True)
     table.add_column("")
-    for name, summary in entries.items():
-        table.add_row(name, summary)
+    table.add_column("options")
+    for name, factory in factories.items():
+        mark = " (default)" if name == default else ""
+        table.add_row(f"{name}{mark}", _summary(factory), _options_text(_options(factory)))
     OUT.print(table)
 
 
+#: Markup of docstrings that a terminal does not show: ``code`` and :role:`~some.name`.
+_CODE, _ROLE = re.compile(r"``([^`]*)``"), re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)(?:\(\))?`")
+
+
 def _summary(factory: Any) -> str:
-    """First line of a factory's docstring."""
-    text = inspect.getdoc(factory) or ""
-    return text.partition("\n")[0]
+    """First sentence or line of a factory's docstring, as plain text."""
+    first = (inspect.getdoc(factory) or "").partition("\n\n")[0].replace("\n", " ")
+    sentence = re.match(r".*?[.](?=\s|$)", first)
+    return _CODE.sub(r"\1", _ROLE.sub(r"\1", sentence[0] if sentence else first))
+
+
+def _options(factory: Any) -> dict[str, Any]:
+    """What can be given to a factory by name, and what it is if it is not given (but for what training sets)."""
+    found = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if name != "held_out" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            default = None if parameter.default is parameter.empty else parameter.default
+            found[name] = default if isinstance(default, str | int | float | bool | None) else str(default)
+    return found
+
+
+def _options_text(found: Mapping[str, Any]) -> str:
+    return ", ".join(name if value is None else f"{name}={value}" for name, value in found.items())

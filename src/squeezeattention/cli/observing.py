@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import BudgetPlan, SqueezeCache
 from ..allocators import Allocator, resolve_allocator
 from ..errors import InputError
-from ..policies import EvictionPolicy, resolve_policy
+from ..plan import BudgetPlan
 from ..stability import Observation, freeze
-from ..tasks.driving import read
 from .console import progress_bar
 from .texts import Text
+
+if TYPE_CHECKING:
+    from ..policies import EvictionPolicy
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Recipe:
 
     def observe(self, model: Any, texts: Sequence[Text], chunk: int | None) -> list[Observation]:
         """Read every text into a cache of its own; what stays of it is its plan."""
+        from .. import SqueezeCache
+        from ..tasks.driving import read
+
         seen = []
         with progress_bar() as progress:
             for number, text in enumerate(texts):
@@ -45,6 +49,8 @@ class Recipe:
 
     def freeze(self, plans: Sequence[BudgetPlan], by: str = "signal") -> BudgetPlan:
         """One plan for all; of one plan, itself."""
+        from ..policies import resolve_policy
+
         if len(plans) == 1:
             return plans[0]
         rule = resolve_allocator(self.allocator, p=self.p, outliers=self.outliers)

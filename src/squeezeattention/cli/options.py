@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..allocators import DEFAULT_ALLOCATOR, Allocator, resolve_allocator
-from ..cache.options import check_used
+from ..allocators import resolve_allocator
+from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_BUDGET
 from ..errors import ConfigError
-from ..plan import Budget, BudgetPlan
-from ..policies import POLICIES
-from ..signals import SIGNALS
+from ..plan import Budget
+from .include import include
+
+if TYPE_CHECKING:
+    from ..allocators import Allocator
+    from ..plan import BudgetPlan
 
 Model = Annotated[
     str,
@@ -34,9 +37,9 @@ Tasks = Annotated[
     list[str] | None,
     typer.Option("--task", "-t", metavar="TASK", help="Samples of it; see `squeeze tasks`. Any number of tasks."),
 ]
-Lengths = Annotated[list[int] | None, typer.Option("--length", help="Tokens of a sample. [1024]")]
-Samples = Annotated[int | None, typer.Option("--samples", help="Of each task, length and seed. [8]")]
-Seeds = Annotated[list[int] | None, typer.Option("--seed", "--seeds", help="Draw the samples. [0]")]
+Lengths = Annotated[list[int] | None, typer.Option("--length", metavar="TOKENS", help="Tokens of a sample. [1024]")]
+Samples = Annotated[int | None, typer.Option("--samples", metavar="N", help="Of each task, length and seed. [8]")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", "--seeds", metavar="N", help="Draw the samples. [0]")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan as JSON, for --allocator.")
 ]
@@ -44,21 +47,25 @@ BudgetText = Annotated[
     str | None,
     typer.Option(
         "--budget", "-b", metavar="BUDGET",
-        help="Size of the cache: share of the prompt (0.2, 20%), tokens per layer (256), or bytes (512MiB). [0.2]",
+        help="Size of the cache: share of the prompt (0.2, 20%), tokens per layer (256), or bytes (512MiB). "
+        f"[{DEFAULT_BUDGET}]",
     ),
 ]  # fmt: skip
-Policy = Annotated[str, typer.Option("--policy", help="Which tokens stay; see `squeeze policies`.")]
+Policy = Annotated[str, typer.Option("--policy", metavar="NAME", help="Which tokens stay; see `squeeze policies`.")]
 AllocatorName = Annotated[
     str | None,
     typer.Option(
         "--allocator",
+        metavar="NAME",
         help="Which layers get more; see `squeeze allocators`. Or what `squeeze plan` or `squeeze oracle` saved. "
         f"[{DEFAULT_ALLOCATOR}; squeeze with --p or --outliers]",
     ),
 ]
 SignalName = Annotated[
     str | None,
-    typer.Option("--signal", help="What tells layers apart; see `squeeze signals`. Default: the allocator's own."),
+    typer.Option(
+        "--signal", metavar="NAME", help="What tells layers apart; see `squeeze signals`. Default: the allocator's own."
+    ),
 ]
 P = Annotated[
     float | None,
@@ -72,8 +79,8 @@ Positions = Annotated[
     str | None,
     typer.Option("--positions", metavar="original|cache", help="Positions of StreamingLLM's sinks."),
 ]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
 Prefill = Annotated[
     str,
     typer.Option(
@@ -89,6 +96,16 @@ Compiled = Annotated[bool, typer.Option("--compile", help="Decode through torch.
 Kernels = Annotated[
     str, typer.Option("--kernels", metavar="torch|triton", help="What computes attention; triton needs a CUDA device.")
 ]
+Truncate = Annotated[
+    bool, typer.Option("--truncate", help="Of a text beyond the model's positions, read the end instead of refusing.")
+]
+Include = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--include", metavar="FILE.py", callback=lambda paths: include(paths),
+        help="Run it first: it may register policies, allocators, signals and tasks of your own. Any number.",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead.")]
 
 
@@ -101,6 +118,10 @@ def check(
     signal: str | None = None,
 ) -> None:
     """Before a model is loaded: raise what SqueezeCache would raise about these."""
+    from ..cache.options import check_used
+    from ..policies import POLICIES
+    from ..signals import SIGNALS
+
     if budget is not None:
         Budget.parse(budget)
     POLICIES.factory(policy)

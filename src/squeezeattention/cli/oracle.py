@@ -5,25 +5,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
 from ..errors import ConfigError
-from ..evaluation import Settings
-from ..evaluation.runner import make_sample, token_counter
 from ..extras import require
-from ..hf.layout import inspect_model
-from ..oracle import Case, Losses, SignalRank, case_of, measure_layers, rank_signals
 from ..plan import Budget
-from ..plots import oracle_figure, save
-from ..policies import resolve_policy
-from ..signals import SIGNALS
 from . import options
 from .console import ERR, OUT, print_json, progress_bar
 from .inputs import check_target, load_model, remark_on_length
+
+if TYPE_CHECKING:
+    from ..oracle import Case, Losses, SignalRank
 
 _LEGEND = (
     "alone: nats a reply token that cutting this layer adds, the others whole. round, together: the layers of all "
@@ -37,9 +33,11 @@ def oracle(
         list[str] | None,
         typer.Option("--task", "-t", metavar="TASK", help="Any number of tasks; see `squeeze tasks`. [recall]"),
     ] = None,
-    length: Annotated[int, typer.Option("--length", help="Tokens of a sample.")] = 512,
-    samples: Annotated[int, typer.Option("--samples", help="Contexts of each task and seed.")] = 4,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", "--seeds", help="Draw the samples. [0]")] = None,
+    length: Annotated[int, typer.Option("--length", metavar="TOKENS", help="Tokens of a sample.")] = 512,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", help="Contexts of each task and seed.")] = 4,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", "--seeds", metavar="N", help="Draw the samples. [0]")
+    ] = None,
     policy: options.Policy = "streaming_llm",
     keep: Annotated[int, typer.Option("--keep", metavar="TOKENS", help="What a cut layer keeps.")] = 32,
     greedy: Annotated[
@@ -59,6 +57,7 @@ def oracle(
     ] = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    include: options.Include = None,
     as_json: options.Json = False,
 ) -> None:
     """Cut each layer and measure what known replies lose; hold signals against it.
@@ -66,6 +65,14 @@ def oracle(
     The losses are the reference for every rule that divides the cache: save them
     with -o and give the file as --allocator.
     """
+    from ..evaluation import Settings
+    from ..evaluation.runner import make_sample, token_counter
+    from ..hf.layout import inspect_model
+    from ..oracle import case_of, measure_layers, rank_signals
+    from ..plots import oracle_figure, save
+    from ..policies import resolve_policy
+    from ..signals import SIGNALS
+
     for target in (output, plot):
         check_target(target)
     if plot is not None:

@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .. import BudgetPlan
 from ..allocators import name_or_plan
+from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError
 from ..extras import require
+from ..plan import BudgetPlan
 from ..plots import plan_figure, save, stability_figure
 from ..stability import WAYS, Observation, Study, study
 from . import options
@@ -38,7 +39,7 @@ def plan(
     samples: options.Samples = None,
     seeds: options.Seeds = None,
     budget: options.BudgetText = None,
-    policy: options.Policy = "h2o",
+    policy: options.Policy = DEFAULT_POLICY,
     allocator: options.AllocatorName = None,
     signal: options.SignalName = None,
     p: options.P = None,
@@ -51,9 +52,11 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw signal, groups and budgets as a PNG.")
     ] = None,
+    truncate: options.Truncate = False,
     chunk_size: options.ChunkSize = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    include: options.Include = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure how much each layer matters on texts, and plan its budget.
@@ -76,7 +79,7 @@ def plan(
     options.check(budget, policy, spec, p, outliers, signal)
     asked = Texts.of(model_name, files, more_files, prompt, jsonl, tasks, lengths, samples, seeds)
     model, tokenizer = load_model(model_name, dtype, device)
-    texts = asked.tokenized(model, tokenizer)
+    texts = asked.tokenized(model, tokenizer, truncate=truncate)
     recipe = Recipe(budget, policy, spec, p, signal, outliers)
     seen = recipe.observe(model, texts, chunk_size)
     frozen = recipe.freeze([one.plan for one in seen], by)

@@ -10,7 +10,7 @@ import typer
 
 from ..embedded import FOLDER, NAME
 from ..engine import EngineSettings
-from ..engine.serving import run_server, server_command
+from ..engine.serving import check_installed, run_server, server_command
 from ..errors import ConfigError, InputError
 from . import options
 from .console import ERR
@@ -34,22 +34,32 @@ def serve(
     ] = False,
     groups: Annotated[
         int | None,
-        typer.Option("--groups", min=1, help="With --per-prompt: groups of layers with budgets of their own."),
+        typer.Option(
+            "--groups", metavar="N", min=1, help="With --per-prompt: groups of layers with budgets of their own."
+        ),
     ] = None,
-    sinks: Annotated[int | None, typer.Option("--sinks", min=0, help="Leading tokens that stay. [4]")] = None,
-    block_size: Annotated[int, typer.Option("--block-size", min=1, help="Tokens of a block, as planned.")] = 16,
+    sinks: Annotated[
+        int | None, typer.Option("--sinks", metavar="TOKENS", min=0, help="Leading tokens that stay. [4]")
+    ] = None,
+    block_size: Annotated[
+        int, typer.Option("--block-size", metavar="TOKENS", min=1, help="Tokens of a block, as planned.")
+    ] = 16,
     max_num_seqs: Annotated[
-        int | None, typer.Option("--max-num-seqs", min=1, help="Texts at once; `squeeze vllm plan` says how many fit.")
+        int | None,
+        typer.Option(
+            "--max-num-seqs", metavar="N", min=1, help="Texts at once; `squeeze vllm plan` says how many fit."
+        ),
     ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000,
-    api_key: Annotated[str | None, typer.Option("--api-key", help="What clients have to send.")] = None,
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535)] = 8000,
+    api_key: Annotated[str | None, typer.Option("--api-key", metavar="KEY", help="What clients have to send.")] = None,
 ) -> None:
     """Serve a model with vLLM, its cache as planned.
 
     Everything after -- goes to vLLM's server:
     squeeze serve MODEL --plan plan.json -- --max-model-len 32768
     """
+    check_installed()
     given: dict[str, object] = {"plan": str(plan), "prefill": prefill}
     if sinks is not None:
         given["sinks"] = sinks

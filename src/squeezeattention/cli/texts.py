@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, InputError
-from ..evaluation import Settings
-from ..evaluation.runner import make_sample, token_counter
-from ..tasks import Task
 from .console import ERR
 from .inputs import Prompt, read_prompts, remark_on_length, tokenize
+
+if TYPE_CHECKING:
+    from ..evaluation import Settings
+    from ..tasks import Task
 
 #: The task of texts that were given as files.
 FILES = "files"
@@ -51,6 +52,8 @@ class Texts:
         seeds: Sequence[int] | None,
     ) -> Texts:
         """Read files (stdin if nothing else is given) and make tasks; raises what is wrong with them."""
+        from ..evaluation import Settings
+
         if not tasks and (lengths or seeds or samples is not None):
             raise ConfigError("--length, --samples and --seed are of --task: give at least one task")
         paths = [*(files or ()), *(more_files or ())]
@@ -64,10 +67,15 @@ class Texts:
             settings = Settings(model_name, tuple(tasks), **chosen)
         return cls(prompts, lines, settings, {} if settings is None else settings.make_tasks())
 
-    def tokenized(self, model: Any, tokenizer: Any) -> list[Text]:
-        """All texts, those of one task together. Samples have the size and the text that `squeeze eval` gives them."""
-        found = [Text(one.source, FILES, tokenize(model, tokenizer, one)) for one in self.prompts]
-        found += [Text(one.source, task, tokenize(model, tokenizer, one)) for task, one in self.lines]
+    def tokenized(self, model: Any, tokenizer: Any, *, truncate: bool = False) -> list[Text]:
+        """All texts, those of one task together, cut to the model's positions if ``truncate``.
+
+        Samples have the size and the text that `squeeze eval` gives them.
+        """
+        found = [
+            Text(one.source, task, tokenize(model, tokenizer, one, truncate=truncate))
+            for task, one in [*((FILES, one) for one in self.prompts), *self.lines]
+        ]
         if self.settings is not None:
             with ERR.status("drawing samples"):
                 found += self._samples(tokenizer, self.settings)
@@ -76,6 +84,8 @@ class Texts:
         return sorted(found, key=lambda text: order.index(text.task))
 
     def _samples(self, tokenizer: Any, settings: Settings) -> Iterator[Text]:
+        from ..evaluation.runner import make_sample, token_counter
+
         count = token_counter(tokenizer)
         for key in settings.samples_of_all():
             sample = make_sample(self.tasks[key.task], count, key)

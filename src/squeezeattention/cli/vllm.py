@@ -8,15 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .. import BudgetPlan
 from ..allocators import name_or_plan
 from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
 from ..engine.lanes import MOST_GROUPS
 from ..engine.prompts import RULE
 from ..engine.settings import SINKS
 from ..errors import BudgetError, ConfigError
-from ..hf.layout import kv_shape
-from ..policies import StreamingLLM
+from ..plan import BudgetPlan
 from . import options
 from .console import ERR, OUT, print_json
 from .inputs import check_target, load_config, load_model
@@ -48,20 +46,30 @@ def plan(
     budget: options.BudgetText = None,
     policy: Annotated[
         str,
-        typer.Option("--policy", help="streaming_llm or sliding_window: whole blocks; h2o and others: single tokens."),
+        typer.Option(
+            "--policy",
+            metavar="NAME",
+            help="streaming_llm or sliding_window: whole blocks; h2o and others: single tokens.",
+        ),
     ] = "streaming_llm",
     allocator: options.AllocatorName = None,
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,
-    sinks: Annotated[int | None, typer.Option("--sinks", min=0, help="Leading tokens that stay. [4]")] = None,
-    block_size: Annotated[int, typer.Option("--block-size", min=1, help="Tokens of a block of vLLM's cache.")] = 16,
-    levels: Annotated[int, typer.Option("--levels", min=1, max=MOST_GROUPS, help="Different budgets at most.")] = 4,
+    sinks: Annotated[
+        int | None, typer.Option("--sinks", metavar="TOKENS", min=0, help="Leading tokens that stay. [4]")
+    ] = None,
+    block_size: Annotated[
+        int, typer.Option("--block-size", metavar="TOKENS", min=1, help="Tokens of a block of vLLM's cache.")
+    ] = 16,
+    levels: Annotated[
+        int, typer.Option("--levels", metavar="N", min=1, max=MOST_GROUPS, help="Different budgets at most.")
+    ] = 4,
     memory: Annotated[
         str | None, typer.Option("--memory", metavar="BYTES", help="For keys and values, such as 8GiB: how many fit?")
     ] = None,
     kv_dtype: Annotated[
-        str, typer.Option("--kv-dtype", help="Of the cache in vLLM: bfloat16, float16, float32 or fp8.")
+        str, typer.Option("--kv-dtype", metavar="NAME", help="Of the cache in vLLM: bfloat16, float16, float32 or fp8.")
     ] = "bfloat16",
     per_prompt: Annotated[
         bool,
@@ -71,9 +79,11 @@ def plan(
         ),
     ] = False,
     output: options.Output = None,
+    truncate: options.Truncate = False,
     chunk_size: options.ChunkSize = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
+    include: options.Include = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure layers on texts like yours, and plan vLLM's cache.
@@ -82,6 +92,8 @@ def plan(
     sizes, since layers of one size share a block table. Give the plan that is saved
     to `squeeze serve MODEL --plan FILE`.
     """
+    from ..policies import StreamingLLM
+
     check_target(output)
     if kv_dtype not in _DTYPES:
         raise ConfigError(f"--kv-dtype must be one of {', '.join(_DTYPES)}, got {kv_dtype!r}")
@@ -99,7 +111,7 @@ def plan(
     else:
         asked = Texts.of(model_name, files, more_files, prompt, jsonl, tasks, lengths, samples, seeds)
         model, tokenizer = load_model(model_name, dtype, device)
-        drawn = asked.tokenized(model, tokenizer)
+        drawn = asked.tokenized(model, tokenizer, truncate=truncate)
         kind = StreamingLLM(leading) if policy == StreamingLLM.name else policy
         recipe = Recipe(budget, kind, spec, p, signal, outliers)
         frozen = recipe.freeze([one.plan for one in recipe.observe(model, drawn, chunk_size)])
@@ -160,6 +172,8 @@ def _in_blocks(frozen: BudgetPlan, blocks: BlockPlan, policy: str) -> BudgetPlan
 
 def _token_bytes(config: Any, kv_dtype: str) -> int:
     """Keys and values of one token in one layer."""
+    from ..hf.layout import kv_shape
+
     heads, width = kv_shape(config)
     return 2 * heads * width * _DTYPES[kv_dtype]
 

@@ -7,22 +7,26 @@ on the standard library's sources and on generated text in which things are look
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SqueezeError
+
+if TYPE_CHECKING:
+    import torch
 
 FOLDER = Path(__file__).parent
 #: The name that the command line takes for it.
 NAME = "embedded"
 
 
-def load_embedded(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def load_embedded(dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """``(model, tokenizer)``: a ``LlamaForCausalLM`` in evaluation mode and its fast tokenizer, offline.
+
+    ``dtype``: fp32 if not given.
 
     Raises :class:`~squeezeattention.errors.SqueezeError` if the installation lacks the files.
     """
+    import torch
     from safetensors.torch import load_file
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -32,7 +36,7 @@ def load_embedded(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten below
         model = LlamaForCausalLM(LlamaConfig.from_json_file(FOLDER / "config.json"))
     model.load_state_dict(load_file(FOLDER / "model.safetensors"), strict=False)  # the output layer is tied
-    model = model.to(dtype).eval()
+    model = model.to(torch.float32 if dtype is None else dtype).eval()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(FOLDER / "tokenizer.json"),
         eos_token="<|endoftext|>",

@@ -50,13 +50,18 @@ def server_command(
     return [*command, *more]
 
 
-def run_server(command: Sequence[str], host: str) -> int:
-    """Run it until it ends; Ctrl-C and SIGTERM are passed on, and it may finish what it is doing. Its exit code."""
+def check_installed() -> None:
+    """Raise :class:`MissingExtraError` if there is no vLLM, without importing it (that takes many seconds)."""
     if find_spec("vllm") is None:
         raise MissingExtraError(
             "'vllm' is not installed; it comes with the 'vllm' extra: pip install \"squeezeattention[vllm]\"",
             name="vllm",
         )
+
+
+def run_server(command: Sequence[str], host: str) -> int:
+    """Run it until it ends; Ctrl-C and SIGTERM are passed on, and it may finish what it is doing. Its exit code."""
+    check_installed()
     # vLLM's own processes talk over this address too; without it they look for one of the machine's.
     environment = {"VLLM_HOST_IP": host if host not in ("0.0.0.0", "::") else "127.0.0.1", **os.environ}
     # A group of its own: a Ctrl-C at the terminal reaches the server once, from here.

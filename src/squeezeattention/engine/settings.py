@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, UnsupportedFeatureError
 from ..plan import BudgetPlan
-from ..policies import POLICIES, EvictionPolicy, StreamingLLM
 from .blocks import BlockPlan
 from .prompts import PerPrompt, PromptPlanner
+
+if TYPE_CHECKING:
+    from ..policies import EvictionPolicy
 
 PREFILLS = ("full", "windowed")
 DESIGNS = ("compact", "slab")
@@ -44,6 +46,8 @@ class EngineSettings:
         Raises :class:`ConfigError`, :class:`~squeezeattention.errors.PlanError` (an unreadable or damaged plan) or
         :class:`UnsupportedFeatureError` (a policy that whole blocks cannot follow).
         """
+        from ..policies import POLICIES
+
         if isinstance(given, (str, os.PathLike)):
             given = {"plan": given}
         if not isinstance(given, Mapping) or "plan" not in given:
@@ -102,6 +106,8 @@ class EngineSettings:
 
     def make_policy(self) -> EvictionPolicy:
         """The policy, for the slab design."""
+        from ..policies import POLICIES, StreamingLLM
+
         return StreamingLLM(self.sinks) if self.policy == StreamingLLM.name else POLICIES.create(self.policy)
 
     def to_dict(self) -> dict[str, Any]:

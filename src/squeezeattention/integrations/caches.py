@@ -8,7 +8,8 @@ from typing import Any
 
 from .. import SqueezeCache
 from ..allocators import default_allocator, name_or_plan, resolve_allocator
-from ..cache.options import DEFAULT_BUDGET, check_used
+from ..cache.options import check_used
+from ..defaults import DEFAULT_BUDGET, DEFAULT_POLICY
 from ..errors import ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
@@ -27,7 +28,7 @@ class CacheMaker:
 
     budget: Any = None
     """As of a :class:`SqueezeCache`; none with a saved plan."""
-    policy: str = "h2o"
+    policy: str = DEFAULT_POLICY
     allocator: str | None = None
     """A name, or a saved plan (``plan.json``)."""
     p: float | None = None

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from .. import SqueezeCache
+from ..defaults import DEFAULT_POLICY
 from ..embedded import NAME as EMBEDDED
 from ..embedded import load_embedded
 from ..errors import ConfigError, InputError
@@ -77,7 +78,7 @@ class SqueezeLM(HFLM):
         pretrained: Any,
         *,
         budget: Any = None,
-        policy: str = "h2o",
+        policy: str = DEFAULT_POLICY,
         allocator: str | None = None,
         p: float | None = None,
         signal: str | None = None,

@@ -1,0 +1,10 @@
+"""What is used where nothing is said, in one place (and without torch: the command line's help reads it)."""
+
+#: Which tokens a layer keeps.
+DEFAULT_POLICY = "h2o"
+#: How the cache is divided among the layers.
+DEFAULT_ALLOCATOR = "lookup"
+#: Share of the prompt that is kept.
+DEFAULT_BUDGET = 0.2
+#: Tokens a layer on average that a share of a short prompt does not go below: sinks, and room for an answer.
+MIN_TOKENS = 64
