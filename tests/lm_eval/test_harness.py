@@ -166,7 +166,7 @@ def test_a_small_budget_is_another_score_and_is_recorded(embedded, folder, stock
 def test_by_name_and_arguments(folder):
     results = simple_evaluate(
         model="squeeze",
-        model_args="pretrained=embedded,budget=32,policy=h2o,allocator=pyramid,p=0.3,device=cpu",
+        model_args="pretrained=embedded,budget=32,policy=h2o,allocator=inverted,p=0.3,device=cpu",
         tasks=["squeeze_recall"],
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         bootstrap_iters=0,
@@ -232,16 +232,51 @@ def test_the_entry_point():
     assert point.load() is SqueezeLM is get_model("squeeze")
 
 
-def test_command_line(folder, tmp_path):
+def command_line(folder, tmp_path, arguments, *more):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path)}
     command = [
         *(sys.executable, "-m", "squeezeattention.integrations.lm_eval", "run", "--model", "squeeze"),
-        *("--model_args", "pretrained=embedded,budget=1.0,policy=h2o,allocator=squeeze", "--device", "cpu"),
-        *("--tasks", str(folder / "choice.yaml"), "--limit", "2", "--batch_size", "2"),
-        *("--output_path", str(tmp_path / "out")),
+        *(
+            "--model_args",
+            arguments,
+            "--tasks",
+            str(folder / "choice.yaml"),
+            "--limit",
+            "2",
+            "--batch_size",
+            "2",
+            *more,
+        ),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+
+
+@pytest.mark.parametrize("device", [("--device", "cpu"), ()])
+def test_command_line(folder, tmp_path, device):
+    """Without a device the harness asks for "cuda:0", GPU or not."""
+    settings = "pretrained=embedded,budget=1.0,policy=h2o,allocator=squeeze"
+    done = command_line(folder, tmp_path, settings, "--output_path", str(tmp_path / "out"), *device)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "squeeze_choice" in done.stdout
     (written,) = (tmp_path / "out").rglob("results_*.json")
     assert json.loads(written.read_text())["config"]["squeeze"]["held"]["end of context"]["share"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("pretrained=embedded,policy=h20", "unknown policy 'h20' (did you mean 'h2o'?)"),
+        ("pretrained=embedded,allocator=sqeeze", "unknown allocator 'sqeeze'"),
+        ("pretrained=embedded,signal=cosin", "unknown signal 'cosin'"),
+        ("pretrained=embedded,allocator=uniform,p=0.3", "'uniform' has no p"),
+        ("pretrained=/nowhere/model", "there is no such folder"),
+        ("pretrained=no body/no model", "cannot load the model 'no body/no model'"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(folder, tmp_path, settings, words):
+    done = command_line(folder, tmp_path, settings)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last

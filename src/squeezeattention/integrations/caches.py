@@ -13,6 +13,7 @@ from ..defaults import DEFAULT_BUDGET, DEFAULT_POLICY
 from ..errors import ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import POLICIES
+from ..signals import SIGNALS
 from ..tasks.driving import read
 
 
@@ -44,9 +45,11 @@ class CacheMaker:
         if not isinstance(self.allocator, str):
             raise ConfigError(f"allocator must be a name or the path of a saved plan, got {self.allocator!r}")
         self._rule = name_or_plan(self.allocator)
+        if (signal := self.options.get("signal")) is not None:
+            SIGNALS.factory(signal)
         check_used(
             resolve_allocator(self._rule, p=self.p, outliers=self.options.get("outliers")),
-            budget=self.budget, signal=self.options.get("signal"),
+            budget=self.budget, signal=signal,
         )  # fmt: skip
 
     @property

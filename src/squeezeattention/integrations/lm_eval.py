@@ -8,9 +8,12 @@ Releases of the harness that know the entry-point group ``lm_eval.models`` find 
 from __future__ import annotations
 
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +22,7 @@ from .. import SqueezeCache
 from ..defaults import DEFAULT_POLICY
 from ..embedded import NAME as EMBEDDED
 from ..embedded import load_embedded
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, SqueezeError
 from ..extras import require
 from .caches import CacheMaker
 from .scoring import Group, Score, Scorer, Text
@@ -92,7 +95,8 @@ class SqueezeLM(HFLM):
         if isinstance(pretrained, str) and pretrained == EMBEDDED:
             pretrained, tokenizer = _embedded(hf.pop("device", None), hf.pop("dtype", None))
             hf.setdefault("tokenizer", tokenizer)
-        super().__init__(pretrained, **hf)
+        with _loading(pretrained):
+            super().__init__(pretrained, **hf)
         self.caches.make(self.model, whole=1, new_tokens=0).detach()  # a model that cannot be carried is refused now
         self.held: dict[str, Held] = defaultdict(Held)
 
@@ -192,7 +196,30 @@ def _embedded(device: str | None, dtype: Any) -> tuple[Any, Any]:
     if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
         raise ConfigError(f"cannot use the dtype {dtype!r}; give one of float32, float16, bfloat16")
     model, tokenizer = load_embedded(wanted)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+    return model.to(_device(device)), tokenizer
+
+
+def _device(asked: str | None) -> str:
+    """Where to compute. The harness asks for "cuda:0" unless it is told something: without a GPU that means the CPU,
+    as it does for the ``hf`` backend."""
+    if torch.cuda.is_available():
+        return asked or "cuda"
+    if asked is not None and asked.partition(":")[0] == "cuda":
+        _LOG.warning("there is no CUDA device; the embedded model runs on the CPU")
+        return "cpu"
+    return asked or "cpu"
+
+
+@contextmanager
+def _loading(pretrained: Any) -> Iterator[None]:
+    """A model that cannot be found or read is an :class:`InputError` that says so in one line."""
+    if isinstance(pretrained, str) and pretrained.startswith(("/", ".")) and not Path(pretrained).is_dir():
+        raise InputError(f"cannot load the model {pretrained}: there is no such folder")
+    try:
+        yield
+    except OSError as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"cannot load the model {pretrained!r}: {first.strip()}") from error
 
 
 def register() -> None:
@@ -202,10 +229,14 @@ def register() -> None:
 
 
 def main() -> None:
-    """``lm_eval``, with this backend."""
+    """``lm_eval``, with this backend; a user's mistake in its arguments is one line and exit code 2."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except SqueezeError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 register()
