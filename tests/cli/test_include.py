@@ -37,7 +37,7 @@ class First(Allocator):
     name = "first"
     needs_signal = False
 
-    def allocate(self, importance, n_layers):
+    def allocate(self, signal_values, n_layers):
         return Allocation((float(n_layers),) + (0.0,) * (n_layers - 1), (1,) * n_layers)
 
 

@@ -26,9 +26,9 @@ def test_one_text(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     plan = BudgetPlan.load(saved)
     assert plan.base_budget == 40
-    assert plan.importance is not None
+    assert plan.signal_values is not None
     assert f"{DEFAULT_ALLOCATOR} plan" in result.stdout
-    assert f"{plan.importance[0]:.4f}" in result.stdout
+    assert f"{plan.signal_values[0]:.4f}" in result.stdout
     assert str(saved) in result.stderr
     assert str(plot) in result.stderr
     assert is_figure(plot)
@@ -61,16 +61,16 @@ def test_several_texts_give_the_plan_of_their_mean(squeeze: Any, prompt_file: Pa
     assert data["stability"]["all"]["agreement"]["pairs"] == 1
     assert data["stability"]["between"]["pairs"] == 0
     assert [entry["source"] for entry in data["prompts"]] == [str(prompt_file), str(other)]
-    assert "mean importance of 2 texts" in data["plan_from"]
+    assert "mean signal of 2 texts" in data["plan_from"]
     plans = [BudgetPlan.from_dict(entry["plan"]) for entry in data["prompts"]]
     final = BudgetPlan.load(saved)
     assert final == BudgetPlan.from_dict(data["plan"])
-    first, second = (plan.importance or () for plan in plans)
-    assert final.importance == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)])
+    first, second = (plan.signal_values or () for plan in plans)
+    assert final.signal_values == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)])
     assert final.base_budget == pytest.approx((plans[0].base_budget + plans[1].base_budget) / 2, abs=0.5)
     assert is_figure(plot)
     shown = squeeze(*arguments)
-    assert "mean importance of 2 texts" in shown.stdout
+    assert "mean signal of 2 texts" in shown.stdout
     assert "G3: layers" in shown.stdout
     again = squeeze("generate", "embedded", "-p", "x = 1", "--allocator", saved, "-n", 2,
                     "--policy", "streaming_llm")  # fmt: skip
@@ -93,8 +93,8 @@ def test_tasks(squeeze: Any, model_folder: Path, tmp_path: Path) -> None:
     assert [(task["task"], task["prompts"]) for task in found["tasks"]] == [("niah_single_1", 3), ("code", 3)]
     assert (found["within"]["pairs"], found["between"]["pairs"]) == (6, 9)
     assert [fit["against"] for fit in found["fits"]] == ["frozen", "unseen prompt", "unseen task", "uniform"]
-    signals = [entry["plan"]["importance"] for entry in data["prompts"]]
-    assert [layer["mean"] for layer in found["all"]["signal"]] == pytest.approx(BudgetPlan.load(saved).importance)
+    signals = [entry["plan"]["signal_values"] for entry in data["prompts"]]
+    assert [layer["mean"] for layer in found["all"]["signal"]] == pytest.approx(BudgetPlan.load(saved).signal_values)
     assert [layer["high"] for layer in found["all"]["signal"]] == [max(layer) for layer in zip(*signals, strict=True)]
     assert is_figure(plot)
     served = squeeze("generate", model_folder, "-p", "x = 1", "--allocator", saved, "-n", 2, "--json")
@@ -109,7 +109,7 @@ def test_tables_of_tasks_fit_80_columns(squeeze: Any, model_folder: Path, prompt
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
-    for words in ("of two tasks", "code 300", "one made without its task", "mean importance of 13 texts", "uniform"):
+    for words in ("of two tasks", "code 300", "one made without its task", "mean signal of 13 texts", "uniform"):
         assert words in result.stdout
 
 
@@ -166,7 +166,7 @@ def test_refused(
 def test_chunks_measure_the_same(squeeze: Any, prompt_file: Path) -> None:
     def importance(*more: object) -> list[float]:
         data = json.loads(squeeze("plan", "embedded", "-f", prompt_file, "--json", *more).stdout)
-        return list(data["plan"]["importance"])
+        return list(data["plan"]["signal_values"])
 
     assert importance("--chunk-size", 37) == pytest.approx(importance(), abs=1e-5)
 
@@ -178,18 +178,18 @@ def test_repeated_option_and_stdin(squeeze: Any, prompt_file: Path) -> None:
     assert json.loads(piped.stdout)["prompts"][0]["source"] == "stdin"
 
 
-def _plan(importance: list[float], signal: str = "cosine") -> BudgetPlan:
-    caps = [200] * len(importance)
-    return build_plan(Squeeze(), importance=importance, base_budget=50, caps=caps, signal=signal)
+def _plan(signal_values: list[float], signal: str = "cosine") -> BudgetPlan:
+    caps = [200] * len(signal_values)
+    return build_plan(Squeeze(), signal_values=signal_values, base_budget=50, caps=caps, signal=signal)
 
 
 @pytest.mark.parametrize(
-    "importance",
+    "signal_values",
     [[0.9] * 4, [1.0, 0.5, 0.7, 0.9], [-0.4, 0.2, 0.99, 0.9999], [0.98, 0.981, 0.982, 0.983], [0.7]],
 )
 @pytest.mark.parametrize("signal", ["cosine", "other"])
-def test_figures_of_any_signal(tmp_path: Path, importance: list[float], signal: str) -> None:
-    plan = _plan(importance, signal)
+def test_figures_of_any_signal(tmp_path: Path, signal_values: list[float], signal: str) -> None:
+    plan = _plan(signal_values, signal)
     path = save(plan_figure([("a", plan), ("b" * 50, plan)]), tmp_path / "plan.png")
     assert is_figure(path)
 
@@ -211,7 +211,7 @@ def test_figures_of_stability(tmp_path: Path, tasks: tuple[str, ...], n_prompts:
 
 
 def test_figure_without_groups(tmp_path: Path) -> None:
-    plan = build_plan(Reach(), importance=[0.5, 0.7, 0.9], base_budget=50, caps=[200] * 3, signal="locality")
+    plan = build_plan(Reach(), signal_values=[0.5, 0.7, 0.9], base_budget=50, caps=[200] * 3, signal="locality")
     assert is_figure(save(stability_figure([Observation("a", "a", plan)] * 2, plan), tmp_path / "plan.png"))
 
 

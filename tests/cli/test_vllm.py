@@ -71,8 +71,8 @@ def test_a_server_that_divides_the_total_for_each_prompt(squeeze, tmp_path):
 
 def planner_order(path):
     """Layers by what attention changed there, most first."""
-    importance = BudgetPlan.load(path).importance
-    return sorted(range(len(importance)), key=importance.__getitem__)
+    signal_values = BudgetPlan.load(path).signal_values
+    return sorted(range(len(signal_values)), key=signal_values.__getitem__)
 
 
 def test_single_tokens_need_no_sink_blocks(squeeze, tmp_path):

@@ -46,7 +46,7 @@ def test_a_group_for_each_layer_is_the_library_s_plan_in_blocks():
     planner = planner_of([96] * 8)
     order = [layer for layers in planner.members for layer in layers]
     assert len(planner.members) == 8
-    plan = build_plan(planner.rule, importance=signal, base_budget=96, caps=[None] * 8, floor=planner.least)
+    plan = build_plan(planner.rule, signal_values=signal, base_budget=96, caps=[None] * 8, floor=planner.least)
     for layer, group in zip(order, planner.plan(signal), strict=True):
         assert abs(group.total * BLOCK - plan.budgets[layer]) < BLOCK
     assert len({group.total for group in planner.plan(signal)}) >= 2
@@ -54,7 +54,7 @@ def test_a_group_for_each_layer_is_the_library_s_plan_in_blocks():
 
 def test_layers_go_together_by_what_was_measured():
     plan = build_plan(
-        PerPrompt("squeeze").rule(), importance=[0.9, 0.1, 0.5, 0.2, 0.95, 0.6], base_budget=64, caps=[None] * 6
+        PerPrompt("squeeze").rule(), signal_values=[0.9, 0.1, 0.5, 0.2, 0.95, 0.6], base_budget=64, caps=[None] * 6
     )
     planner = PromptPlanner.of(plan, PerPrompt.read({"groups": 3}, plan), BLOCK, sinks=0)
     assert planner.members == ((1, 3), (2, 5), (0, 4))

@@ -32,7 +32,7 @@ def test_tables_at_80_columns_and_paths(squeeze: Any, tmp_path: Path) -> None:
         assert word in result.stdout
     paths = [Path(line) for line in lines if line.startswith(str(tmp_path))]
     assert [path.name for path in paths] == [
-        "summary.json", "accuracy_lines_40.png", "accuracy_story_40.png", "importance.png", "report.html",
+        "summary.json", "accuracy_lines_40.png", "accuracy_story_40.png", "signals.png", "report.html",
     ]  # fmt: skip
     assert all(path.is_file() for path in paths)
 

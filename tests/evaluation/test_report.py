@@ -47,7 +47,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(evaluate: Run, settings:
     names = [path.name for path in report.files]
     assert names[0] == "summary.json"
     assert names[-1] == "report.html"
-    assert {"accuracy_lines_40.png", "accuracy_story_40.png", "p_sweep_lines_40.png", "importance.png"} <= set(names)
+    assert {"accuracy_lines_40.png", "accuracy_story_40.png", "p_sweep_lines_40.png", "signals.png"} <= set(names)
     text = report.files[-1].read_text()
     page = Page(text)
     assert page.open == []

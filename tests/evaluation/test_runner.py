@@ -50,9 +50,9 @@ def test_rows_have_what_was_measured(evaluate: Run, settings: Settings, tmp_path
             (plan,) = row["plans"]
             assert len(plan["budgets"]) == len(plan["groups"]) == 4
             if row["config"]["allocator"] == "uniform":  # measures nothing
-                assert plan["importance"] is None
+                assert plan["signal_values"] is None
             else:
-                assert len(plan["importance"]) == 4
+                assert len(plan["signal_values"]) == 4
             assert row["bytes"] <= sum(plan["budgets"]) * 2 * 2 * 8 * 4
             assert row["cut_bytes"] == row["bytes"] < row["full_bytes"]
             assert row["full_bytes"] == rows[f"{row['task']}/40/0/{row['index']}/full"]["bytes"]

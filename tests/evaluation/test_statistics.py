@@ -106,7 +106,7 @@ def _cell(summary: dict[str, Any], task: str, name: str) -> dict[str, Any]:
 def test_summary_of_known_rows(settings: Settings) -> None:
     """Uniform scores 0.5 and squeeze 0.75 on every context of "lines", squeeze fails twice on "letter"."""
     scores = {0: [1.0, 1.0], 1: [1.0, 0.0], 2: [1.0, 0.5]}
-    plan = {"signal": "cosine", "importance": [0.5, 0.7]}
+    plan = {"signal": "cosine", "signal_values": [0.5, 0.7]}
     rows = [
         _row(settings, "lines", index, config, scores[config], plans=[plan] if config else [])
         for index in range(6)
@@ -135,7 +135,7 @@ def test_summary_of_known_rows(settings: Settings) -> None:
     reach = {(e["task"], e["allocator"], e["share"]): (e["status"], e["bytes"]) for e in summary["reach"]}
     assert reach["lines", "squeeze", 0.9] == ("not_reached", None)
     assert reach["letter", "uniform", 0.95] == ("at_most", 225)
-    assert summary["importance"] == [
+    assert summary["signals"] == [
         {"signal": "cosine", "task": "lines", "length": 40, "n_samples": 6, "mean": [0.5, 0.7]}
     ]
     assert summary["errors"] == [{"type": "Boom", "text": "!", "n": 2, "first": f"letter/40/0/4/{squeeze}"}]

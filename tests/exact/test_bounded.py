@@ -99,7 +99,7 @@ def test_every_signal_can_be_read_in_pieces(model, signal):
     cache = SqueezeCache(model, budget=BUDGET, signal=signal, prefill="bounded", chunk_size=PIECE)
     teacher_forced(model, cache, rows, generated)
     assert cache.plan.total == BUDGET * 4
-    assert cache.plan.importance is not None
+    assert cache.plan.signal_values is not None
 
 
 @pytest.mark.parametrize("policy", POLICIES.names())

@@ -107,7 +107,7 @@ def test_signals_are_ranked_by_how_they_order_the_layers(model):
         model, CASES, resolve_policy("streaming_llm"), 8, losses=[3.0, 2.0, 0.0, 1.0], order=[2, 3, 1, 0]
     )
     by_name = {rank.signal: rank for rank in found}
-    cosine = by_name["cosine"].importance
+    cosine = by_name["cosine"].signal_values
     assert cosine[2] == pytest.approx(1.0, abs=1e-5)
     assert max(cosine) == cosine[2]
     ranks = [rank.alone for rank in found if rank.alone is not None]
@@ -138,7 +138,7 @@ class TestMeasured:
     RULE = Measured(alone=(0.1, 2.0, 0.0, -0.1), order=(3, 2, 0, 1))
 
     def budgets(self, rule, base):
-        return list(build_plan(rule, importance=None, base_budget=base, caps=[100] * 4, floor=4).budgets)
+        return list(build_plan(rule, signal_values=None, base_budget=base, caps=[100] * 4, floor=4).budgets)
 
     def test_greedy_fills_one_layer_after_another(self):
         assert self.budgets(self.RULE, 30) == [7, 99, 7, 7]
@@ -152,7 +152,7 @@ class TestMeasured:
 
     def test_nothing_lost_means_uniform(self):
         plan = build_plan(
-            Measured((0.0, -1.0), (0, 1), by="alone"), importance=None, base_budget=20, caps=[50, 50], floor=1
+            Measured((0.0, -1.0), (0, 1), by="alone"), signal_values=None, base_budget=20, caps=[50, 50], floor=1
         )
         assert list(plan.budgets) == [20, 20]
         assert plan.warnings
@@ -194,10 +194,10 @@ class TestMeasured:
 
 def test_a_plan_can_be_scaled_to_another_budget():
     plan = BudgetPlan.from_budgets([10, 30, 20, 20])
-    scaled = build_plan(Scaled(plan), importance=None, base_budget=40, caps=[200] * 4)
+    scaled = build_plan(Scaled(plan), signal_values=None, base_budget=40, caps=[200] * 4)
     assert list(scaled.budgets) == [20, 60, 40, 40]
     with pytest.raises(PlanError):
-        build_plan(Scaled(plan), importance=None, base_budget=40, caps=[200] * 3)
+        build_plan(Scaled(plan), signal_values=None, base_budget=40, caps=[200] * 3)
 
 
 class TestCommand:

@@ -44,41 +44,41 @@ COSINES = [0.30, 0.88, 0.96, 0.985, 0.97, 0.975, 0.98, 0.965, 0.988, 0.99]
 CLEAR = [0.50, 0.52, 0.51, 0.70, 0.72, 0.95, 0.96, 0.94, 0.97, 0.95, 0.96, 0.93]  # groups of 3, 2, 7
 
 
-def plan_of(allocator: Allocator, importance: list[float] | None = None, **options: Any) -> BudgetPlan:
-    values = CLEAR if importance is None else importance
+def plan_of(allocator: Allocator, signal_values: list[float] | None = None, **options: Any) -> BudgetPlan:
+    values = CLEAR if signal_values is None else signal_values
     defaults = {"base_budget": 100, "caps": [None] * len(values), "floor": 1}
-    return build_plan(allocator, importance=values, **{**defaults, **options})
+    return build_plan(allocator, signal_values=values, **{**defaults, **options})
 
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=100, deadline=None)
 @given(
-    importance=st.lists(st.floats(-1, 1), min_size=1, max_size=24),
+    signal_values=st.lists(st.floats(-1, 1), min_size=1, max_size=24),
     base=st.integers(5, 2000),
     cap=st.none() | st.integers(1, 4000),
     p=st.floats(0.01, 1),
     outliers=st.sampled_from(["keep", "clamp"]),
 )
 def test_spends_the_total(
-    name: str, importance: list[float], base: int, cap: int | None, p: float, outliers: str
+    name: str, signal_values: list[float], base: int, cap: int | None, p: float, outliers: str
 ) -> None:
     given = {option: value for option, value in (("p", p), ("outliers", outliers)) if takes(name, option)}
     allocator = resolve_allocator(name, **given)
-    n = len(importance)
-    plan = plan_of(allocator, importance, base_budget=base, caps=[cap] * n, floor=5)  # build_plan checks it
+    n = len(signal_values)
+    plan = plan_of(allocator, signal_values, base_budget=base, caps=[cap] * n, floor=5)  # build_plan checks it
     assert plan.total == n * (base if cap is None else min(base, cap))
-    assert plan == plan_of(allocator, importance, base_budget=base, caps=[cap] * n, floor=5)
-    shares = allocator.allocate(importance, n).shares
+    assert plan == plan_of(allocator, signal_values, base_budget=base, caps=[cap] * n, floor=5)
+    shares = allocator.allocate(signal_values, n).shares
     assert math.fsum(shares) == pytest.approx(n)
 
 
 @pytest.mark.parametrize("allocator", CUTTING)
 @pytest.mark.parametrize("base", [7, 100, 333])
-@pytest.mark.parametrize("importance", [CLEAR, COSINES])
-def test_p_1_is_exactly_uniform(allocator: type[Squeeze], base: int, importance: list[float]) -> None:
-    cut = plan_of(allocator(p=1), importance, base_budget=base)
-    assert cut.budgets == plan_of(Uniform(), importance, base_budget=base).budgets == (base,) * len(importance)
-    assert allocator(p=1).allocate(importance, len(importance)).shares == (1.0,) * len(importance)
+@pytest.mark.parametrize("signal_values", [CLEAR, COSINES])
+def test_p_1_is_exactly_uniform(allocator: type[Squeeze], base: int, signal_values: list[float]) -> None:
+    cut = plan_of(allocator(p=1), signal_values, base_budget=base)
+    assert cut.budgets == plan_of(Uniform(), signal_values, base_budget=base).budgets == (base,) * len(signal_values)
+    assert allocator(p=1).allocate(signal_values, len(signal_values)).shares == (1.0,) * len(signal_values)
     assert cut.warnings == ()
 
 
@@ -87,7 +87,7 @@ def test_squeeze_is_the_published_rule() -> None:
     assert plan.groups == (1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3)
     assert plan.budgets == (184,) * 5 + (40,) * 7  # (12 - 7 * 0.4) / 5 = 1.84 of 100
     assert plan.warnings == ()
-    assert (plan.allocator, plan.p, plan.importance) == ("squeeze", 0.4, tuple(CLEAR))
+    assert (plan.allocator, plan.p, plan.signal_values) == ("squeeze", 0.4, tuple(CLEAR))
 
 
 def test_outliers_are_kept_as_published_but_never_silently() -> None:
@@ -103,7 +103,7 @@ def test_clamp_takes_the_groups_back() -> None:
     plan = plan_of(Squeeze(outliers="clamp"), COSINES)
     assert plan.groups == (1, 1, 1, 3, 2, 2, 2, 1, 3, 3)
     assert plan.warnings == ("clamped the outliers of the signal to 0.96: layers 0, 1",)
-    assert plan.importance == tuple(COSINES)  # the record shows what was measured
+    assert plan.signal_values == tuple(COSINES)  # the record shows what was measured
 
 
 def test_clamp_changes_nothing_without_outliers() -> None:
@@ -117,19 +117,19 @@ def test_a_single_outlier_group_warns(n: int) -> None:
 
 
 @pytest.mark.parametrize("allocator", CUTTING)
-@pytest.mark.parametrize("importance", [[0.9] * 8, [0.8, 0.9] * 4, [0.9, 0.8]])
-def test_too_few_levels_are_uniform_with_a_warning(allocator: type[Squeeze], importance: list[float]) -> None:
-    plan = plan_of(allocator(), importance)
-    assert plan.budgets == (100,) * len(importance)
+@pytest.mark.parametrize("signal_values", [[0.9] * 8, [0.8, 0.9] * 4, [0.9, 0.8]])
+def test_too_few_levels_are_uniform_with_a_warning(allocator: type[Squeeze], signal_values: list[float]) -> None:
+    plan = plan_of(allocator(), signal_values)
+    assert plan.budgets == (100,) * len(signal_values)
     assert set(plan.groups) == {1}
     assert "uniform" in plan.warnings[0]
 
 
-@pytest.mark.parametrize("importance", [CLEAR, COSINES])
-def test_controls_spend_the_same_budgets_on_other_layers(importance: list[float]) -> None:
-    squeeze = plan_of(Squeeze(), importance)
+@pytest.mark.parametrize("signal_values", [CLEAR, COSINES])
+def test_controls_spend_the_same_budgets_on_other_layers(signal_values: list[float]) -> None:
+    squeeze = plan_of(Squeeze(), signal_values)
     for control in (Random(), Random(seed=5), Inverted()):
-        plan = plan_of(control, importance)
+        plan = plan_of(control, signal_values)
         assert sorted(plan.budgets) == sorted(squeeze.budgets)
         assert plan.group_sizes == squeeze.group_sizes
         assert plan.budgets != squeeze.budgets
@@ -178,12 +178,12 @@ def test_other_options() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_signal_is_checked_where_it_is_needed(name: str) -> None:
     allocator = ALLOCATORS.create(name)
-    for importance in (None, [0.5, 0.6], [0.5, 0.6, math.nan]):
+    for signal_values in (None, [0.5, 0.6], [0.5, 0.6, math.nan]):
         if allocator.needs_signal:
             with pytest.raises(ConfigError):
-                allocator.allocate(importance, 3)
+                allocator.allocate(signal_values, 3)
         else:
-            assert len(allocator.allocate(importance, 3).shares) == 3
+            assert len(allocator.allocate(signal_values, 3).shares) == 3
 
 
 # --- fixed budgets
@@ -191,7 +191,7 @@ def test_the_signal_is_checked_where_it_is_needed(name: str) -> None:
 
 def test_fixed_budgets_are_verbatim() -> None:
     plan = build_plan(
-        Fixed([50, 3, 8]), importance=None, base_budget=999, caps=[20, 20, None], floor=3, policy="streaming"
+        Fixed([50, 3, 8]), signal_values=None, base_budget=999, caps=[20, 20, None], floor=3, policy="streaming"
     )
     assert plan.budgets == (50, 3, 8)
     assert plan.caps == (None,) * 3
@@ -202,7 +202,7 @@ def test_fixed_budgets_are_verbatim() -> None:
 def test_a_frozen_plan_keeps_its_record() -> None:
     first = plan_of(Squeeze(), policy="streaming", signal="cosine", model="llama-12x2x64", prompt_tokens=900)
     again = plan_of(Fixed(first), policy="streaming", model="llama-12x2x64", prompt_tokens=50)
-    kept = {"budgets", "groups", "importance", "signal", "p", "model"}
+    kept = {"budgets", "groups", "signal_values", "signal", "p", "model"}
     assert all(getattr(again, name) == getattr(first, name) for name in kept)
     assert (again.allocator, again.prompt_tokens, again.warnings) == ("fixed", 50, ())
     other = plan_of(Fixed(first), policy="h2o", model="llama-12x2x64")
@@ -227,21 +227,21 @@ def test_fixed_budgets_below_the_floor() -> None:
 
 
 def test_proportional_gives_each_layer_what_it_needs() -> None:
-    importance = [1.0, 0.9, 0.8, 0.6]  # needs of 0, 1, 2 and 4 tenths
-    assert plan_of(Proportional(), importance).budgets == (1, 57, 114, 228)  # the floor of 1 is paid by all others
-    assert plan_of(Proportional(power=2), importance).budgets == (1, 19, 76, 304)
-    capped = plan_of(Proportional(power=2), importance, caps=[200] * 4)
+    signal_values = [1.0, 0.9, 0.8, 0.6]  # needs of 0, 1, 2 and 4 tenths
+    assert plan_of(Proportional(), signal_values).budgets == (1, 57, 114, 228)  # the floor of 1 is paid by all others
+    assert plan_of(Proportional(power=2), signal_values).budgets == (1, 19, 76, 304)
+    capped = plan_of(Proportional(power=2), signal_values, caps=[200] * 4)
     assert capped.budgets == (1, 40, 159, 200)
 
 
 def test_a_floor_is_kept_as_far_as_a_quarter_of_the_budget_pays() -> None:
-    importance = [1.0, 1.0, 1.0, 0.0]
+    signal_values = [1.0, 1.0, 1.0, 0.0]
     bare = Reach(hedge=0)
-    assert plan_of(bare, importance).budgets == (16, 16, 16, 352)
-    assert plan_of(bare, importance).floor == 16
-    assert plan_of(bare, importance, base_budget=40).budgets == (10, 10, 10, 130)
-    assert plan_of(bare, importance, base_budget=40, floor=20).budgets == (20, 20, 20, 100)  # the policy's own
-    assert plan_of(Reach(), importance).budgets == (25, 25, 25, 325)
+    assert plan_of(bare, signal_values).budgets == (16, 16, 16, 352)
+    assert plan_of(bare, signal_values).floor == 16
+    assert plan_of(bare, signal_values, base_budget=40).budgets == (10, 10, 10, 130)
+    assert plan_of(bare, signal_values, base_budget=40, floor=20).budgets == (20, 20, 20, 100)  # the policy's own
+    assert plan_of(Reach(), signal_values).budgets == (25, 25, 25, 325)
 
 
 def test_without_any_need_proportional_is_uniform() -> None:
@@ -251,9 +251,9 @@ def test_without_any_need_proportional_is_uniform() -> None:
 
 
 def test_a_hedge_divides_a_share_of_the_cache_evenly() -> None:
-    importance = [1.0, 0.9, 0.8, 0.6]
-    assert plan_of(Proportional(hedge=1), importance).budgets == (100,) * 4
-    assert plan_of(Proportional(hedge=0.5), importance).budgets == (50, 79, 107, 164)
+    signal_values = [1.0, 0.9, 0.8, 0.6]
+    assert plan_of(Proportional(hedge=1), signal_values).budgets == (100,) * 4
+    assert plan_of(Proportional(hedge=0.5), signal_values).budgets == (50, 79, 107, 164)
     capped = plan_of(Proportional(power=3, hedge=0.4), [1.0, 1.0, 1.0, 0.0], caps=[150] * 4)
     assert capped.budgets == (84, 83, 83, 150)  # what the last layer cannot use, the others share
 
@@ -274,31 +274,35 @@ def test_bad_settings_of_proportional() -> None:
 
 
 def test_cake_is_in_proportion_to_the_preference_above_its_window() -> None:
-    importance = [0.0, 0.5, 0.5, 1.0]  # preferences of 1, 1/2, 1/2 and 0 of the largest
-    assert plan_of(Cake(floor=1), importance).budgets == (199, 100, 100, 1)  # 399 for the three: 199.5, 99.75, 99.75
-    assert plan_of(Cake(), importance).budgets == (187, 94, 94, 25)  # 32 is more than a quarter of 100
-    assert plan_of(Cake(), importance, base_budget=1000).budgets == (1984, 992, 992, 32)
+    signal_values = [0.0, 0.5, 0.5, 1.0]  # preferences of 1, 1/2, 1/2 and 0 of the largest
+    assert plan_of(Cake(floor=1), signal_values).budgets == (199, 100, 100, 1)  # 399 for the three: 199.5, 99.75, 99.75
+    assert plan_of(Cake(), signal_values).budgets == (187, 94, 94, 25)  # 32 is more than a quarter of 100
+    assert plan_of(Cake(), signal_values, base_budget=1000).budgets == (1984, 992, 992, 32)
 
 
 def test_zigzag_guarantees_a_part_and_divides_the_rest() -> None:
-    importance = [0.9, 0.7, 0.4]  # needs of 1, 3 and 6 tenths; a third on average
-    assert plan_of(ZigZag(), importance).budgets == (44, 92, 164)  # 20 + 80 * (0.3, 0.9, 1.8)
-    assert plan_of(ZigZag(bound=0), importance).budgets == plan_of(Proportional(), importance).budgets == (30, 90, 180)
-    assert plan_of(ZigZag(bound=1), importance).budgets == (100, 100, 100)
+    signal_values = [0.9, 0.7, 0.4]  # needs of 1, 3 and 6 tenths; a third on average
+    assert plan_of(ZigZag(), signal_values).budgets == (44, 92, 164)  # 20 + 80 * (0.3, 0.9, 1.8)
+    assert (
+        plan_of(ZigZag(bound=0), signal_values).budgets
+        == plan_of(Proportional(), signal_values).budgets
+        == (30, 90, 180)
+    )
+    assert plan_of(ZigZag(bound=1), signal_values).budgets == (100, 100, 100)
     assert "uniform" in plan_of(ZigZag(), [1.0, 1.0]).warnings[0]
 
 
 def test_lazy_layers_stream_and_the_others_share_the_rest() -> None:
-    importance = [0.9, 0.2, 0.8, 0.3]
-    plan = plan_of(Lazy(), importance, base_budget=400)
+    signal_values = [0.9, 0.2, 0.8, 0.3]
+    plan = plan_of(Lazy(), signal_values, base_budget=400)
     assert plan.budgets == (68, 732, 68, 732)
     assert plan.groups == (2, 1, 2, 1)
-    assert plan_of(Lazy(), importance, base_budget=40).budgets == (10, 70, 10, 70)  # a quarter pays for 10
+    assert plan_of(Lazy(), signal_values, base_budget=40).budgets == (10, 70, 10, 70)  # a quarter pays for 10
     # as in the paper: the whole prompt where a layer is not lazy; what is left goes to the others
-    assert plan_of(Lazy(), importance, base_budget=400, caps=[500] * 4).budgets == (300, 500, 300, 500)
-    assert plan_of(Lazy(lazy=0.25, streaming=20), importance, base_budget=100).budgets == (20, 127, 127, 126)
+    assert plan_of(Lazy(), signal_values, base_budget=400, caps=[500] * 4).budgets == (300, 500, 300, 500)
+    assert plan_of(Lazy(lazy=0.25, streaming=20), signal_values, base_budget=100).budgets == (20, 127, 127, 126)
     assert plan_of(Lazy(), [0.5, 0.7, 0.7]).groups == (1, 1, 2)  # half of three, rounded down; the later of two
-    assert plan_of(Lazy(lazy=0), importance).budgets == (100,) * 4
+    assert plan_of(Lazy(lazy=0), signal_values).budgets == (100,) * 4
 
 
 def test_equally_lazy_layers_are_uniform_with_a_warning() -> None:
@@ -308,10 +312,10 @@ def test_equally_lazy_layers_are_uniform_with_a_warning() -> None:
 
 
 def test_dynamickv_never_exceeds_r_max_times_the_average() -> None:
-    importance = [0.0, 0.9, 0.9, 0.8]  # needs of 10, 1, 1 and 2 tenths
-    assert plan_of(DynamicKV(floor=1), importance).budgets == (286, 29, 28, 57)
-    assert plan_of(DynamicKV(floor=1, r_max=2), importance).budgets == (200, 50, 50, 100)
-    assert plan_of(DynamicKV(r_max=1), importance).budgets == (100,) * 4
+    signal_values = [0.0, 0.9, 0.9, 0.8]  # needs of 10, 1, 1 and 2 tenths
+    assert plan_of(DynamicKV(floor=1), signal_values).budgets == (286, 29, 28, 57)
+    assert plan_of(DynamicKV(floor=1, r_max=2), signal_values).budgets == (200, 50, 50, 100)
+    assert plan_of(DynamicKV(r_max=1), signal_values).budgets == (100,) * 4
 
 
 @settings(max_examples=200, deadline=None)
@@ -422,7 +426,7 @@ class Last(Allocator):
     name = "last"
     needs_signal = False
 
-    def allocate(self, importance: Any, n_layers: int) -> Allocation:
+    def allocate(self, signal_values: Any, n_layers: int) -> Allocation:
         return Allocation((0.0,) * (n_layers - 1) + (1.0,), (2,) * (n_layers - 1) + (1,))
 
 

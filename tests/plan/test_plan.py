@@ -17,7 +17,7 @@ from squeezeattention.plan import BudgetPlan
 PLAN = BudgetPlan(
     budgets=(26, 7, 7),
     groups=(1, 2, 2),
-    importance=(0.3, 0.98, 0.99),
+    signal_values=(0.3, 0.98, 0.99),
     base_budget=20,
     caps=(30, 7, None),
     floor=5,
@@ -45,7 +45,7 @@ def test_lists_become_tuples() -> None:
     assert BudgetPlan(**lists, base_budget=4, allocator="uniform") == PLAIN
 
 
-@pytest.mark.parametrize("field", ["budgets", "groups", "caps", "importance", "warnings"])
+@pytest.mark.parametrize("field", ["budgets", "groups", "caps", "signal_values", "warnings"])
 @pytest.mark.parametrize("value", [7, "12"])
 def test_sequences_only(field: str, value: Any) -> None:
     with pytest.raises(PlanError, match=field):
@@ -58,7 +58,7 @@ def test_sequences_only(field: str, value: Any) -> None:
         ({"budgets": ()}, "no budgets"),
         ({"groups": (1, 2)}, "3 budgets, 2 groups"),
         ({"caps": (30,)}, "1 caps"),
-        ({"importance": (0.1,)}, "1 importance values"),
+        ({"signal_values": (0.1,)}, "1 signal values"),
         ({"budgets": (26, 7, 0)}, "budget of layer 2 is 0"),
         ({"budgets": (26, 7, 7.0)}, "budget of layer 2 is 7.0"),
         ({"budgets": (26, 7, True)}, "budget of layer 2 is True"),
@@ -67,8 +67,8 @@ def test_sequences_only(field: str, value: Any) -> None:
         ({"base_budget": 0}, "base_budget is 0"),
         ({"floor": 0}, "floor is 0"),
         ({"prompt_tokens": 0}, "prompt_tokens is 0"),
-        ({"importance": (0.3, 0.9, float("nan"))}, "importance of layer 2 is nan"),
-        ({"importance": (0.3, 0.9, "x")}, "importance of layer 2 is 'x'"),
+        ({"signal_values": (0.3, 0.9, float("nan"))}, "the signal of layer 2 is nan"),
+        ({"signal_values": (0.3, 0.9, "x")}, "the signal of layer 2 is 'x'"),
         ({"p": 0.0}, "p is 0.0"),
         ({"p": float("nan")}, "p is nan"),
         ({"p": True}, "p is True"),
@@ -167,7 +167,9 @@ CORRUPT = {
     "null": "null",
     "another format": changed(format="other"),
     "no format": without("format"),
-    "newer version": changed(version=2),
+    "newer version": changed(version=3),
+    "another direction": changed(signal_direction="high values mark the layers that matter more"),
+    "the older name": changed(importance=[0.3, 0.98, 0.99]),
     "bool version": changed(version=True),
     "no version": without("version"),
     "missing budgets": without("budgets"),
@@ -184,11 +186,11 @@ CORRUPT = {
     "bool p": changed(p=True),
     "p too large": changed(p=1.5),
     "NaN p": changed(p=float("nan")),
-    "NaN importance": changed(importance=[0.1, 0.2, float("nan")]),
-    "infinite importance": json.dumps(PLAN.to_dict()).replace("0.99", "1e999"),
-    "huge importance": changed(importance=[0.1, 0.2, 10**400]),
+    "NaN signal": changed(signal_values=[0.1, 0.2, float("nan")]),
+    "infinite signal": json.dumps(PLAN.to_dict()).replace("0.99", "1e999"),
+    "huge signal": changed(signal_values=[0.1, 0.2, 10**400]),
     "huge budget": json.dumps(PLAN.to_dict()).replace("[26", "[" + "9" * 5000),
-    "text importance": changed(importance=[0.1, 0.2, "0.3"]),
+    "text signal": changed(signal_values=[0.1, 0.2, "0.3"]),
     "number as name": changed(allocator=3),
     "number as policy": changed(policy=3),
     "warning not text": changed(warnings=[1]),
@@ -233,14 +235,36 @@ def test_text() -> None:
     assert str(PLAN).splitlines() == [
         "squeeze plan | policy streaming | signal cosine | p 0.35 | base budget 20 | prompt 30 | "
         "total 40 tokens in 3 layers",
-        "layer  importance  group  budget",
-        "    0      0.3000     G1      26  ########################",
-        "    1      0.9800     G2       7  ######",
-        "    2      0.9900     G2       7  ######",
+        "layer  cosine (low: matters more)  group  budget",
+        "    0                      0.3000     G1      26  ########################",
+        "    1                      0.9800     G2       7  ######",
+        "    2                      0.9900     G2       7  ######",
         "groups: G1 1 layer, G2 2 layers",
         "warning: outliers took the groups [G1]",
     ]
-    assert str(PLAIN).splitlines()[2] == "    0           -     G1       3  ##################"
+    assert str(PLAIN).splitlines()[1:3] == [
+        "layer  signal  group  budget",
+        "    0       -     G1       3  ##################",
+    ]
+
+
+def test_json_says_how_to_read_the_signal() -> None:
+    data = PLAN.to_dict()
+    assert data["signal_values"] == [0.3, 0.98, 0.99]
+    assert "low values" in data["signal_direction"]
+    assert "importance" not in data
+
+
+def test_plans_of_the_first_format_are_read(tmp_path: Path) -> None:
+    """It called the signal's values importance and did not say which way they point."""
+    old = {("importance" if name == "signal_values" else name): value for name, value in PLAN.to_dict().items()}
+    del old["signal_direction"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({**old, "version": 1}))
+    assert BudgetPlan.load(path) == PLAN
+    path.write_text(json.dumps({**old, "version": 2}))
+    with pytest.raises(PlanError, match="signal_values"):
+        BudgetPlan.load(path)
 
 
 def test_rich() -> None:

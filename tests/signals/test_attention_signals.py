@@ -59,4 +59,4 @@ def test_far_mass_equals_the_models_own_attention(far_mass, family):
         cache = SqueezeCache(model, budget=0.5, signal="far_mass", policy="streaming_llm")
         teacher_forced(model, cache, rows, chunk=chunk)
         assert cache.plan.signal == "far_mass"
-        assert cache.plan.importance == pytest.approx(want, abs=1e-5)
+        assert cache.plan.signal_values == pytest.approx(want, abs=1e-5)

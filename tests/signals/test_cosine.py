@@ -55,7 +55,7 @@ def test_values_by_hand(family):
     for chunk in (None, 7):
         cache = SqueezeCache(model, budget=0.5, allocator="squeeze")
         teacher_forced(model, cache, rows, chunk=chunk)
-        assert cache.plan.importance == pytest.approx(want, abs=1e-5)
+        assert cache.plan.signal_values == pytest.approx(want, abs=1e-5)
 
 
 def test_half_precision_does_not_collapse_the_values():
@@ -65,7 +65,7 @@ def test_half_precision_does_not_collapse_the_values():
         model = tiny_model("llama", dtype=dtype)
         cache = SqueezeCache(model, budget=0.5, allocator="squeeze")
         teacher_forced(model, cache, rows)
-        values[dtype] = cache.plan.importance
+        values[dtype] = cache.plan.signal_values
     assert values[torch.bfloat16] == pytest.approx(values[torch.float32], abs=5e-3)
     assert len({round(v, 7) for v in values[torch.bfloat16]}) == 4
 

@@ -21,7 +21,7 @@ FAMILIES = ["llama", "gemma2", "gpt-oss", "qwen3"]
 def measured(model, signal, rows=ROWS, chunk=None):
     cache = SqueezeCache(model, budget=BUDGET, signal=signal, policy="streaming_llm")
     teacher_forced(model, cache, rows, chunk=chunk)
-    return cache.plan.importance
+    return cache.plan.signal_values
 
 
 def rows_of(family, rows, window):
@@ -116,7 +116,7 @@ def test_a_padded_row_gives_what_it_gives_alone(name, family):
         ids, mask = (torch.tensor([[value] * 30 + list(tokens)]) for value, tokens in ((0, row), (0, [1] * length)))
         with torch.no_grad():
             model(input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), past_key_values=cache)
-        assert cache.plan.importance == pytest.approx(measured(model, name, [row]), abs=1e-5)
+        assert cache.plan.signal_values == pytest.approx(measured(model, name, [row]), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", LAST)
@@ -143,7 +143,7 @@ def test_a_later_turn_is_judged_by_its_own_queries(name):
             assert all(held is None for held in (*cache.signal._tails, *cache.signal._measured))
     whole = SqueezeCache(model, budget=1.0, signal=name, policy="streaming_llm")
     teacher_forced(model, whole, ROWS[:1])
-    assert cache.plan.importance == pytest.approx(whole.plan.importance, abs=1e-5)
+    assert cache.plan.signal_values == pytest.approx(whole.plan.signal_values, abs=1e-5)
 
 
 @pytest.mark.parametrize("policy", ["sliding_window", "streaming_llm", "h2o"])
@@ -158,7 +158,7 @@ def test_a_later_turn_over_what_was_kept(name, policy):
         with torch.no_grad(), cache.prefilling():
             for part in torch.tensor([ROWS[1][:25]]).split(chunk, dim=1):
                 model(input_ids=part, past_key_values=cache)
-        values.append(cache.plan.importance)
+        values.append(cache.plan.signal_values)
     assert values[1] == pytest.approx(values[0], abs=1e-5)
 
 
@@ -173,7 +173,7 @@ def test_rows_picked_in_the_middle_of_a_prompt(name):
         model(input_ids=rows[1:, 50:], past_key_values=cache)
     alone = SqueezeCache(model, budget=20, signal=name, policy="streaming_llm")
     teacher_forced(model, alone, [rows[1].tolist()])
-    assert cache.plan.importance == pytest.approx(alone.plan.importance, abs=1e-5)
+    assert cache.plan.signal_values == pytest.approx(alone.plan.signal_values, abs=1e-5)
 
 
 def test_streaming_mass_of_known_attention():
@@ -211,7 +211,7 @@ def test_the_budget_decides_how_many_are_ranked():
     for budget in (8, "10KiB", 40):
         cache = SqueezeCache(model, budget=budget, signal="top_tokens", policy="streaming_llm")
         teacher_forced(model, cache, ROWS)
-        found.append(sum(1 - value for value in cache.plan.importance))
+        found.append(sum(1 - value for value in cache.plan.signal_values))
     assert found[0] < found[1] < found[2]
 
 

@@ -19,7 +19,7 @@ ROWS = [list(range(3, 3 + n)) for n in (97, 70)]
 def measured(model, signal, rows=ROWS, chunk=None):
     cache = SqueezeCache(model, budget=0.5, signal=signal, policy="streaming_llm")
     teacher_forced(model, cache, rows, chunk=chunk)
-    return cache.plan.importance
+    return cache.plan.signal_values
 
 
 def weights_of(family, rows):
@@ -77,7 +77,7 @@ def test_a_second_prompt_is_measured_anew(name):
     teacher_forced(model, cache, [list(range(5, 60))])
     cache.reset()
     teacher_forced(model, cache, ROWS)
-    assert cache.plan.importance == measured(model, name)
+    assert cache.plan.signal_values == measured(model, name)
 
 
 @pytest.mark.parametrize("name", SIGNALS.names())
@@ -87,7 +87,7 @@ def test_what_is_seen_with_gradients_on_holds_no_graph(name, family):
     cache = SqueezeCache(model, budget=0.5, signal=name, policy="streaming_llm")
     with torch.enable_grad():
         model(input_ids=torch.tensor([ROWS[0]]), past_key_values=cache)
-    assert copy.deepcopy(cache).plan.importance == pytest.approx(measured(model, name, [ROWS[0]]), abs=1e-5)
+    assert copy.deepcopy(cache).plan.signal_values == pytest.approx(measured(model, name, [ROWS[0]]), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", SAMPLED)

@@ -22,10 +22,10 @@ RULE = Squeeze(p=0.5)
 
 
 def plan(
-    importance: Sequence[float], base: int = 60, allocator: Allocator = RULE, prompt_tokens: int = 600
+    signal_values: Sequence[float], base: int = 60, allocator: Allocator = RULE, prompt_tokens: int = 600
 ) -> BudgetPlan:
     return build_plan(
-        allocator, importance=importance, base_budget=base, caps=[prompt_tokens] * len(importance), floor=2,
+        allocator, signal_values=signal_values, base_budget=base, caps=[prompt_tokens] * len(signal_values), floor=2,
         signal="cosine", policy="h2o", prompt_tokens=prompt_tokens, model="m",
     )  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_plans_of_the_example() -> None:
 
 def test_frozen_by_signal_is_the_plan_of_the_mean_signal() -> None:
     frozen = FREEZE([plan(FIRST), plan(FIRST, base=80, prompt_tokens=1000), plan(LAST)])
-    assert frozen.importance == pytest.approx((2.3 / 3, 0.1, 0.1, 1.9 / 3))
+    assert frozen.signal_values == pytest.approx((2.3 / 3, 0.1, 0.1, 1.9 / 3))
     assert frozen.groups == (3, 1, 1, 2)
     assert frozen.base_budget == 67  # of 60, 80, 60
     assert frozen.caps == (1000,) * 4
@@ -91,7 +91,7 @@ def test_freezing_refuses() -> None:
         FREEZE([plan(FIRST), BudgetPlan.from_budgets([1, 2, 3, 4])])
     with pytest.raises(ConfigError, match="'mode'"):
         FREEZE([plan(FIRST)], by="mode")
-    with pytest.raises(ConfigError, match="needs the importance"):
+    with pytest.raises(ConfigError, match="needs what a signal measured"):
         FREEZE([BudgetPlan.from_budgets([10, 20])])
     assert FREEZE([BudgetPlan.from_budgets([10, 20])], by="shares").budgets == (10, 20)
 

@@ -61,7 +61,7 @@ def test_rules_that_measure_nothing_do_not_look_at_the_model(monkeypatch):
     for allocator in ("uniform", "pyramid", FIXED):
         cache = SqueezeCache(model, None if allocator is FIXED else 12, allocator=allocator)
         model.generate(ids, past_key_values=cache, max_new_tokens=3, pad_token_id=0)
-        assert cache.plan.importance is None
+        assert cache.plan.signal_values is None
         assert sum(cache.lengths()) == cache.plan.total
     with pytest.raises(AssertionError, match="probed"):
         model.generate(ids, past_key_values=SqueezeCache(model, 12, allocator="squeeze"), max_new_tokens=3)

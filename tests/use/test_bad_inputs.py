@@ -243,7 +243,7 @@ FILES = {
     "text": (broken(lambda data: data.update(budgets="9999")), ["budgets", "list"]),
     "sum": (broken(lambda data: data["budgets"].__setitem__(0, data["budgets"][0] - 1)), ["total|sum|spend"]),
     "zero": (broken(lambda data: data["budgets"].__setitem__(0, 0)), ["budget of layer 0"]),
-    "huge": (broken(lambda data: data.update(importance=[10**400] * 4)), ["importance", "too large|finite"]),
+    "huge": (broken(lambda data: data.update(signal_values=[10**400] * 4)), ["signal_values", "too large|finite"]),
 }
 
 

@@ -454,7 +454,7 @@ def test_caches_that_share_one_signal_object(llama):
             for cache, row in zip(caches, rows, strict=True):
                 llama(input_ids=torch.tensor([row[start : start + 12]]), past_key_values=cache)
     for cache, row in zip(caches, rows, strict=True):
-        assert cache.plan.importance == pytest.approx(alone(row).importance, abs=1e-5)
+        assert cache.plan.signal_values == pytest.approx(alone(row).signal_values, abs=1e-5)
 
 
 @pytest.mark.parametrize("policy", POLICIES.names())

@@ -463,7 +463,7 @@ def test_half_precision(family, policy, dtype):
         if store.scores is not None:
             assert store.scores.dtype == torch.float32
             assert torch.isfinite(store.scores).all()
-    assert all(torch.isfinite(torch.tensor(cache.plan.importance)))
+    assert all(torch.isfinite(torch.tensor(cache.plan.signal_values)))
 
 
 # --------------------------------------------------------------------- placement

@@ -28,15 +28,15 @@ class Allocator(ABC):
     """A rule that divides the cache among the layers. Stateless: the same input gives the same shares."""
 
     name: ClassVar[str]
-    needs_signal: ClassVar[bool]  # whether allocate() must be given the importance
+    needs_signal: ClassVar[bool]  # whether allocate() must be given what a signal measured
     signal: ClassVar[str] = "cosine"  # the signal it is made for, used unless another is asked for
     p: float | None = None  # share that the least important group keeps; None: the rule has no such cut
 
     @abstractmethod
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
         """Shares of ``n_layers`` layers.
 
-        ``importance`` holds what the signal measured, oriented like the paper's cosine: a *high* value marks
+        ``signal_values`` holds what the signal measured, oriented like the paper's cosine: a *high* value marks
         a layer that matters *less*. Raises :class:`ConfigError` when a signal is needed but missing, not
         finite, or not one value per layer.
         """
@@ -49,13 +49,13 @@ def check_p(p: object) -> float:
     return float(p)
 
 
-def check_importance(name: str, importance: Sequence[float] | None, n_layers: int) -> list[float]:
+def check_signal_values(name: str, signal_values: Sequence[float] | None, n_layers: int) -> list[float]:
     """The signal as floats, one finite value per layer; else :class:`ConfigError`."""
-    if importance is None:
-        raise ConfigError(f"allocator {name!r} needs the importance of every layer; give it a signal")
-    if len(importance) != n_layers:
-        raise ConfigError(f"allocator {name!r} got {len(importance)} importance values for {n_layers} layers")
-    for layer, value in enumerate(importance):
+    if signal_values is None:
+        raise ConfigError(f"allocator {name!r} needs what a signal measured in every layer; give it a signal")
+    if len(signal_values) != n_layers:
+        raise ConfigError(f"allocator {name!r} got {len(signal_values)} signal values for {n_layers} layers")
+    for layer, value in enumerate(signal_values):
         if not math.isfinite(value):
-            raise ConfigError(f"the importance of layer {layer} is {value}; it must be finite")
-    return [float(value) for value in importance]
+            raise ConfigError(f"the signal of layer {layer} is {value}; it must be finite")
+    return [float(value) for value in signal_values]

@@ -32,8 +32,8 @@ class DynamicKV(Proportional):
         if not is_real(self.r_max) or not 1 <= self.r_max < math.inf:
             raise ConfigError(f"r_max must be a finite number of at least 1, got {self.r_max!r}")
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
-        found = super().allocate(importance, n_layers)
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
+        found = super().allocate(signal_values, n_layers)
         return replace(found, shares=capped(found.shares, self.r_max))
 
 

@@ -31,7 +31,7 @@ class Fixed(Allocator):
     def __repr__(self) -> str:
         return f"Fixed({list(self.plan.budgets)})"
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
         self.plan.check_model(None, n_layers)
         return Allocation(shares=self.plan.shares, groups=self.plan.groups, plan=self.plan)
 

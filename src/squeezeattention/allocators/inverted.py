@@ -10,7 +10,7 @@ from .squeeze import Squeeze
 
 @dataclass(frozen=True)
 class Inverted(Squeeze):
-    """Squeeze's budgets in reverse order of importance: the layers that matter most are cut.
+    """Squeeze's budgets in reverse: the layers that matter most are cut.
 
     As many layers are cut as in Squeeze, so both spend the same budgets, on opposite layers. Should do worse
     than uniform wherever the signal is right.

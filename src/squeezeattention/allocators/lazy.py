@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..errors import ConfigError
 from ..plan.budget import is_real
-from .base import Allocation, Allocator, check_importance
+from .base import Allocation, Allocator, check_signal_values
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Lazy(Allocator):
         if isinstance(self.streaming, bool) or not isinstance(self.streaming, int) or self.streaming < 1:
             raise ConfigError(f"streaming must be a whole number of at least 1 token, got {self.streaming!r}")
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
-        values = check_importance(self.name, importance, n_layers)
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
+        values = check_signal_values(self.name, signal_values, n_layers)
         count = int(self.lazy * n_layers)
         if len(set(values)) == 1:
             return Allocation((1.0,) * n_layers, (1,) * n_layers, ("all layers are equally lazy: uniform budgets",))

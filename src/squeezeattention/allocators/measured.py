@@ -60,7 +60,7 @@ class Measured(Allocator):
         if sorted(self.order) != list(range(len(self.alone))):
             raise ConfigError(f"the order of {len(self.alone)} layers must name each of them once, got {self.order}")
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
         if n_layers != len(self.alone):
             raise PlanError(f"the losses of {len(self.alone)} layers were measured, this model has {n_layers}")
         if self.by == "greedy":

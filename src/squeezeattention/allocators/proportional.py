@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from ..errors import ConfigError
 from ..plan.budget import is_real
-from .base import Allocation, Allocator, check_importance
+from .base import Allocation, Allocator, check_signal_values
 
 
 @dataclass(frozen=True)
 class Proportional(Allocator):
-    """Shares proportional to ``need ** power``, need = 1 - importance, water-filled between floors and caps.
+    """Shares proportional to ``need ** power``, need = 1 - signal, water-filled between floors and caps.
 
     Continuous, where the paper has two levels: a layer that needs everything gets everything, up to its cap.
     Every layer keeps ``floor`` tokens (sinks and a short window for those that read locally) as far as the
@@ -36,8 +36,8 @@ class Proportional(Allocator):
         if not is_real(self.hedge) or not 0 <= self.hedge <= 1:
             raise ConfigError(f"hedge must be a share of the cache in [0, 1], got {self.hedge!r}")
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
-        values = check_importance(self.name, importance, n_layers)
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
+        values = check_signal_values(self.name, signal_values, n_layers)
         needs = [max(0.0, 1.0 - value) for value in values]
         most = max(needs)
         if most <= 0:

@@ -28,7 +28,7 @@ class Pyramid(Allocator):
         if not is_real(self.beta) or not 1 <= self.beta < math.inf:
             raise ConfigError(f"beta must be a finite number of at least 1 (20 in the paper), got {self.beta!r}")
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
         slope = (1 - 1 / self.beta) / max(1, n_layers - 1)
         # mirrored around 1, so that the mean is 1
         shares = tuple(1 + slope * (n_layers - 1 - 2 * layer) for layer in range(n_layers))

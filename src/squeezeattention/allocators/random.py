@@ -14,7 +14,7 @@ from .squeeze import Squeeze
 class Random(Squeeze):
     """Squeeze's budgets, dealt to the layers at random: does it matter *which* layers are cut?
 
-    Deterministic for the same ``seed``, importance and number of layers.
+    Deterministic for the same ``seed``, signal and number of layers.
     """
 
     name: ClassVar[str] = "random"

@@ -27,5 +27,5 @@ class Scaled(Allocator):
     def __repr__(self) -> str:
         return f"Scaled({list(self._fixed.plan.budgets)})"
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
-        return replace(self._fixed.allocate(importance, n_layers), plan=None)
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
+        return replace(self._fixed.allocate(signal_values, n_layers), plan=None)

@@ -1,4 +1,4 @@
-"""The paper's rule: group the layers by importance, cut the least important group."""
+"""The paper's rule: group the layers by their signal, cut the least important group."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import ClassVar, Literal
 
 from ..errors import ConfigError
 from ..plan.kmeans import kmeans_1d
-from .base import Allocation, Allocator, check_importance, check_p
+from .base import Allocation, Allocator, check_p, check_signal_values
 
 OUTLIERS = ("keep", "clamp")
 
 
 @dataclass(frozen=True)
 class Squeeze(Allocator):
-    """SqueezeAttention (arXiv 2404.04793, Algorithm 1): K-Means on the layers' importance.
+    """SqueezeAttention (arXiv 2404.04793, Algorithm 1): K-Means on the layers' signal.
 
     The layers of the last group (highest values: attention changes little there) keep ``p`` of the average
     budget; all others receive an equal part of what is left. The total stays the same; ``p = 1`` is uniform.
@@ -39,8 +39,8 @@ class Squeeze(Allocator):
             raise ConfigError(f"groups must be a whole number >= 2 (3 in the paper), got {self.groups!r}")
         check_outliers(self.outliers)
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
-        values = check_importance(self.name, importance, n_layers)
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
+        values = check_signal_values(self.name, signal_values, n_layers)
         warnings = []
         if self.outliers == "clamp" and (clamped := outlier_layers(values)):
             fence = min(value for layer, value in enumerate(values) if layer not in clamped)
@@ -48,7 +48,7 @@ class Squeeze(Allocator):
             warnings.append(f"clamped the outliers of the signal to {fence:.4g}: {_layers(clamped)}")
         found = [group + 1 for group in kmeans_1d(values, self.groups)]
         if max(found) == 1:
-            warnings.append(f"the importance does not form {self.groups} groups of layers: uniform budgets")
+            warnings.append(f"the signal does not form {self.groups} groups of layers: uniform budgets")
             return Allocation((1.0,) * n_layers, (1,) * n_layers, tuple(warnings))
         if self.p < 1 and (warning := self._capture_warning(found)):
             warnings.append(warning)

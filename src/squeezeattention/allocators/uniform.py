@@ -16,5 +16,5 @@ class Uniform(Allocator):
     name: ClassVar[str] = "uniform"
     needs_signal: ClassVar[bool] = False
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
         return Allocation(shares=(1.0,) * n_layers, groups=(1,) * n_layers)

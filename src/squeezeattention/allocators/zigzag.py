@@ -31,6 +31,6 @@ class ZigZag(Proportional):
         if not is_real(self.bound) or not 0 <= self.bound <= 1:
             raise ConfigError(f"bound must be a share of the average budget in [0, 1], got {self.bound!r}")
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
-        found = super().allocate(importance, n_layers)
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
+        found = super().allocate(signal_values, n_layers)
         return replace(found, shares=tuple(self.bound + (1 - self.bound) * share for share in found.shares))

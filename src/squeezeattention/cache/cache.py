@@ -241,12 +241,12 @@ class SqueezeCache(Cache):
     def _cut(self, prompt_tokens: int) -> None:
         """Plan for a prompt of so many tokens by what was seen of it so far, and cut every layer to its budget."""
         try:
-            importance = None
+            signal_values = None
             if self._observes:
                 sizes = [layer.store.bytes_per_token for layer in self.layers]
                 self.signal.see_budget(self._planner.base_tokens(prompt_tokens, sizes))
-                importance = self.signal.values()
-            plan = self._make_plan(importance, prompt_tokens)
+                signal_values = self.signal.values()
+            plan = self._make_plan(signal_values, prompt_tokens)
         except SqueezeError:
             self._failed = "its prompt could not be planned"
             raise
@@ -254,9 +254,9 @@ class SqueezeCache(Cache):
             self._cut_layer(layer, plan.budgets, self._next, padded=self._padded)
         self._plan, self._trimmed, self._decided, self._is_cut = plan, 0, 0, True
 
-    def _make_plan(self, importance: Sequence[float] | None, prompt_tokens: int) -> BudgetPlan:
+    def _make_plan(self, signal_values: Sequence[float] | None, prompt_tokens: int) -> BudgetPlan:
         return self._planner.plan(
-            importance=importance, prompt_tokens=prompt_tokens, total_tokens=self._expected_tokens(prompt_tokens),
+            signal_values=signal_values, prompt_tokens=prompt_tokens, total_tokens=self._expected_tokens(prompt_tokens),
             bytes_per_token=[layer.store.bytes_per_token for layer in self.layers],
         )  # fmt: skip
 

@@ -44,7 +44,7 @@ class Planner:
     def plan(
         self,
         *,
-        importance: Sequence[float] | None,
+        signal_values: Sequence[float] | None,
         prompt_tokens: int,
         total_tokens: int | None,
         bytes_per_token: Sequence[int],
@@ -52,7 +52,7 @@ class Planner:
         """Budgets for a prompt.
 
         Args:
-            importance: signal value per layer, ``None`` if the allocator needs none.
+            signal_values: of each layer; ``None`` if the allocator needs none.
             prompt_tokens: real tokens of the longest row, earlier turns included.
             total_tokens: prompt and new tokens, if known: no layer can use more.
             bytes_per_token: of each layer, for one sequence.
@@ -62,8 +62,8 @@ class Planner:
 
         def attempt(tokens: int) -> BudgetPlan:
             return build_plan(
-                self.allocator, importance=importance, base_budget=tokens, caps=caps, floor=floor,
-                signal=self.signal if importance is not None else None, policy=self.policy.name,
+                self.allocator, signal_values=signal_values, base_budget=tokens, caps=caps, floor=floor,
+                signal=self.signal if signal_values is not None else None, policy=self.policy.name,
                 prompt_tokens=prompt_tokens, model=self.fingerprint,
             )  # fmt: skip
 

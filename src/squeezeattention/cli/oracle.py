@@ -148,7 +148,7 @@ def _show(losses: Losses, ranks: Sequence[SignalRank], cases: Sequence[Case], se
         table.add_column(title, justify="right")
     table.add_column("layers, most important first")
     for rank in ranks:
-        order = sorted(range(len(rank.importance)), key=lambda layer: rank.importance[layer])
+        order = sorted(range(len(rank.signal_values)), key=lambda layer: rank.signal_values[layer])
         table.add_row(rank.signal, _number(rank.alone), _number(rank.greedy), " ".join(map(str, order[:12])))
     OUT.print(table)
     OUT.print(_LEGEND, style="dim")

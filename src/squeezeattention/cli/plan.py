@@ -113,7 +113,7 @@ def plan(
             ERR.print(f"{what} saved: {path}", soft_wrap=True)
 
 
-_MEANS = {"signal": "importance", "shares": "shares"}
+_MEANS = {"signal": "signal", "shares": "shares"}
 
 
 def _show(seen: Sequence[Observation], found: Study, frozen: BudgetPlan) -> None:

@@ -101,7 +101,7 @@ class PromptPlanner:
         """
         order = sorted(
             range(plan.n_layers),
-            key=plan.importance.__getitem__ if plan.importance else lambda layer: -plan.budgets[layer],
+            key=plan.signal_values.__getitem__ if plan.signal_values else lambda layer: -plan.budgets[layer],
         )
         count = asked.groups or max(n for n in range(1, min(MOST_GROUPS, len(order)) + 1) if _divides(len(order), n))
         if not _divides(len(order), count):
@@ -149,11 +149,11 @@ class PromptPlanner:
     def _group_of(self) -> dict[int, int]:
         return {layer: index for index, layers in enumerate(self.members) for layer in layers}
 
-    def plan(self, importance: Sequence[float]) -> tuple[LayerBlocks, ...]:
-        """What each group keeps of a prompt; ``importance``: its signal in every layer."""
-        means = [statistics.fmean(importance[layer] for layer in layers) for layers in self.members]
+    def plan(self, signal_values: Sequence[float]) -> tuple[LayerBlocks, ...]:
+        """What each group keeps of a prompt; ``signal_values``: its signal in every layer."""
+        means = [statistics.fmean(signal_values[layer] for layer in layers) for layers in self.members]
         budgets = build_plan(
-            self.rule, importance=means, base_budget=self.base_budget, caps=[None] * len(means), floor=self.least
+            self.rule, signal_values=means, base_budget=self.base_budget, caps=[None] * len(means), floor=self.least
         )
         return BlockPlan.of(budgets, self.block_size, sinks=self.sinks).layers
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..plots import Panel, Point, SweepPanel, SweepPoint, accuracy_figure, importance_figure, sweep_figure
+from ..plots import Panel, Point, SweepPanel, SweepPoint, accuracy_figure, signals_figure, sweep_figure
 from .columns import Cell, budget_label, is_continuation, label
 from .spec import Spec
 from .summary import ALL
@@ -22,7 +22,7 @@ class Picture(NamedTuple):
 
 
 def pictures(summary: Mapping[str, Any]) -> Iterator[Picture]:
-    """Accuracy against bytes for each task, the sweep over p if there is one, and the importance of layers."""
+    """Accuracy against bytes for each task, the sweep over p if there is one, and the layers' signals."""
     groups: dict[tuple[str, int], list[Cell]] = defaultdict(list)
     for cell in summary["results"]:
         groups[cell["task"], cell["length"]].append(cell)
@@ -35,8 +35,8 @@ def pictures(summary: Mapping[str, Any]) -> Iterator[Picture]:
         yield _accuracy(task, length, full, shown, summary["settings"]["ps"])
         if len(summary["settings"]["ps"]) > 1:
             yield _sweep(task, length, full, methods)
-    if summary["importance"]:
-        yield _importance(summary["importance"])
+    if summary["signals"]:
+        yield _signals(summary["signals"])
 
 
 def _is_first_p(cell: Cell, ps: Sequence[float]) -> bool:
@@ -84,12 +84,12 @@ def _sweep_panel(full: Cell, cells: Sequence[Cell], policy: str, budget: str) ->
     return SweepPanel(f"{label(policy)}, {budget_label(budget)}", lines, levels)
 
 
-def _importance(entries: Sequence[Mapping[str, Any]]) -> Picture:
+def _signals(entries: Sequence[Mapping[str, Any]]) -> Picture:
     signals: dict[str, list[tuple[str, Sequence[float]]]] = defaultdict(list)
     for entry in entries:
         signals[entry["signal"]].append((f"{entry['task']} {entry['length']:,}", entry["mean"]))
     caption = "What each signal says of each layer, mean over the samples of a task. High: the layer matters less."
-    return Picture("importance.png", caption, importance_figure(signals, title="Importance by layer"))
+    return Picture("signals.png", caption, signals_figure(signals, title="Signals by layer"))
 
 
 def _point(cell: Cell) -> Point:

@@ -15,6 +15,7 @@ from ..stability import Observation, Study, freeze, study
 from .config import Config
 from .folder import read_rows, read_run
 from .grid import Settings
+from .reading import signal_values_of
 
 #: The rule is not asked when shares are averaged, so any will do.
 _FREEZE = partial(freeze, allocator=Uniform(), by="shares")
@@ -63,8 +64,11 @@ def _observations(rows: Sequence[Mapping[str, Any]], length: int, config: Config
     for row in rows:
         if row["length"] == length and row["config"]["id"] == config.id and row["plans"]:
             recorded = row["plans"][0]
+            values = signal_values_of(recorded)
             plan = replace(
                 BudgetPlan.from_budgets(recorded["budgets"], allocator=str(config.allocator)),
-                groups=recorded["groups"], importance=recorded["importance"], signal=recorded["signal"],
-            )  # fmt: skip
+                groups=recorded["groups"],
+                signal_values=None if values is None else tuple(values),
+                signal=recorded["signal"],
+            )
             yield Observation(row["id"], row["task"], plan.check())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,12 +61,18 @@ class Reader:
         }
 
 
+def signal_values_of(recorded: Mapping[str, Any]) -> list[float] | None:
+    """A recorded plan's signal, low = the layer matters more; records of 0.1 call it importance."""
+    found: list[float] | None = recorded["signal_values"] if "signal_values" in recorded else recorded["importance"]
+    return found
+
+
 def _plan_json(plan: BudgetPlan) -> dict[str, Any]:
     return {
         "budgets": list(plan.budgets),
         "groups": list(plan.groups),
         "signal": plan.signal,
-        "importance": None if plan.importance is None else list(plan.importance),
+        "signal_values": None if plan.signal_values is None else list(plan.signal_values),
         "p": plan.p,
         "warnings": list(plan.warnings),
     }

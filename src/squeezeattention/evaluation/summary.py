@@ -13,6 +13,7 @@ from .config import UNIFORM, Config
 from .folder import read_rows, read_run, write_json
 from .grid import FULL, Settings
 from .reach import SHARES, bytes_to_reach
+from .reading import signal_values_of
 from .spec import Spec
 
 SUMMARY = "summary.json"
@@ -63,7 +64,7 @@ def summary_of(run: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
         "results": cells,
         "against_uniform": _wins(cells),
         "reach": _reach(cells),
-        "importance": _importance(rows),
+        "signals": _signals(rows),
         "errors": _errors(rows),
     }
 
@@ -206,13 +207,13 @@ def _reach(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _importance(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _signals(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Mean of each signal by layer, by task and length, every sample counted once."""
     seen: dict[tuple[str, str, int], dict[tuple[int, int], list[float]]] = defaultdict(dict)
     for row in rows:
         for plan in row["plans"] or ():
-            if plan["importance"] is not None:
-                seen[plan["signal"], row["task"], row["length"]].setdefault(_sample(row), plan["importance"])
+            if (values := signal_values_of(plan)) is not None:
+                seen[plan["signal"], row["task"], row["length"]].setdefault(_sample(row), values)
     return [
         {
             "signal": signal, "task": task, "length": length, "n_samples": len(samples),

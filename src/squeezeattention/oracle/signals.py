@@ -17,10 +17,10 @@ from .cases import Case
 
 @dataclass(frozen=True)
 class SignalRank:
-    """One signal: its mean importance per layer over all prompts, and rank correlations with measured losses."""
+    """One signal: its mean in each layer over all prompts, and rank correlations with measured losses."""
 
     signal: str
-    importance: tuple[float, ...]
+    signal_values: tuple[float, ...]
     """High = the layer matters less, as everywhere."""
     alone: float | None
     """Spearman with the loss when a layer alone is cut, 1 = the same order."""
@@ -47,15 +47,15 @@ def rank_signals(
         for case in cases:
             cache = SqueezeCache(model, budget, policy, "squeeze", signal=name, min_tokens=1)
             read(model, cache, case.context)
-            if cache.plan is not None and cache.plan.importance is not None:
-                rows.append(cache.plan.importance)
+            if cache.plan is not None and cache.plan.signal_values is not None:
+                rows.append(cache.plan.signal_values)
             cache.detach()
         found.append(_rank(name, [statistics.fmean(layer) for layer in zip(*rows, strict=True)], losses, order))
         progress(done + 1, len(names))
     return sorted(found, key=lambda one: -2.0 if one.alone is None else one.alone, reverse=True)
 
 
-def _rank(name: str, importance: Sequence[float], losses: Sequence[float], order: Sequence[int]) -> SignalRank:
-    matters = [-value for value in importance]
+def _rank(name: str, signal_values: Sequence[float], losses: Sequence[float], order: Sequence[int]) -> SignalRank:
+    matters = [-value for value in signal_values]
     cut_at = [float(order.index(layer)) for layer in range(len(losses))]
-    return SignalRank(name, tuple(importance), spearman(matters, losses), spearman(matters, cut_at))
+    return SignalRank(name, tuple(signal_values), spearman(matters, losses), spearman(matters, cut_at))

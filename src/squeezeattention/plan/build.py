@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def build_plan(
     allocator: Allocator,
     *,
-    importance: Sequence[float] | None,
+    signal_values: Sequence[float] | None,
     base_budget: int,
     caps: Sequence[int | None],
     floor: int = 1,
@@ -32,7 +32,7 @@ def build_plan(
     as they are: ``base_budget`` and ``caps`` do not change them. Raises :class:`BudgetError` when the floors
     cannot be paid, :class:`PlanError` for a finished plan of another model.
     """
-    values = None if importance is None else tuple(float(value) for value in importance)
+    values = None if signal_values is None else tuple(float(value) for value in signal_values)
     allocation = allocator.allocate(values, len(caps))
     if allocation.plan is not None:
         allocation.plan.check_model(model, len(caps))
@@ -44,7 +44,7 @@ def build_plan(
         base_budget=base_budget,
         caps=tuple(caps),
         allocator=allocator.name,
-        importance=values,
+        signal_values=values,
         floor=floor,
         signal=signal,
         policy=policy,
@@ -63,7 +63,7 @@ def _verbatim(
     prompt_tokens: int | None,
     model: str | None,
 ) -> BudgetPlan:
-    """The given budgets under this prompt's facts; its groups, importance, signal and p stay on record."""
+    """The given budgets under this prompt's facts; its groups, signal_values, signal and p stay on record."""
     for layer, (budget, cap) in enumerate(zip(plan.budgets, caps, strict=True)):
         least = floor if cap is None else min(floor, cap)
         if budget < least:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from .plan import BudgetPlan
 
 FORMAT = "squeezeattention-plan"
-VERSION = 1
+VERSION = 2
+#: Version 1 called the signal's values "importance", although the lowest is the most important.
+_OLDER, _RENAMED = 1, {"signal_values": "importance"}
+#: How to read the signal, written into every plan for people and programs that meet the file alone.
+DIRECTION = "low values mark the layers that matter more"
 
 Reader = Callable[[str, object], object]
 
@@ -61,7 +65,7 @@ _READERS: dict[str, Reader] = {
     "base_budget": _integer,
     "caps": _list_of(_optional(_integer)),
     "allocator": _string,
-    "importance": _optional(_list_of(_number)),
+    "signal_values": _optional(_list_of(_number)),
     "floor": _integer,
     "signal": _optional(_string),
     "policy": _optional(_string),
@@ -77,7 +81,7 @@ def encode(plan: BudgetPlan) -> dict[str, Any]:
     """The plan as plain JSON values; tuples become lists."""
     values = {field.name: getattr(plan, field.name) for field in fields(plan)}
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return {"format": FORMAT, "version": VERSION, **lists}
+    return {"format": FORMAT, "version": VERSION, "signal_direction": DIRECTION, **lists}
 
 
 def decode(data: object) -> dict[str, Any]:
@@ -85,13 +89,19 @@ def decode(data: object) -> dict[str, Any]:
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
         raise PlanError(f'this is not a budget plan: it has no "format": "{FORMAT}"')
     version = data.get("version")
-    if isinstance(version, bool) or version != VERSION:
-        raise PlanError(f"cannot read version {version!r} of the plan format; this release reads {VERSION}")
-    if missing := [name for name in _READERS if name not in data]:
+    if isinstance(version, bool) or version not in (_OLDER, VERSION):
+        raise PlanError(
+            f"cannot read version {version!r} of the plan format; this release reads {_OLDER} and {VERSION}"
+        )
+    keys = {name: _RENAMED.get(name, name) if version == _OLDER else name for name in _READERS}
+    beside = {"format", "version"} | (set() if version == _OLDER else {"signal_direction"})
+    if missing := [key for key in keys.values() if key not in data]:
         raise PlanError(f"the plan lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    if unknown := [str(name) for name in data if name not in {*_READERS, "format", "version"}]:
-        raise PlanError(f"the plan has unknown fields: {', '.join(unknown)}; known: {', '.join(_READERS)}")
-    return {name: reader(name, data[name]) for name, reader in _READERS.items()}
+    if unknown := [str(name) for name in data if name not in {*keys.values(), *beside}]:
+        raise PlanError(f"the plan has unknown fields: {', '.join(unknown)}; known: {', '.join(keys.values())}")
+    if data.get("signal_direction", DIRECTION) != DIRECTION:
+        raise PlanError(f'the signal of this plan is read another way: "signal_direction" is not "{DIRECTION}"')
+    return {name: reader(keys[name], data[keys[name]]) for name, reader in _READERS.items()}
 
 
 def write_json(path: str | os.PathLike[str], data: dict[str, Any], *, what: str = "budget plan") -> None:

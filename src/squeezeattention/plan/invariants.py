@@ -22,13 +22,13 @@ def check_plan(plan: BudgetPlan) -> None:
 
 def _check_lengths(plan: BudgetPlan) -> None:
     n = len(plan.budgets)
-    importance = n if plan.importance is None else len(plan.importance)
+    values = n if plan.signal_values is None else len(plan.signal_values)
     if n < 1:
         _broken("at least one layer", "the plan has no budgets")
-    if not n == len(plan.groups) == len(plan.caps) == importance:
+    if not n == len(plan.groups) == len(plan.caps) == values:
         _broken(
             "one entry per layer",
-            f"{n} budgets, {len(plan.groups)} groups, {len(plan.caps)} caps, {importance} importance values",
+            f"{n} budgets, {len(plan.groups)} groups, {len(plan.caps)} caps, {values} signal values",
         )
 
 
@@ -46,9 +46,9 @@ def _check_values(plan: BudgetPlan) -> None:
     for name, count in counts:
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             _broken("whole numbers of at least 1", f"{name} is {count!r}")
-    for layer, value in enumerate(plan.importance or ()):
+    for layer, value in enumerate(plan.signal_values or ()):
         if not _is_number(value) or not math.isfinite(value):
-            _broken("finite importance", f"importance of layer {layer} is {value!r}")
+            _broken("finite signal", f"the signal of layer {layer} is {value!r}")
     if plan.p is not None and not (_is_number(plan.p) and 0 < plan.p <= 1):
         _broken("p in (0, 1]", f"p is {plan.p!r}")
     texts = [("allocator", plan.allocator), *(("warning", text) for text in plan.warnings)]

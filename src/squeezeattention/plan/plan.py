@@ -30,7 +30,7 @@ class BudgetPlan:
     base_budget: int  # average tokens per layer; rounded up under exact_total
     caps: tuple[int | None, ...]  # most tokens that a layer can use; None = no limit
     allocator: str
-    importance: tuple[float, ...] | None = None  # what the signal measured, per layer
+    signal_values: tuple[float, ...] | None = None  # what the signal measured, per layer: low = matters more
     floor: int = 1  # least tokens per layer: min(floor, cap)
     signal: str | None = None
     policy: str | None = None
@@ -41,9 +41,9 @@ class BudgetPlan:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("budgets", "groups", "caps", "importance", "warnings"):
+        for name in ("budgets", "groups", "caps", "signal_values", "warnings"):
             value = getattr(self, name)
-            if name == "importance" and value is None:
+            if name == "signal_values" and value is None:
                 continue
             if isinstance(value, str) or not isinstance(value, Iterable):
                 raise PlanError(f"{name} of a budget plan must be a sequence, got {value!r}")

@@ -18,10 +18,12 @@ def plan_text(plan: BudgetPlan) -> str:
     """A fixed-width table in plain ASCII: header, one row per layer, group sizes, warnings."""
     largest = max(plan.budgets, default=0)
     width = max(len("budget"), len(str(largest)))
-    lines = [_title(plan), f"{'layer':>5}  {'importance':>10}  {'group':>5}  {'budget':>{width}}"]
-    for layer, (importance, group, budget) in enumerate(_rows(plan)):
+    signal = _signal_title(plan)
+    wide = max(len(signal), len("0.0000"))
+    lines = [_title(plan), f"{'layer':>5}  {signal:>{wide}}  {'group':>5}  {'budget':>{width}}"]
+    for layer, (value, group, budget) in enumerate(_rows(plan)):
         bar = "#" * max(1, round(_BAR * budget / largest))
-        lines.append(f"{layer:>5}  {importance:>10}  {group:>5}  {budget:>{width}}  {bar}")
+        lines.append(f"{layer:>5}  {value:>{wide}}  {group:>5}  {budget:>{width}}  {bar}")
     lines.append(_group_sizes(plan))
     for warning in plan.warnings:
         lines += textwrap.wrap(f"warning: {warning}", _WIDTH, subsequent_indent="  ")
@@ -36,21 +38,27 @@ def plan_rich(plan: BudgetPlan) -> Group:
     from rich.text import Text
 
     table = Table()
-    for column in ("layer", "importance", "group", "budget"):
+    for column in ("layer", _signal_title(plan), "group", "budget"):
         table.add_column(column, justify="right")
     table.add_column("")
     largest = max(plan.budgets, default=0)
-    for layer, (importance, group, budget) in enumerate(_rows(plan)):
+    for layer, (value, group, budget) in enumerate(_rows(plan)):
         bar = ProgressBar(total=largest, completed=budget, width=_BAR)
-        table.add_row(str(layer), importance, group, str(budget), bar)
+        table.add_row(str(layer), value, group, str(budget), bar)
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
     return Group(Text(_title(plan), style="bold"), table, Text(_group_sizes(plan)), *warnings)
 
 
 def _rows(plan: BudgetPlan) -> list[tuple[str, str, int]]:
-    """Importance, group and budget of every layer."""
-    signal = ["-"] * plan.n_layers if plan.importance is None else [f"{x:.4f}" for x in plan.importance]
+    """Signal, group and budget of every layer."""
+    values = plan.signal_values
+    signal = ["-"] * plan.n_layers if values is None else [f"{x:.4f}" for x in values]
     return [(x, f"G{g}", b) for x, g, b in zip(signal, plan.groups, plan.budgets, strict=True)]
+
+
+def _signal_title(plan: BudgetPlan) -> str:
+    """What the column holds, and which way it points."""
+    return "signal" if plan.signal_values is None else f"{plan.signal or 'signal'} (low: matters more)"
 
 
 def _title(plan: BudgetPlan) -> str:

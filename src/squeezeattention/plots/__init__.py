@@ -2,9 +2,9 @@
 
 from .accuracy import Panel, Point, accuracy_figure
 from .canvas import save
-from .importance import importance_figure
 from .oracle import oracle_figure
 from .plans import plan_figure
+from .signals import signals_figure
 from .speed import speed_figure
 from .stability import stability_figure
 from .sweep import SweepPanel, SweepPoint, sweep_figure
@@ -15,10 +15,10 @@ __all__ = [
     "SweepPanel",
     "SweepPoint",
     "accuracy_figure",
-    "importance_figure",
     "oracle_figure",
     "plan_figure",
     "save",
+    "signals_figure",
     "speed_figure",
     "stability_figure",
     "sweep_figure",

@@ -61,7 +61,7 @@ def _together(axes: Axes, losses: Losses) -> None:
 
 
 def _signal(axes: Axes, rank: SignalRank) -> None:
-    matters = [-value for value in rank.importance]
+    matters = [-value for value in rank.signal_values]
     low, high = min(matters), max(matters)
     axes.bar(
         range(len(matters)), [(value - low) / (high - low) if high > low else 0.0 for value in matters],

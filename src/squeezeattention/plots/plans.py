@@ -29,7 +29,7 @@ def plan_figure(plans: Sequence[tuple[str, BudgetPlan]], *, title: str | None = 
     """
     if not plans or len({plan.n_layers for _, plan in plans}) != 1:
         raise ConfigError("a figure of plans needs at least one plan, all with the same number of layers")
-    values = [plan.importance for _, plan in plans]
+    values = [plan.signal_values for _, plan in plans]
     if any(row is None for row in values):
         raise ConfigError("a figure of plans needs plans that were made from a signal")
     rows = [list(row) for row in values if row is not None]

@@ -35,7 +35,7 @@ def stability_figure(observations: Sequence[Observation], frozen: BudgetPlan, *,
     plans = [one.plan for one in observations]
     if not plans or len({plan.n_layers for plan in (*plans, frozen)}) != 1:
         raise ConfigError("a figure of plans needs at least one plan, all with the same number of layers")
-    if any(plan.importance is None for plan in plans):
+    if any(plan.signal_values is None for plan in plans):
         raise ConfigError("a figure of plans needs plans that were made from a signal")
     tasks = list(dict.fromkeys(one.task for one in observations))
     ordered = sorted(observations, key=lambda one: tasks.index(one.task))
@@ -53,7 +53,7 @@ def stability_figure(observations: Sequence[Observation], frozen: BudgetPlan, *,
     name = plans[0].signal or "signal"
     count = f"{len(plans)} prompts" + (f" of {len(tasks)} tasks" if several else "")
     figure.suptitle(title or f"Layer {name} and budgets, {count}", fontsize=LARGE, color=INK)
-    signal_map(figure, panels[0], [list(one.plan.importance or ()) for one in ordered], name, numbers=not several)
+    signal_map(figure, panels[0], [list(one.plan.signal_values or ()) for one in ordered], name, numbers=not several)
     _name_prompts(panels[0], ordered, tasks)
     if grouped:
         _groups(panels[1], groups)

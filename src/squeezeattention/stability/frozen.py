@@ -29,14 +29,14 @@ def freeze(plans: Sequence[BudgetPlan], allocator: Allocator, *, floor: int = 1,
         raise ConfigError(f'a plan is frozen by "signal" or by "shares", not by {by!r}')
     if not plans or len({plan.n_layers for plan in plans}) != 1:
         raise ConfigError("a frozen plan needs plans of one model, at least one, all of the same number of layers")
-    rows = [plan.importance for plan in plans if plan.importance is not None]
+    rows = [plan.signal_values for plan in plans if plan.signal_values is not None]
     if rows and len(rows) < len(plans):
         raise ConfigError("a frozen plan needs the signal of all plans, or of none")
     lengths = [plan.prompt_tokens for plan in plans if plan.prompt_tokens is not None]
     limits = [[cap for cap in layer if cap is not None] for layer in zip(*(plan.caps for plan in plans), strict=True)]
     return build_plan(
         allocator if by == "signal" else _MeanShares(allocator.name, plans),
-        importance=[statistics.fmean(layer) for layer in zip(*rows, strict=True)] if rows else None,
+        signal_values=[statistics.fmean(layer) for layer in zip(*rows, strict=True)] if rows else None,
         base_budget=round(statistics.fmean(plan.base_budget for plan in plans)),
         caps=[max(layer) if len(layer) == len(plans) else None for layer in limits],
         floor=floor,
@@ -56,7 +56,7 @@ class _MeanShares(Allocator):
         self.name = f"{name}, mean shares"  # type: ignore[misc]  # on record in the plan
         self._plans = plans
 
-    def allocate(self, importance: Sequence[float] | None, n_layers: int) -> Allocation:
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
         shares = [plan.shares for plan in self._plans]
         return Allocation(
             shares=tuple(statistics.fmean(layer) for layer in zip(*shares, strict=True)),

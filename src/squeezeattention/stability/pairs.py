@@ -34,11 +34,12 @@ class Compared(NamedTuple):
 
 def compare(a: BudgetPlan, b: BudgetPlan) -> Compared:
     """Agreement of two plans of one model; plans of different layers are a :class:`ConfigError`."""
+    one, other = a.signal_values, b.signal_values
     return Compared(
         grouped=has_groups(a) or has_groups(b),
         same_layers=same_layers(a.groups, b.groups),
         adjusted_rand=adjusted_rand(a.groups, b.groups),
-        spearman=None if a.importance is None or b.importance is None else spearman(a.importance, b.importance),
+        spearman=None if one is None or other is None else spearman(one, other),
         moved=moved(a.budgets, b.budgets),
     )
 

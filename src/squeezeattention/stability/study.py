@@ -86,12 +86,12 @@ def study(observations: Sequence[Observation], freeze: Freeze, frozen: BudgetPla
 def _check(plans: Sequence[BudgetPlan]) -> None:
     if len({plan.n_layers for plan in plans}) != 1:
         raise ConfigError("a study of plans needs plans of one model: they differ in the number of layers")
-    if len({plan.importance is None for plan in plans}) != 1:
+    if len({plan.signal_values is None for plan in plans}) != 1:
         raise ConfigError("a study of plans needs the signal of all prompts, or of none")
 
 
 def _task_study(task: str, plans: Sequence[BudgetPlan], n_groups: int, agreement: Agreement) -> TaskStudy:
-    signals = [plan.importance for plan in plans if plan.importance is not None]
+    signals = [plan.signal_values for plan in plans if plan.signal_values is not None]
     groups = [plan.groups for plan in plans]
     counts = group_counts(groups, n_groups)
     grouped = n_groups > 1

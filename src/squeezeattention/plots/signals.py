@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def importance_figure(signals: Mapping[str, Sequence[tuple[str, Sequence[float]]]], *, title: str) -> Figure:
+def signals_figure(signals: Mapping[str, Sequence[tuple[str, Sequence[float]]]], *, title: str) -> Figure:
     """``signals``: for each signal its rows, a label and one value per layer (high: the layer matters less)."""
     if not signals or not all(signals.values()):
-        raise ConfigError("a figure of importance needs at least one signal with one row")
+        raise ConfigError("a figure of signals needs at least one signal with one row")
     n_layers = max(len(values) for rows in signals.values() for _, values in rows)
     heights = [0.55 + 0.32 * len(rows) for rows in signals.values()]
     figure = new_figure(min(16.0, max(7.5, 3.6 + 0.52 * n_layers)), 0.9 + 1.15 * sum(heights))
