@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Generic, TypeVar
@@ -12,17 +13,44 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Factories by name. ``kind`` is the word used in messages ("policy", "allocator", ...)."""
+    """Factories by name.
 
-    def __init__(self, kind: str) -> None:
+    ``kind`` is the word used in messages ("policy", "allocator", ...), ``attributes`` what every class of it has to
+    say of itself, as a name and a type.
+    """
+
+    def __init__(self, kind: str, **attributes: type) -> None:
         self.kind = kind
+        self._attributes = attributes
         self._factories: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str, factory: Callable[..., T], *, replace: bool = False) -> None:
-        """Add ``factory`` under ``name``; a name that is taken is an error unless ``replace``."""
+        """Add ``factory`` under ``name``.
+
+        Raises :class:`ConfigError` for a name that is taken (unless ``replace``) or is no name, and for a class that
+        cannot work: an attribute or a method that it must have is missing.
+        """
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"a {self.kind} is registered under a name, got {name!r}")
         if name in self._factories and not replace:
             raise ConfigError(f"{self.kind} {name!r} is already registered; pass replace=True to replace it")
+        if not callable(factory):
+            raise ConfigError(f"{self.kind} {name!r} must be a class, or a function that makes one, got {factory!r}")
+        if inspect.isclass(factory):
+            self._check(factory, factory.__name__)
+            if missing := sorted(getattr(factory, "__abstractmethods__", ())):
+                raise ConfigError(f"{self.kind} {factory.__name__} has no method {', '.join(missing)}")
         self._factories[name] = factory
+
+    def _check(self, made: object, called: str) -> None:
+        """Whether a class or an object says of itself what it has to."""
+        for attribute, wanted in self._attributes.items():
+            found = getattr(made, attribute, None)
+            if not isinstance(found, wanted):
+                raise ConfigError(
+                    f"{self.kind} {called} has no {attribute}: give the class {attribute} = ... "
+                    f"({'text' if wanted is str else wanted.__name__})" + ("" if found is None else f", not {found!r}")
+                )
 
     def unregister(self, name: str) -> None:
         """Remove a name (an unknown one is an error)."""
@@ -44,9 +72,10 @@ class Registry(Generic[T]):
         """Build ``name`` with ``options``; options that it does not take are a :class:`ConfigError`."""
         factory = self.factory(name)
         try:
-            return factory(**options)
-        except TypeError as error:
+            inspect.signature(factory).bind(**options)
+        except TypeError as error:  # any other one comes from inside and is not about the options
             raise ConfigError(f"{self.kind} {name!r} cannot take {options}: {error}") from error
+        return factory(**options)
 
     def resolve(self, spec: str | T, kind: type[T], **options: object) -> T:
         """``spec`` as it is if it is a ``kind``, or what its name stands for, built with ``options``.
@@ -56,6 +85,7 @@ class Registry(Generic[T]):
         if isinstance(spec, kind):
             if options:
                 raise ConfigError(f"options {options} go with a {self.kind}'s name, not with the object {spec!r}")
+            self._check(spec, type(spec).__name__)
             return spec
         if not isinstance(spec, str):
             article = "an" if kind.__name__[0] in "AEIOU" else "a"

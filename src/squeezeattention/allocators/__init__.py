@@ -56,7 +56,7 @@ __all__ = [
     "takes",
 ]
 
-ALLOCATORS: Registry[Allocator] = Registry("allocator")
+ALLOCATORS: Registry[Allocator] = Registry("allocator", name=str, needs_signal=bool)
 for _allocator in (Squeeze, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):
     ALLOCATORS.register(_allocator.name, _allocator)
 
@@ -120,6 +120,7 @@ def resolve_allocator(
             f"cannot use {spec!r} as an allocator: give one of {', '.join(ALLOCATORS)}, an Allocator, a "
             "BudgetPlan, or a list of tokens per layer"
         )
+    ALLOCATORS.resolve(spec, Allocator)  # type: ignore[type-abstract]  # does it say what it has to?
     for name, value in options.items():
         own = None if isinstance(spec, Fixed) else getattr(spec, name, None)
         if own is None:

@@ -23,6 +23,6 @@ __all__ = [
     "published_prompt",
 ]
 
-DATASETS: Registry[Dataset] = Registry("data set")
+DATASETS: Registry[Dataset] = Registry("data set", name=str, metric=str, summary=str)
 for _recipe in (*PAPER, *LONGBENCH):
     DATASETS.register(_recipe.name, dataset(_recipe))

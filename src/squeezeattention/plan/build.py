@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import BudgetError
+from ..errors import BudgetError, ConfigError
 from .fit import fit_budgets
 from .plan import BudgetPlan
 
@@ -32,8 +32,12 @@ def build_plan(
     as they are: ``base_budget`` and ``caps`` do not change them. Raises :class:`BudgetError` when the floors
     cannot be paid, :class:`PlanError` for a finished plan of another model.
     """
+    from ..allocators.base import Allocation
+
     values = None if signal_values is None else tuple(float(value) for value in signal_values)
     allocation = allocator.allocate(values, len(caps))
+    if not isinstance(allocation, Allocation):
+        raise ConfigError(f"{type(allocator).__name__}.allocate must return an Allocation, got {allocation!r}")
     if allocation.plan is not None:
         allocation.plan.check_model(model, len(caps))
         return _verbatim(allocation.plan, caps, floor, policy, prompt_tokens, model)

@@ -8,7 +8,7 @@ from .h2o import H2O
 from .sliding_window import SlidingWindow
 from .streaming_llm import StreamingLLM
 
-POLICIES: Registry[EvictionPolicy] = Registry("policy")
+POLICIES: Registry[EvictionPolicy] = Registry("policy", name=str)
 POLICIES.register("sliding_window", SlidingWindow)
 POLICIES.register("streaming_llm", StreamingLLM)
 POLICIES.register("h2o", H2O)

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import torch
 
+from ..errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -20,8 +22,18 @@ class Tokens:
     """[B or 1, H or 1, N] int64: original position of each slot in its row, -1 = empty slot."""
     newest: torch.Tensor
     """[B or 1, 1, 1] int64: position of the newest token of each row (while decoding: the incoming one)."""
-    scores: torch.Tensor | None = None
-    """[B, H, N] fp32: attention each token received so far (only if the policy asks for it)."""
+    gathered: torch.Tensor | None = None
+    """:attr:`scores`, ``None`` if the policy did not ask for them."""
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """[B, H, N] fp32: attention each token received so far.
+
+        Raises :class:`~squeezeattention.errors.ConfigError` if the policy did not ask for it.
+        """
+        if self.gathered is None:
+            raise ConfigError("this policy looks at scores, but none were gathered: give its class needs_scores = True")
+        return self.gathered
 
 
 class EvictionPolicy(ABC):
@@ -68,7 +80,7 @@ class EvictionPolicy(ABC):
 
         Returns int64 ``[B or 1, H or 1, 1]``. Follows from :meth:`priority`; a policy may know a shorter way.
         """
-        return oldest_of_lowest(self.priority(tokens, budget), tokens.positions)
+        return oldest_of_lowest(checked_priority(self, tokens, budget), tokens.positions)
 
     def recent_tokens(self, budget: int) -> int | None:
         """``n`` if the victim is the token of lowest score but for the ``n`` newest, the oldest among equals.
@@ -79,6 +91,29 @@ class EvictionPolicy(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def checked_priority(policy: EvictionPolicy, tokens: Tokens, budget: int) -> torch.Tensor:
+    """What :meth:`EvictionPolicy.priority` gives; :class:`ConfigError` if it cannot be a ranking of these tokens."""
+    found = policy.priority(tokens, budget)
+    who = f"{type(policy).__name__}.priority"
+    if not isinstance(found, torch.Tensor):
+        raise ConfigError(f"{who} must return a tensor with a number for each token, got {type(found).__name__}")
+    if found.dtype == torch.bool or found.dtype.is_complex:
+        raise ConfigError(f"{who} must return real numbers, got {found.dtype}: two or more ranks as integers or floats")
+    slots, heads = tokens.positions.shape[-1], tokens.positions.shape[:-1]
+    shape = tuple(found.shape)
+    wide = tokens.gathered.shape[:-1] if tokens.gathered is not None else None
+    fits = len(shape) <= 3 and shape[-1:] == (slots,)
+    for have, rows in zip(shape[-2::-1], (1, 0), strict=False):
+        most = heads[rows] if wide is None else wide[rows]
+        fits = fits and (have == 1 or most == 1 or have == most)
+    if not fits:
+        raise ConfigError(
+            f"{who} must return a number for each token, [batch, KV heads, {slots}] with 1 where all agree, got "
+            f"{list(shape)}"
+        )
+    return found
 
 
 def oldest_of_lowest(priority: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -31,8 +31,6 @@ class H2O(EvictionPolicy):
         return 2
 
     def priority(self, tokens: Tokens, budget: int) -> torch.Tensor:
-        if tokens.scores is None:
-            raise ConfigError("H2O ranks by attention scores, but none were gathered")
         return tokens.scores.masked_fill(self._is_recent(tokens, budget), math.inf)
 
     def recent_tokens(self, budget: int) -> int | None:
@@ -40,7 +38,7 @@ class H2O(EvictionPolicy):
         return self._recent_count(budget) if own else None
 
     def victim(self, tokens: Tokens, budget: int) -> torch.Tensor:
-        if tokens.scores is None or type(self).priority is not H2O.priority:
+        if type(self).priority is not H2O.priority:
             return super().victim(tokens, budget)
         # Score and age as one number, so that a single argmin finds the oldest of the lowest: floats that are
         # not negative are ordered as their bits are, and positions are below 2**32.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from .base import EvictionPolicy, Tokens, oldest_of_lowest
+from ..errors import ConfigError
+from .base import EvictionPolicy, Tokens, checked_priority, oldest_of_lowest
 
 
 def _ranked(policy: EvictionPolicy, tokens: Tokens, budget: int, window: int | None) -> torch.Tensor:
     """The policy's priority with empty slots and tokens outside the native window at the very bottom."""
-    priority = policy.priority(tokens, budget)
+    priority = checked_priority(policy, tokens, budget)
     gone = tokens.positions < 0
     if window is not None:
         gone = gone | (tokens.positions <= tokens.newest - window)
@@ -35,6 +36,10 @@ def survivors(policy: EvictionPolicy, tokens: Tokens, budget: int, window: int |
     Returns int64 ``[B or 1, H or 1, min(budget, N)]``: slot indices, -1 = nothing (at the end).
     """
     priority = _ranked(policy, tokens, budget, window)
+    if priority.is_floating_point() and bool(priority.isnan().any()):
+        raise ConfigError(
+            f"{type(policy).__name__}.priority gave NaN for some tokens, which have no place in a ranking"
+        )
     positions = tokens.positions.expand_as(priority)
     by_age = positions.argsort(dim=-1, descending=True)
     order = priority.gather(-1, by_age).argsort(dim=-1, descending=True, stable=True)

@@ -16,7 +16,7 @@ from .span import Span
 from .streaming_mass import StreamingMass
 from .top_tokens import TopTokens
 
-SIGNALS: Registry[Signal] = Registry("signal")
+SIGNALS: Registry[Signal] = Registry("signal", name=str)
 SIGNALS.register("cosine", Cosine)
 SIGNALS.register("locality", Locality)
 SIGNALS.register("sharpness", Sharpness)

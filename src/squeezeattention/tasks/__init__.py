@@ -16,7 +16,7 @@ from .recall import Recall
 from .track import Track
 from .vt import VariableTracking
 
-TASKS: Registry[Task] = Registry("task")
+TASKS: Registry[Task] = Registry("task", name=str, metric=str, summary=str)
 TASKS.register("recall", Recall)
 TASKS.register("niah_single_1", NiahSingle1)
 TASKS.register("niah_multikey_2", NiahMultikey2)
