@@ -14,8 +14,15 @@ import os
 import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.distributed import DistributedConfig
 
 from squeezeattention import SqueezeCache
+
+
+def divided() -> dict[str, object]:
+    """How ``from_pretrained`` is told to divide a model among the processes; older releases take the plan itself."""
+    fields = getattr(DistributedConfig, "__dataclass_fields__", {})
+    return {"distributed_config": DistributedConfig(tp_plan="auto")} if "tp_plan" in fields else {"tp_plan": "auto"}
 
 
 def main() -> None:
@@ -29,7 +36,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--dtype", default="auto")
     args = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(args.model, tp_plan="auto", dtype=args.dtype)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **divided())
     if args.tokens:
         ids = torch.tensor([[int(token) for token in args.tokens.split(",")]], device=model.device)
     else:

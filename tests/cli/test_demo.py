@@ -38,12 +38,13 @@ def test_json_and_files(squeeze: Any, tmp_path: Path) -> None:
     }  # fmt: skip
     assert data["settings"]["seed"] == 3
     assert [Path(path).name for path in data["files"]] == [
-        "demo.json", "accuracy_vs_bytes.png", "plan_heatmap.png",
+        "demo.json", "accuracy_vs_bytes.png", "plans_squeeze.png", "plans_lookup.png",
     ]  # fmt: skip
     written = json.loads((out / "demo.json").read_text())
     assert written == {name: value for name, value in data.items() if name != "files"}
     assert is_figure(out / "accuracy_vs_bytes.png")
-    assert is_figure(out / "plan_heatmap.png")
+    assert is_figure(out / "plans_lookup.png")
+    assert is_figure(out / "plans_squeeze.png")
     assert len(data["rows"]) == 2 * 2 * 3
     full = data["full"]
     for row in data["rows"]:

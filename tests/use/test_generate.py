@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedTokenizerFast, TextIteratorStreamer, TextStreamer, pipeline
 
 from squeezeattention import POLICIES, SqueezeCache, squeeze
-from squeezeattention.errors import UnsupportedFeatureError
+from squeezeattention.errors import CacheStateError, UnsupportedFeatureError
 from squeezeattention.hf import compat
 from squeezeattention.hf.layout import inspect_model
 from squeezeattention.testing import NaiveReference, left_padded, position_ids, tiny_model
@@ -621,3 +621,45 @@ def test_another_thread_in_the_middle_of_the_first_prompt(family):
     assert all(out[:, -1].tolist() == [row[IDS.shape[1]] for row in stock] for out in said)
     assert got == want
     assert cache.plan == plan
+
+
+# ------------------------------------------------------------------ another text
+
+
+@pytest.mark.parametrize("returns", [True, False])
+def test_another_text_on_a_used_cache_is_refused(llama, returns):
+    ids, mask = left_padded(ROWS)
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": returns}
+    cache = SqueezeCache(llama, budget=12, policy="streaming_llm", allocator="uniform")
+    out = llama.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+    text = out.sequences if returns else out
+    seen, kept = cache.get_seq_length(), cache.kept_positions(1)
+    for row, column in ((0, 3), (1, 36), (2, seen - 1)):
+        other = torch.cat([text, text[:, :5]], dim=1)
+        other[row, column] = 3 + (other[row, column] == 3)
+        with pytest.raises(CacheStateError, match=f"another text.*column {column} on, of {seen} read"):
+            llama.generate(other, attention_mask=torch.ones_like(other), past_key_values=cache, **options)
+        assert (cache.get_seq_length(), cache.kept_positions(1).tolist()) == (seen, kept.tolist())
+    more = torch.cat([text, text[:, :5]], dim=1)
+    whole = torch.cat([mask, torch.ones(3, more.shape[1] - mask.shape[1], dtype=torch.long)], dim=1)
+    more[:, seen] = 3 + (more[:, seen] == 3)  # it was written, but never read
+    llama.generate(more, attention_mask=whole, past_key_values=cache, **options)
+    cache.reset()
+    llama.generate((ids + mask) % 100, attention_mask=mask, past_key_values=cache, **options)
+
+
+def test_what_is_not_known_is_not_refused(llama):
+    """Tokens alone under a mask of all, other rows, and a cache that was driven by hand."""
+    ids = torch.tensor([ROWS[0]])
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    cache = SqueezeCache(llama, budget=12, allocator="uniform")
+    text = llama.generate(ids, past_key_values=cache, **options)
+    new = text[:, :6]
+    mask = torch.ones(1, cache.get_seq_length() + 6, dtype=torch.long)
+    llama.generate(new, attention_mask=mask, past_key_values=cache, **options)
+    by_hand = SqueezeCache(llama, budget=12, allocator="uniform")
+    with torch.no_grad():
+        llama(input_ids=ids, past_key_values=by_hand)
+    by_hand.compact()
+    other = torch.cat([(ids + 1) % 100, ids[:, :4]], dim=1)
+    llama.generate(other, attention_mask=torch.ones_like(other), past_key_values=by_hand, **options)

@@ -184,6 +184,7 @@ class SqueezeCache(Cache):
         self._in_prefill = False  # ... and its end will be told
         self._failed: str | None = None
         self._expected: int | None = None
+        self._text: torch.Tensor | None = None  # what ``generate`` has read and written, [batch, columns], if it told
         self._total: int | None = None  # tokens of the longest row when the prompt is over, if known
         self._is_cut = False  # all layers have budgets that go by everything that was read
         self._trimmed = 0  # leading layers that were cut while the prompt's last piece was still being read
@@ -409,7 +410,27 @@ class SqueezeCache(Cache):
                 f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
                 "text so far to go on with it, or call cache.reset() for a new prompt"
             )
+        if seen and embeddings is None and input_ids.shape[1] == columns:
+            self._check_same_text(input_ids)
         return max(self._next) + columns - seen if total is None else total
+
+    def _check_same_text(self, input_ids: torch.Tensor) -> None:
+        """Refuse a text that does not go on with the one that is held, as far as that is known."""
+        held = self._text
+        if held is None or held.shape[0] != input_ids.shape[0]:
+            return
+        columns = min(held.shape[1], self.get_seq_length(), input_ids.shape[1])
+        other = held[:, :columns].to(input_ids.device) != input_ids[:, :columns]
+        if bool(other.any()):
+            first = int(other.any(0).nonzero()[0])
+            raise CacheStateError(
+                f"this cache holds another text: the prompt differs from column {first} on, of {columns} read. "
+                "Pass the whole text so far to go on with it, or call cache.reset() for a new prompt"
+            )
+
+    def _note_text(self, text: torch.Tensor) -> None:
+        """What a ``generate`` call returned, prompt and answer."""
+        self._text = text if text.shape[0] == self._rows else None
 
     @property
     def _observes(self) -> bool:
@@ -505,6 +526,7 @@ class SqueezeCache(Cache):
         )
 
     def _select(self, rows: torch.Tensor) -> None:
+        self._text = None
         for layer in self.layers:
             layer.select_rows(rows)
         self.signal.select_rows(rows)

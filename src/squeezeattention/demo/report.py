@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,8 @@ def table(result: Result, width: int = 80) -> Table:
 LEGEND = (
     "right: answers with all five digits right (95 %: Wilson interval of their share). KV held: measured bytes of "
     "keys and values after a context was cut, mean of the contexts; peak: most held at once while reading. tok/s: one "
-    "sequence, median step. plan: of the first context. A wider terminal shows more columns, demo.json has all."
+    "sequence, median step. plan: of the first context. A wider terminal shows more columns, demo.json has all. "
+    "In the picture, markers of one size stand side by side: their bytes are the middle one's."
 )
 
 
@@ -258,18 +260,23 @@ def _row_json(row: Measured) -> dict[str, Any]:
 
 
 def write_files(result: Result, folder: Path) -> list[Path]:
-    """demo.json, accuracy_vs_bytes.png and plan_heatmap.png; raises :class:`InputError`."""
+    """demo.json, accuracy_vs_bytes.png, and plans_RULE.png for each rule that measures; raises :class:`InputError`."""
     target = folder / "demo.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(to_json(result), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
-    figures: dict[str, Callable[[Result], Any]] = {
-        "accuracy_vs_bytes.png": _accuracy_figure,
-        "plan_heatmap.png": _plan_figure,
-    }
+    figures: dict[str, Callable[[Result], Any]] = {"accuracy_vs_bytes.png": _accuracy_figure}
+    for label in _measured(result):
+        figures[f"plans_{label}.png"] = partial(_plan_figure, label=label)
     return [target, *(save(make(result), folder / name) for name, make in figures.items())]
+
+
+def _measured(result: Result) -> list[str]:
+    """The rules whose plans follow a signal: there is something to draw of them."""
+    plans = {row.label: row.plans for row in result.rows if row.plans}
+    return [label for label, made in plans.items() if all(plan.signal_values is not None for plan in made)]
 
 
 def _point(row: Measured) -> Point:
@@ -289,10 +296,9 @@ def _accuracy_figure(result: Result) -> Any:
     return accuracy_figure(panels, _point(result.full), title=title, n=full.n)
 
 
-def _plan_figure(result: Result) -> Any:
-    """The plans as published at the middle budget, one row a context: they have groups to show."""
+def _plan_figure(result: Result, label: str) -> Any:
+    """A rule's plans at the middle budget, one row a context."""
     settings = result.settings
-    label = "squeeze" if "squeeze" in settings.allocators else settings.allocators[-1]
     budget = sorted(settings.budgets)[len(settings.budgets) // 2]
     row = next(row for row in result.rows if row.label == label and row.budget == budget)
     sources = [context.source for context in result.contexts]

@@ -81,8 +81,11 @@ def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
             f"{type(model).__name__}.generate never asked for a cache, so squeeze() did nothing: transformers "
             f"{compat.release()} may not be supported, or the model makes its cache by itself"
         )
+    text = getattr(output, "sequences", output)
     for cache, before in call.seen:
         _check_read(model, cache, before, output)
+        if isinstance(text, torch.Tensor) and text.ndim == 2 and kwargs.get("inputs_embeds") is None:
+            cache._note_text(text)
     return output
 
 
