@@ -49,16 +49,23 @@ format: $(VENV)/.installed-dev ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-compat: test-oldest test-newest ## the test-suite with the oldest and the newest transformers
+test-compat: test-oldest test-newest ## first contact with the wheel, on the oldest and the newest transformers
 
-test-oldest: $(OLDEST)/.installed ## ... with the oldest supported only
-	$(TEST_ENV) $(OLDEST)/bin/python $(PYTEST)
+# As a user gets them: the built wheel and what pip finds for it, without constraints. torch alone is the one that
+# development uses, since another one is gigabytes. What is newest changes, so pip is asked every time.
+WHEEL_TESTS := tests/wheel tests/use tests/exact/test_newer_releases.py tests/cli/test_generate.py
 
-# What is newest changes, so this one asks pip every time.
-test-newest: $(NEWEST)/.created ## ... with the newest only
-	grep -v '^transformers==' constraints.txt > $(NEWEST)/constraints.txt
-	$(NEWEST)/bin/python $(PIP) --upgrade -c $(NEWEST)/constraints.txt -e ".[all,dev]" transformers
-	$(TEST_ENV) $(NEWEST)/bin/python $(PYTEST)
+test-newest: $(NEWEST)/.created dist/.built ## ... on the newest only
+	$(NEWEST)/bin/python $(PIP) "$$(grep '^torch==' constraints.txt)" accelerate hypothesis pytest pytest-xdist
+	$(NEWEST)/bin/python $(PIP) --upgrade --force-reinstall --no-deps dist/*.whl
+	$(NEWEST)/bin/python $(PIP) --upgrade --upgrade-strategy only-if-needed "$$(echo dist/*.whl)[all]" transformers
+	$(TEST_ENV) SQUEEZE_WHEEL=1 $(NEWEST)/bin/python $(PYTEST) $(WHEEL_TESTS)
+
+test-oldest: $(OLDEST)/.created dist/.built ## ... on the oldest supported only
+	$(OLDEST)/bin/python $(PIP) "$$(grep '^torch==' constraints.txt)" accelerate hypothesis pytest pytest-xdist
+	$(OLDEST)/bin/python $(PIP) --upgrade --force-reinstall --no-deps dist/*.whl
+	$(OLDEST)/bin/python $(PIP) "$$(echo dist/*.whl)[all]" transformers==$(OLDEST_TRANSFORMERS)
+	$(TEST_ENV) SQUEEZE_WHEEL=1 $(OLDEST)/bin/python $(PYTEST) $(WHEEL_TESTS)
 
 test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
 	$(TEST_ENV) HF_DATASETS_OFFLINE=1 $(LMEVAL)/bin/python $(PYTEST) tests/lm_eval tests/datasets
@@ -101,9 +108,10 @@ $(VENV)/.installed-dev: $(SPEC) | $(VENV)/.created
 	$(BIN)/python $(PIP) -c constraints.txt -e ".[all,dev]"
 	@touch $(VENV)/.installed $@
 
-$(OLDEST)/.installed: $(SPEC) | $(OLDEST)/.created
-	grep -v '^transformers==' constraints.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python $(PIP) -c $(OLDEST)/constraints.txt -e ".[all,dev]" transformers==$(OLDEST_TRANSFORMERS)
+# The wheel, from the sources as they are now.
+dist/.built: $(SPEC) README.md $(shell find src -type f -not -name '*.pyc') | $(NEWEST)/.created
+	rm -rf dist
+	$(NEWEST)/bin/python -m pip --disable-pip-version-check wheel $(PIP_FLAGS) --quiet --no-deps --wheel-dir dist .
 	@touch $@
 
 # It brings pyarrow too, so the data sets' Parquet reader is tested here.

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ..defaults import DEFAULT_ALLOCATOR
 from ..errors import ConfigError
 from ..extras import require
 from ..plan import Budget
@@ -42,7 +43,8 @@ def bench(
         list[str] | None, typer.Option("--policy", metavar="NAME", help="Which tokens stay. [all]")
     ] = None,
     allocators: Annotated[
-        list[str] | None, typer.Option("--allocator", metavar="NAME", help="Which layers get more. [uniform, squeeze]")
+        list[str] | None,
+        typer.Option("--allocator", metavar="NAME", help=f"Which layers get more. [uniform, {DEFAULT_ALLOCATOR}]"),
     ] = None,
     budget: Annotated[str, typer.Option("--budget", "-b", metavar="BUDGET", help="Share, tokens or bytes.")] = "0.2",
     compiled: Annotated[
@@ -88,7 +90,7 @@ def bench(
     Budget.parse(budget)
     checked_prefill(prefill)
     chosen = variants_of(
-        policies or POLICIES.names(), allocators or ["uniform", "squeeze"], budget=budget, compiled=compiled,
+        policies or POLICIES.names(), allocators or ["uniform", DEFAULT_ALLOCATOR], budget=budget, compiled=compiled,
         prefill=prefill, chunk_size=chunk_size or 512, kernels=kernels,
     )  # fmt: skip
     for variant in chosen:

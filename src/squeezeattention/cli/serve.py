@@ -56,6 +56,8 @@ def serve(
 ) -> None:
     """Serve a model with vLLM, its cache as planned.
 
+    The embedded model has no chat template: ask it at /v1/completions.
+
     Everything after -- goes to vLLM's server:
     squeeze serve MODEL --plan plan.json -- --max-model-len 32768
     """
