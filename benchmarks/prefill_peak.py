@@ -27,12 +27,12 @@ from squeezeattention import SqueezeCache
 #: name -> how the prompt is held; its budget relative to the others'
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
-    "exact, squeeze": {"policy": "streaming_llm"},
+    "exact, squeeze": {"policy": "streaming_llm", "allocator": "squeeze"},
     "exact, uniform": {"policy": "streaming_llm", "allocator": "uniform"},
-    "exact, squeeze, H2O": {"policy": "h2o"},
-    "exact, squeeze, a tenth of the budget": {"policy": "streaming_llm", "budget": 0.1},
-    "bounded, squeeze": {"policy": "streaming_llm", "prefill": "bounded"},
-    "bounded, squeeze, H2O": {"policy": "h2o", "prefill": "bounded"},
+    "exact, squeeze, H2O": {"policy": "h2o", "allocator": "squeeze"},
+    "exact, squeeze, a tenth of the budget": {"policy": "streaming_llm", "allocator": "squeeze", "budget": 0.1},
+    "bounded, squeeze": {"policy": "streaming_llm", "allocator": "squeeze", "prefill": "bounded"},
+    "bounded, squeeze, H2O": {"policy": "h2o", "allocator": "squeeze", "prefill": "bounded"},
 }
 
 
@@ -51,7 +51,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         options["budget"] *= args.budget
         cache = SqueezeCache(model, chunk_size=args.chunk, **options)
     began = time.perf_counter()
-    model.generate(ids, past_key_values=cache, max_new_tokens=1, do_sample=False, pad_token_id=0)
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        max_new_tokens=1,
+        do_sample=False,
+        pad_token_id=0,
+    )
     seconds = time.perf_counter() - began
     if not options:
         held = peak = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
