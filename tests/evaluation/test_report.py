@@ -12,7 +12,7 @@ import pytest
 
 import squeezeattention.evaluation.runner as runner
 from squeezeattention.errors import EvaluationError
-from squeezeattention.evaluation import Settings, compare, write_report
+from squeezeattention.evaluation import Settings, compare, plan_studies, write_report
 from squeezeattention.evaluation.folder import ROWS
 from squeezeattention.testing import tiny_model
 
@@ -95,6 +95,16 @@ def test_a_run_in_which_everything_failed_can_be_reported(evaluate: Run, setting
     report = write_report(tmp_path)
     assert [path.name for path in report.files] == ["summary.json", "report.html"]
     assert "&lt;!&gt;" in report.files[-1].read_text()
+
+
+def test_signals_of_earlier_releases_are_read(evaluate: Run, settings: Settings, tmp_path: Path) -> None:
+    before = evaluate(settings, tmp_path)
+    assert before["signals"]
+    assert "low values" in before["signal_direction"]
+    path = tmp_path / ROWS
+    path.write_bytes(path.read_bytes().replace(b'"signal_values"', b'"importance"'))
+    assert write_report(tmp_path).summary == before
+    assert plan_studies(tmp_path)[0].study.all.signal
 
 
 # --------------------------------------------------------------------- rerun

@@ -88,8 +88,10 @@ def _signals(entries: Sequence[Mapping[str, Any]]) -> Picture:
     signals: dict[str, list[tuple[str, Sequence[float]]]] = defaultdict(list)
     for entry in entries:
         signals[entry["signal"]].append((f"{entry['task']} {entry['length']:,}", entry["mean"]))
-    caption = "What each signal says of each layer, mean over the samples of a task. High: the layer matters less."
-    return Picture("signals.png", caption, signals_figure(signals, title="Signals by layer"))
+    caption = "What each signal says of each layer, mean over the samples of a task. Low: the layer matters more."
+    return Picture(
+        "signals.png", caption, signals_figure(signals, title="Signals by layer")
+    )
 
 
 def _point(cell: Cell) -> Point:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..plan.codec import DIRECTION
 from .bootstrap import LEAST_CONTEXTS, LEVEL, RESAMPLES, SEED, bootstrap, differences
 from .config import UNIFORM, Config
 from .folder import read_rows, read_run, write_json
@@ -65,6 +66,7 @@ def summary_of(run: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
         "against_uniform": _wins(cells),
         "reach": _reach(cells),
         "signals": _signals(rows),
+        "signal_direction": DIRECTION,
         "errors": _errors(rows),
     }
 
