@@ -40,6 +40,7 @@ def test_links_lead_to_files(project: dict[str, Any]) -> None:
     """Also in the source archive, which has what its list names and a few files that are always in one."""
     archived = [name.strip("/") for name in project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]]
     archived += ["LICENSE", "pyproject.toml"]
+    assert {page.relative_to(ROOT).parts[0] for page in PAGES} <= set(archived)
     for page in PAGES:
         for target in LINK.findall(page.read_text(encoding="utf-8")):
             if target.startswith(("https://", "#")):
