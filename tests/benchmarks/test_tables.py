@@ -1,10 +1,13 @@
 """The tables of docs are what the records say."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from squeezeattention.evaluation import summarize
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -25,6 +28,11 @@ def test_the_tables_are_as_the_records_have_them():
         [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_summary_is_what_its_rows_say():
+    folder = ROOT / "benchmarks" / "eval" / "embedded-quick"
+    assert summarize(folder) == json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def test_another_figure_is_stale(tables):

@@ -13,7 +13,7 @@ from squeezeattention.allocators import DEFAULT_ALLOCATOR, Reach, Squeeze
 from squeezeattention.cli.console import ERR, OUT
 from squeezeattention.errors import ConfigError
 from squeezeattention.plan import build_plan
-from squeezeattention.plots import plan_figure, save, stability_figure
+from squeezeattention.plots import plan_figure, save, signals_figure, stability_figure
 from squeezeattention.stability import Observation
 
 from ..conftest import refused
@@ -32,6 +32,7 @@ def test_one_text(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:
     assert str(saved) in result.stderr
     assert str(plot) in result.stderr
     assert is_figure(plot)
+    assert "1 - sharpness (low: matters more)" in result.stdout
 
 
 def test_several_texts_give_the_plan_of_their_mean(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:
@@ -71,6 +72,7 @@ def test_several_texts_give_the_plan_of_their_mean(squeeze: Any, prompt_file: Pa
     assert is_figure(plot)
     shown = squeeze(*arguments)
     assert "mean signal of 2 texts" in shown.stdout
+    assert "Layers: signal cosine (low: matters more), groups and budgets over 2 texts" in shown.stdout
     assert "G3: layers" in shown.stdout
     again = squeeze("generate", "embedded", "-p", "x = 1", "--allocator", saved, "-n", 2,
                     "--policy", "streaming_llm")  # fmt: skip
@@ -164,11 +166,11 @@ def test_refused(
 
 
 def test_chunks_measure_the_same(squeeze: Any, prompt_file: Path) -> None:
-    def importance(*more: object) -> list[float]:
+    def values(*more: object) -> list[float]:
         data = json.loads(squeeze("plan", "embedded", "-f", prompt_file, "--json", *more).stdout)
         return list(data["plan"]["signal_values"])
 
-    assert importance("--chunk-size", 37) == pytest.approx(importance(), abs=1e-5)
+    assert values("--chunk-size", 37) == pytest.approx(values(), abs=1e-5)
 
 
 def test_repeated_option_and_stdin(squeeze: Any, prompt_file: Path) -> None:
@@ -192,6 +194,17 @@ def test_figures_of_any_signal(tmp_path: Path, signal_values: list[float], signa
     plan = _plan(signal_values, signal)
     path = save(plan_figure([("a", plan), ("b" * 50, plan)]), tmp_path / "plan.png")
     assert is_figure(path)
+
+
+@pytest.mark.parametrize(
+    ("signal", "label"), [("cosine", "cosine (low: matters more)"), ("sharpness", "1 - sharpness (low: matters more)")]
+)
+def test_figures_say_which_way_a_signal_points(signal: str, label: str) -> None:
+    plan = _plan([0.1, 0.5, 0.9], signal)
+    seen = [Observation("a", "a", plan)] * 2
+    alone = signals_figure({signal: [("a", [0.1, 0.2])]}, title="")
+    for figure in (plan_figure([("a", plan)]), stability_figure(seen, plan), alone):
+        assert figure.axes[0].get_title(loc="left") == label
 
 
 def test_figure_of_many_layers_and_prompts(tmp_path: Path) -> None:

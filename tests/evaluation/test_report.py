@@ -12,7 +12,7 @@ import pytest
 
 import squeezeattention.evaluation.runner as runner
 from squeezeattention.errors import EvaluationError
-from squeezeattention.evaluation import Settings, compare, write_report
+from squeezeattention.evaluation import Settings, compare, plan_studies, write_report
 from squeezeattention.evaluation.folder import ROWS
 from squeezeattention.testing import tiny_model
 
@@ -29,13 +29,23 @@ class Page(HTMLParser):
         self.sources: list[str] = []
         self.tags: list[str] = []
         self.open: list[str] = []
+        self.metas: list[dict[str, str | None]] = []
+        self.terms: dict[str, str] = {}
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag == "meta":
+            self.metas.append(dict(attrs))
         if tag not in self.VOID:
             self.open.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "dt":
+            self.terms[data] = ""
+        elif self.open and self.open[-1] == "dd":
+            self.terms[list(self.terms)[-1]] += data
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -58,10 +68,23 @@ def test_the_report_is_one_page_that_needs_nothing_else(evaluate: Run, settings:
     assert "url(" not in text
     for word in ("lines, 40 tokens", "streaming_llm", "squeeze p=0.3", "not reached", "machine 1", "fingerprint"):
         assert word in text
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.metas
+    assert page.terms["ps"] == "0.3, 0.6"
+    assert page.terms["seeds"] == "0"
+    assert page.terms["chunk"] == "–"
+    assert all(page.terms.values())
+    assert "float:" not in text  # an empty value must not let the next ones move up
     for path in report.files[1:-1]:
         pixels = matplotlib.image.imread(path)
         assert pixels.shape[1] > 600
         assert pixels[..., :3].std() > 0.05
+
+
+def test_an_empty_setting_keeps_its_place(evaluate: Run, settings: Settings, tmp_path: Path) -> None:
+    evaluate(settings, tmp_path)
+    terms = Page(write_report(tmp_path).files[-1].read_text()).terms
+    assert settings.ps == ()
+    assert (terms["ps"], terms["question"]) == ("–", "hidden")
 
 
 def test_what_a_model_says_cannot_break_the_page(evaluate: Run, settings: Settings, tmp_path: Path) -> None:
@@ -95,6 +118,16 @@ def test_a_run_in_which_everything_failed_can_be_reported(evaluate: Run, setting
     report = write_report(tmp_path)
     assert [path.name for path in report.files] == ["summary.json", "report.html"]
     assert "&lt;!&gt;" in report.files[-1].read_text()
+
+
+def test_signals_of_earlier_releases_are_read(evaluate: Run, settings: Settings, tmp_path: Path) -> None:
+    before = evaluate(settings, tmp_path)
+    assert before["signals"]
+    assert "low values" in before["signal_direction"]
+    path = tmp_path / ROWS
+    path.write_bytes(path.read_bytes().replace(b'"signal_values"', b'"importance"'))
+    assert write_report(tmp_path).summary == before
+    assert plan_studies(tmp_path)[0].study.all.signal
 
 
 # --------------------------------------------------------------------- rerun

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from squeezeattention.evaluation import Settings, first_tables, overview_tables, verdicts
+from squeezeattention import BudgetPlan
+from squeezeattention.evaluation import Settings, first_tables, overview_tables, results_table, verdicts, wins_table
 from squeezeattention.evaluation.bootstrap import bootstrap, differences
+from squeezeattention.evaluation.columns import columns_for, labels, win_columns
 from squeezeattention.evaluation.figures import pictures
 from squeezeattention.evaluation.reach import bytes_to_reach
 from squeezeattention.evaluation.summary import ALL, summary_of
@@ -159,8 +163,156 @@ def test_likelihoods_stay_apart_from_scores(settings: Settings) -> None:
     assert _cell(summary, "story", "full")["kind"] == "continuation"
     assert [title for title, _ in first_tables(summary)] == ["all tasks, 40 tokens", "story, 40 tokens"]
     assert [picture.name for picture in pictures(summary)] == [
-        "accuracy_all_tasks_40.png", "accuracy_lines_40.png", "accuracy_letter_40.png", "accuracy_story_40.png",
+        "accuracy_all-tasks_40.png", "accuracy_lines_40.png", "accuracy_letter_40.png", "accuracy_story_40.png",
     ]  # fmt: skip
+
+
+def _story(settings: Settings, losses: dict[int, list[float]]) -> dict[str, Any]:
+    """A summary of continuations with the given losses of each configuration, a context each."""
+    kind = {"kind": "continuation", "answers": None, "answer_tokens": None}
+    return _summary(settings, [
+        _row(settings, "story", index, config, [math.exp(-loss)], losses=[loss], **kind)
+        for config, found in losses.items() for index, loss in enumerate(found)
+    ])  # fmt: skip
+
+
+HARD = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]  # contexts differ by far more than methods
+
+
+def test_likelihoods_are_told_in_nats_and_paired(settings: Settings) -> None:
+    losses = {0: HARD, 1: [loss + 0.3 for loss in HARD], 2: [loss + 0.1 for loss in HARD]}
+    summary = _story(settings, losses)
+    cell = _cell(summary, "story", "streaming_llm/squeeze/0.3")
+    assert cell["nats_per_token"] == pytest.approx(3.6)
+    assert cell["nats_low"] < 3.0 < 4.0 < cell["nats_high"]
+    assert (cell["nats_added"], cell["nats_added_low"], cell["nats_added_high"]) == (0.1, 0.1, 0.1)
+    assert [cell["minus_uniform"][name] for name in ("nats", "nats_low", "nats_high")] == [-0.2, -0.2, -0.2]
+    assert _cell(summary, "story", "full")["nats_added"] == 0
+    (wins,) = summary["against_uniform"]
+    assert (wins["better"], wins["worse"], wins["mean"]) == (1, 0, -0.2)
+    (worse,) = _story(settings, {0: losses[0], 1: losses[2], 2: losses[1]})["against_uniform"]
+    assert (worse["better"], worse["worse"], worse["mean"]) == (0, 1, 0.2)
+    shown = {column.title: column.text(cell) for column in columns_for([cell])}
+    assert "score" not in shown
+    assert (shown["nats"], shown["-uniform"], shown["-uniform, 95 %"]) == ("3.600", "-0.200*", "-0.200 to -0.200")
+    assert {column.title: column.text(wins) for column in win_columns([wins])}["mean"] == "-0.200 nats"
+    reach = {(e["allocator"], e["share"]): e["status"] for e in summary["reach"]}
+    assert reach == {
+        ("uniform", 0.9): "not_reached", ("uniform", 0.95): "not_reached",
+        ("squeeze", 0.9): "at_most", ("squeeze", 0.95): "not_reached",  # 0.1 of 0.105 and 0.051 nats
+    }  # fmt: skip
+
+
+def test_a_failed_continuation_has_no_loss_and_is_counted(settings: Settings) -> None:
+    losses = {config: HARD for config in range(3)}
+    failed = {"error": {"type": "Boom", "text": "!"}, "losses": None, "bytes": None, "cut_bytes": None}
+    kind = {"kind": "continuation", "answer_tokens": None}
+    rows = [
+        _row(settings, "story", index, config, [math.exp(-loss)], losses=[loss], **kind)
+        for config, found in losses.items() for index, loss in enumerate(found)
+    ]  # fmt: skip
+    rows[-1].update(failed, scores=[0.0])
+    cell = _cell(_summary(settings, rows), "story", "streaming_llm/squeeze/0.3")
+    assert cell["nats_per_token"] == 3.0
+    assert cell["nats_added"] == cell["minus_uniform"]["nats"] == 0
+    (column,) = (column for column in columns_for([cell]) if column.title == "failed")
+    assert (column.text(cell), column.from_width) == ("1", 0)
+    for row in rows[-6:]:
+        row.update(failed, scores=[0.0])
+    summary = _summary(settings, rows)
+    cell = _cell(summary, "story", "streaming_llm/squeeze/0.3")
+    assert (cell["nats_per_token"], cell["nats_added"], cell["minus_uniform"]["nats"]) == (None, None, None)
+    shown = {column.title: column.text(cell) for column in columns_for([cell])}
+    assert (shown["nats"], shown["95 %"], shown["-uniform"]) == ("–", "–", "")
+    assert summary["against_uniform"] == []
+    assert [picture.name for picture in pictures(summary)] == ["accuracy_story_40.png"]
+
+
+def test_losses_are_drawn_where_they_lie(settings: Settings) -> None:
+    """On an axis that fits them with their intervals: they are a few hundredths of anything."""
+    rng = random.Random(0)
+    losses = {0: HARD, **{config: [loss + 0.05 * config * rng.random() for loss in HARD] for config in (1, 2)}}
+    settings = replace(settings, ps=(0.3, 0.6))
+    losses[3] = losses[2]
+    summary = _story(settings, losses)
+    cells = [cell for cell in summary["results"] if cell["policy"]]
+    accuracy, sweep = pictures(summary)
+    assert "loss against" in accuracy.caption
+    assert "3.500 nats a token" in accuracy.caption
+    for picture in (accuracy, sweep):
+        axes = picture.figure.axes[0]
+        low, high = axes.get_ylim()
+        assert axes.get_ylabel().startswith("added nats a token")
+        assert -0.02 < low < 0
+        assert max(cell["nats_added_high"] for cell in cells) < high < 0.12
+
+
+def test_scores_are_drawn_on_the_whole_range(settings: Settings) -> None:
+    rows = [_row(settings, "lines", index, config, [0.5]) for index in range(6) for config in range(3)]
+    (picture,) = pictures(_summary(settings, rows))
+    assert picture.figure.axes[0].get_ylim() == (-4, 104)
+    assert picture.figure.axes[0].get_ylabel() == "score, % (n = 6, 95 % intervals)"
+
+
+def test_pictures_of_tasks_with_like_names_do_not_overwrite_each_other(settings: Settings) -> None:
+    tasks = ["a-b", "a_b", "a b", "A_b", "a", "a_1", "all_tasks", "ä", "ö", "x" * 300, "x" * 301]
+    tasks = [f"text_file:path={task}" for task in tasks] + ["lines", "letter"]
+    rows = [_row(settings, task, 0, config, [0.25]) for task in tasks for config in range(3)]
+    names = [picture.name for picture in pictures(_summary(replace(settings, tasks=tuple(tasks)), rows))]
+    assert len({name.casefold() for name in names}) == len(names) == len(tasks) + 1  # and all tasks together
+    assert all(re.fullmatch(r"[a-z0-9_.-]{1,120}", name) for name in names)
+
+
+def test_differences_have_no_sign_of_nothing_and_columns_names_of_their_own(settings: Settings) -> None:
+    rows = [_row(settings, "lines", index, config, [0.5]) for index in range(6) for config in range(2)]
+    rows += [_row(settings, "lines", index, 2, [0.5 - 1e-4 * (index % 2)]) for index in range(6)]
+    for kind in ("questions", "continuation"):
+        summary = _summary(settings, [{**row, "kind": kind, "losses": [-math.log(row["scores"][0])]} for row in rows])
+        cell = _cell(summary, "lines", "streaming_llm/squeeze/0.3")
+        columns = columns_for([cell])
+        assert len({column.title for column in columns}) == len(columns)
+        shown = {column.title: column.text(cell) for column in columns}
+        digits = 1 if kind == "questions" else 3
+        assert shown["-uniform"].strip("* ") == f"{0:.{digits}f}"
+        assert shown["-uniform, 95 %"] == f"{0:.{digits}f} to {0:.{digits}f}"
+
+
+@pytest.mark.parametrize(
+    ("paths", "shown"),
+    [
+        (["/very/long/way/plan.json"], ["…/plan.json"]),
+        (["plan.json"], ["plan.json"]),
+        (["/a/b/plan.json", "/a/c/plan.json"], ["…/b/plan.json", "…/c/plan.json"]),
+        (["a/b/plan.json", "b/plan.json", "plan.json"], ["a/b/plan.json", "b/plan.json", "plan.json"]),
+        (["x/losses.json", "x/losses.json:by=alone"], ["…/losses.json", "…/losses.json alone"]),
+        (["x/one.json", "uniform", None], ["…/one.json", "uniform", "full cache"]),
+    ],
+)
+def test_paths_are_named_by_as_much_of_their_end_as_tells_them_apart(paths: list[str | None], shown: list[str]) -> None:
+    assert [labels(paths)[path] for path in paths] == shown
+
+
+def test_long_names_leave_room_for_the_numbers(settings: Settings, tmp_path: Path) -> None:
+    """At 80 columns; names go on in the next line, so that nothing is cut off."""
+    console = pytest.importorskip("rich.console").Console(width=80)
+    paths = [str(tmp_path / f"plan-{letter * 40}.json") for letter in "ab"]
+    for path in paths:
+        BudgetPlan.from_budgets([1, 2, 3, 4]).save(path)
+    settings = replace(settings, allocators=("uniform", *paths))
+    rows = [_row(settings, "lines", index, config, [config / 8]) for index in range(6) for config in range(4)]
+    summary = _summary(settings, rows)
+    for table in (
+        results_table([cell for cell in summary["results"] if cell["task"] == "lines"]),
+        wins_table(summary["against_uniform"]),
+        *overview_tables(summary),
+    ):
+        with console.capture() as capture:
+            console.print(table)
+        text = capture.get()
+        assert max(map(len, text.splitlines())) <= 80
+        assert "a" * 20 in text
+        assert not re.search(r"…(?!/)", text)
+        assert "25.0" in text
 
 
 def test_differences_are_of_the_samples_that_both_have(settings: Settings) -> None:

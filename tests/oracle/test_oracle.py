@@ -223,6 +223,7 @@ class TestCommand:
         result = CliRunner().invoke(app, [*self.ARGS, "--json"])
         assert result.exit_code == 0, (result.stderr, result.exception)
         found = json.loads(result.stdout)
+        assert "low values" in found["signal_direction"]
         assert sorted(found["order"]) == list(range(len(found["alone"])))
         assert [one["signal"] for one in found["signals"]] == ["cosine"]
 

@@ -248,6 +248,19 @@ def test_text() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("signal", "title"),
+    [
+        ("locality", "locality (low: matters more)"),
+        ("sharpness", "1 - sharpness (low: matters more)"),  # else: sharp layers would seem to matter less
+        ("somebody_else's", "somebody_else's (low: matters more)"),
+        (None, "signal (low: matters more)"),
+    ],
+)
+def test_tables_say_what_the_values_of_a_signal_are(signal: str | None, title: str) -> None:
+    assert str(replace(PLAN, signal=signal)).splitlines()[1] == f"layer  {title}  group  budget"
+
+
 def test_json_says_how_to_read_the_signal() -> None:
     data = PLAN.to_dict()
     assert data["signal_values"] == [0.3, 0.98, 0.99]

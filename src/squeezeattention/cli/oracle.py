@@ -14,6 +14,7 @@ from rich.table import Table
 from ..errors import ConfigError
 from ..extras import require
 from ..plan import Budget
+from ..plan.codec import DIRECTION
 from . import options
 from .console import ERR, OUT, print_json, progress_bar
 from .inputs import check_target, load_model, remark_on_length
@@ -117,6 +118,7 @@ def oracle(
             "full": losses.full, "alone": losses.alone, "added": losses.added,
             "order": losses.order, "greedy": losses.greedy,
             "signals": [vars(rank) for rank in ranks],
+            "signal_direction": DIRECTION,
             "output": None if output is None else str(output),
             "plot": None if plot is None else str(plot),
         })  # fmt: skip

@@ -113,6 +113,12 @@ def plan(
             ERR.print(f"{what} saved: {path}", soft_wrap=True)
 
 
+def _signal_of(plan: BudgetPlan) -> str:
+    from ..signals import signal_label
+
+    return "" if plan.signal_values is None else f"signal {signal_label(plan.signal)}, "
+
+
 _MEANS = {"signal": "signal", "shares": "shares"}
 
 
@@ -120,7 +126,7 @@ def _show(seen: Sequence[Observation], found: Study, frozen: BudgetPlan) -> None
     """What several texts showed, as tables."""
     if len(seen) <= _FEW:
         OUT.print(_text_table(seen))
-    OUT.print(f"\nLayers: signal ({frozen.signal}), groups and budgets over {len(seen)} texts", style="bold")
+    OUT.print(f"\nLayers: {_signal_of(frozen)}groups and budgets over {len(seen)} texts", style="bold")
     OUT.print(layer_table(found, frozen))
     if found.all.groups is not None and (len(found.tasks) > 1 or len(seen) > _FEW):
         OUT.print("Groups by task: mean number of layers, and which they usually are", style="bold")

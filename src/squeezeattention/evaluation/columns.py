@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
+from ..allocators import names_file
 from ..plan import Budget
 from .spec import Spec
-from .summary import is_clear
+from .summary import CONTINUATION, gain, is_clear
 
 Cell = Mapping[str, Any]
 """An entry of one of a summary's lists, mostly of ``results``."""
@@ -50,9 +52,29 @@ def label(spec: str | None) -> str:
     return "full cache" if spec is None else Spec.parse(spec).label
 
 
+def labels(specs: Iterable[str | None]) -> dict[str | None, str]:
+    """:func:`label` of each, but of files only the end of the path, as much of it as no other one has."""
+    texts = list(dict.fromkeys(specs))
+    parsed = {text: Spec.parse(text) for text in texts if text is not None}
+    paths = {text: PurePath(spec.name).parts for text, spec in parsed.items() if names_file(spec.name)}
+    found = {text: label(text) for text in texts}
+    for text, parts in paths.items():
+        others = [other for one, other in paths.items() if one != text and parsed[one].options == parsed[text].options]
+        count = next((n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in others)), len(parts))
+        if count < len(parts):
+            found[text] = replace(parsed[text], name=str(PurePath("…", *parts[-count:]))).label
+    return found
+
+
 def is_continuation(cell: Cell) -> bool:
     """Whether it is about likelihoods, not about answers."""
-    return bool(cell["kind"] == "continuation")
+    return bool(cell["kind"] == CONTINUATION)
+
+
+def _signed(value: float, digits: int) -> str:
+    """With its sign, unless it is none after rounding."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else f"{0:.{digits}f}"
 
 
 def _percent(value: float | None) -> str:
@@ -65,14 +87,38 @@ def _interval(cell: Cell) -> str:
 
 def _difference(cell: Cell) -> str:
     found = cell["minus_uniform"]
-    return "" if found is None else f"{100 * found['score']:+.1f}{'*' if is_clear(found) else ' '}"
+    return "" if found is None else f"{_signed(100 * found['score'], 1)}{_star(cell)}"
 
 
 def _difference_interval(cell: Cell) -> str:
     found = cell["minus_uniform"]
     if found is None or found["low"] is None:
         return ""
-    return f"{100 * found['low']:+.0f} to {100 * found['high']:+.0f}"
+    return f"{_signed(100 * found['low'], 1)} to {_signed(100 * found['high'], 1)}"
+
+
+def _nats(cell: Cell) -> str:
+    return "–" if cell["nats_per_token"] is None else f"{cell['nats_per_token']:.3f}"
+
+
+def _nats_interval(cell: Cell) -> str:
+    return "–" if cell["nats_low"] is None else f"{cell['nats_low']:.2f}-{cell['nats_high']:.2f}"
+
+
+def _nats_difference(cell: Cell) -> str:
+    found = cell["minus_uniform"]
+    return "" if found is None or found["nats"] is None else f"{_signed(found['nats'], 3)}{_star(cell)}"
+
+
+def _nats_difference_interval(cell: Cell) -> str:
+    found = cell["minus_uniform"]
+    if found is None or found["nats_low"] is None:
+        return ""
+    return f"{_signed(found['nats_low'], 3)} to {_signed(found['nats_high'], 3)}"
+
+
+def _star(cell: Cell) -> str:
+    return "*" if is_clear(gain(cell["minus_uniform"])) else " "
 
 
 def _optional(value: float | None, digits: int) -> str:
@@ -83,53 +129,71 @@ def _failed(cell: Cell) -> str:
     return str(cell["n_failed"]) if cell["n_failed"] else ""
 
 
-COLUMNS = (
-    Column("policy", lambda cell: label(cell["policy"]), right=False),
-    Column("budget", lambda cell: budget_label(cell["budget"])),
-    Column("layers", lambda cell: "" if cell["allocator"] is None else label(cell["allocator"]), right=False),
+_SCORES = (
     Column("score", lambda cell: _percent(cell["score"])),
     Column("95 %", _interval),
     Column("-uniform", _difference),
-    Column("KV held", lambda cell: bytes_text(cell["bytes"])),
-    Column("of full", lambda cell: "–" if cell["share"] is None else f"{cell['share']:.0%}", from_width=92),
-    Column("95 %", _difference_interval, from_width=106),
-    Column("peak", lambda cell: bytes_text(cell["peak_bytes"]), from_width=118),
-    Column("at cut", lambda cell: bytes_text(cell["cut_bytes"]), from_width=130),
-    Column("questions", lambda cell: f"{cell['n_questions']} in {cell['n_samples']}", from_width=144),
-    Column("answer", lambda cell: _optional(cell["answer_tokens"], 1), from_width=154),
-    Column("failed", _failed, from_width=162),
 )
-
 #: For likelihoods of continuations: nothing was generated, so nothing has a length.
-CONTINUATION_COLUMNS = tuple(
-    Column("nats", lambda cell: _optional(cell["nats_per_token"], 3)) if column.title == "answer" else column
-    for column in COLUMNS
+_LOSSES = (
+    Column("nats", _nats),
+    Column("95 %", _nats_interval),
+    Column("-uniform", _nats_difference),
 )
 
 
 def columns_for(cells: Sequence[Cell]) -> tuple[Column, ...]:
-    """The columns that say something of these entries."""
-    return CONTINUATION_COLUMNS if any(is_continuation(cell) for cell in cells) else COLUMNS
+    """The columns that say something of these entries, all of one kind."""
+    names = labels(cell["allocator"] for cell in cells)
+    losses = any(is_continuation(cell) for cell in cells)
+    answers = () if losses else (
+        Column("answer", lambda cell: _optional(cell["answer_tokens"], 1), from_width=154),
+    )  # fmt: skip
+    # A loss cannot say that there is none.
+    some_failed = losses and any(cell["n_failed"] for cell in cells)
+    return (
+        Column("policy", lambda cell: label(cell["policy"]), right=False),
+        Column("budget", lambda cell: budget_label(cell["budget"])),
+        Column("layers", lambda cell: "" if cell["allocator"] is None else names[cell["allocator"]], right=False),
+        *(_LOSSES if losses else _SCORES),
+        Column("KV held", lambda cell: bytes_text(cell["bytes"])),
+        Column("of full", lambda cell: "–" if cell["share"] is None else f"{cell['share']:.0%}", from_width=92),
+        Column("-uniform, 95 %", _nats_difference_interval if losses else _difference_interval, from_width=110),
+        Column("peak", lambda cell: bytes_text(cell["peak_bytes"]), from_width=122),
+        Column("at cut", lambda cell: bytes_text(cell["cut_bytes"]), from_width=134),
+        Column("questions", lambda cell: f"{cell['n_questions']} in {cell['n_samples']}", from_width=148),
+        *answers,
+        Column("failed", _failed, from_width=0 if some_failed else 166),
+    )
 
 
-#: Of the entries of a summary's ``against_uniform``.
-WIN_COLUMNS = (
-    Column("against uniform", lambda entry: label(entry["allocator"]), right=False),
-    Column("scored by", lambda entry: "likelihood" if is_continuation(entry) else "answers", right=False),
-    Column("pairs", lambda entry: str(entry["pairs"])),
-    Column("better", lambda entry: str(entry["better"])),
-    Column("worse", lambda entry: str(entry["worse"])),
-    Column("unclear", lambda entry: str(entry["pairs"] - entry["better"] - entry["worse"])),
-    Column("mean", lambda entry: f"{100 * entry['mean']:+.1f}"),
-)
+def win_columns(entries: Sequence[Cell]) -> tuple[Column, ...]:
+    """The columns of a summary's ``against_uniform``."""
+    names = labels(entry["allocator"] for entry in entries)
+    return (
+        Column("against uniform", lambda entry: names[entry["allocator"]], right=False),
+        Column("scored by", lambda entry: "likelihood" if is_continuation(entry) else "answers", right=False),
+        Column("pairs", lambda entry: str(entry["pairs"])),
+        Column("better", lambda entry: str(entry["better"])),
+        Column("worse", lambda entry: str(entry["worse"])),
+        Column("unclear", lambda entry: str(entry["pairs"] - entry["better"] - entry["worse"])),
+        Column("mean", _mean),
+    )
+
+
+def _mean(entry: Cell) -> str:
+    return f"{_signed(entry['mean'], 3)} nats" if is_continuation(entry) else _signed(100 * entry["mean"], 1)
+
+
 WIN_LEGEND = (
     "A pair is a task, length, policy and budget; better and worse where the interval of the difference leaves out 0, "
-    "which 1 in 20 does by chance. mean: of the differences, in points."
+    "which 1 in 20 does by chance. mean: of the differences, in points; of losses in nats a token, less is better."
 )
 
 LEGEND = (
-    "score: mean of the questions in percent (a continuation: 1 / perplexity), bootstrap interval over contexts. "
-    "-uniform: difference from uniform budgets of the same size on the same questions, * where its interval leaves out "
-    "0. KV held: measured bytes of keys and values of a sequence at the end of its answer; at cut: before that. "
-    "answer: mean tokens; nats: loss of a token. A failure scores 0."
+    "score: mean of the questions in percent; nats: mean loss of a continuation's token, less is better. Bootstrap "
+    "intervals over contexts. -uniform: difference from uniform budgets of the same size on the same questions, * "
+    "where its interval leaves out 0. KV held: measured bytes of keys and values of a sequence at the end of its "
+    "answer; at cut: before that. answer: mean tokens. A failure scores 0, and has no loss: nats are of those that "
+    "did not fail."
 )

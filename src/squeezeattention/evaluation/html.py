@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .columns import LEGEND, WIN_COLUMNS, WIN_LEGEND, Cell, bytes_text, columns_for, label
+from .columns import LEGEND, WIN_LEGEND, Cell, bytes_text, columns_for, is_continuation, label, labels, win_columns
 from .verdict import verdicts
 
 _STYLE = """
@@ -18,8 +19,8 @@ table { border-collapse: collapse; font-size: 13px; margin: .8rem 0 } .wide { ov
 th { text-align: left; border-bottom: 1px solid #999 } th, td { padding: .15rem .6rem; white-space: nowrap }
 td.right, th.right { text-align: right; font-variant-numeric: tabular-nums } tr.full { font-weight: bold }
 tr.first td { border-top: 1px solid #ddd } figure { margin: 1.2rem 0 } img { max-width: 100%; height: auto }
-figcaption, .note { color: #666; font-size: 13px } dt { font-weight: bold; float: left; clear: left; width: 10rem }
-dd { margin: 0 0 .2rem 10.5rem; overflow-wrap: anywhere }
+figcaption, .note { color: #666; font-size: 13px } dl { display: grid; grid-template-columns: fit-content(40%) 1fr }
+dt { font-weight: bold; padding-right: 1rem } dt, dd { margin: 0 0 .2rem; overflow-wrap: anywhere }
 """
 
 
@@ -31,18 +32,19 @@ def page(run: Mapping[str, Any], summary: Mapping[str, Any], images: Sequence[tu
         f"<h1>{_safe(title)}</h1>",
         *(f"<p>{_safe(text)}</p>" for text in verdicts(summary)),
         *_wins_table(summary["against_uniform"]),
-        "<h2>Score against bytes</h2>",
+        "<h2>Quality against bytes</h2>",
         *(_image(caption, data) for caption, data in images),
         "<h2>Results by task</h2>",
         f'<p class="note">{_safe(LEGEND)}</p>',
         *_task_tables(summary["results"]),
-        "<h2>Bytes for a share of the full score</h2>",
+        "<h2>Bytes for nearly what the full cache scores</h2>",
         _reach_table(summary["reach"]),
         *_error_table(summary["errors"]),
         "<h2>Setting</h2>",
         _definitions(_setting(run, summary)),
     ]
-    head = f'<meta charset="utf-8"><title>{_safe(title)}</title><style>{_STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{_safe(title)}</title><style>{_STYLE}</style>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
@@ -72,10 +74,11 @@ def _task_tables(cells: Sequence[Cell]) -> Iterable[str]:
 
 def _wins_table(entries: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     if entries:
+        columns = win_columns(entries)
         yield "<h2>Against uniform budgets of the same size</h2>"
         yield _table(
-            [(column.title, column.right) for column in WIN_COLUMNS],
-            [[column.text(entry) for column in WIN_COLUMNS] for entry in entries],
+            [(column.title, column.right) for column in columns],
+            [[column.text(entry) for column in columns] for entry in entries],
         )
         yield f'<p class="note">{_safe(WIN_LEGEND)}</p>'
 
@@ -107,17 +110,23 @@ def _reach_table(entries: Sequence[Mapping[str, Any]]) -> str:
         ("length", True),
         ("policy", False),
         ("layers", False),
-        ("share", True),
+        ("kept", True),
         ("bytes", True),
     ]
+    names = labels(entry["allocator"] for entry in entries)
     rows = [
         [
-            entry["task"], f"{entry['length']:,}", label(entry["policy"]), label(entry["allocator"]),
-            f"{entry['share']:.0%}", _reach_text(entry),
+            entry["task"], f"{entry['length']:,}", label(entry["policy"]), names[entry["allocator"]],
+            _kept(entry), _reach_text(entry),
         ]
         for entry in entries
     ]  # fmt: skip
     return _table(columns, rows)
+
+
+def _kept(entry: Mapping[str, Any]) -> str:
+    """A share of the score; of the probability of a token, so many nats more."""
+    return f"{-math.log(entry['share']):+.2f} nats" if is_continuation(entry) else f"{entry['share']:.0%}"
 
 
 def _reach_text(entry: Mapping[str, Any]) -> str:
@@ -135,12 +144,13 @@ def _error_table(errors: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _definitions(items: Iterable[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{_safe(name)}</dt><dd>{_safe(text)}</dd>" for name, text in items) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{_safe(name)}</dt><dd>{_safe(text or '–')}</dd>" for name, text in items) + "</dl>"
 
 
 def _setting(run: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for name, value in summary["settings"].items():
-        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        yield name, ", ".join(map(str, values))
     for name, value in summary["model"].items():
         yield f"model {name}", str(value)
     for number, machine in enumerate(run["environments"], 1):

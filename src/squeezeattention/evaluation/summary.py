@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .bootstrap import LEAST_CONTEXTS, LEVEL, RESAMPLES, SEED, bootstrap, differences
+from ..plan.codec import DIRECTION
+from .bootstrap import LEAST_CONTEXTS, LEVEL, RESAMPLES, SEED, Mean, bootstrap, differences
 from .config import UNIFORM, Config
 from .folder import read_rows, read_run, write_json
 from .grid import FULL, Settings
@@ -18,6 +20,8 @@ from .spec import Spec
 
 SUMMARY = "summary.json"
 ALL = "all tasks"
+#: The kind of rows that are about likelihoods, not about answers.
+CONTINUATION = "continuation"
 
 Row = Mapping[str, Any]
 _DIGITS = 6
@@ -65,6 +69,7 @@ def summary_of(run: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
         "against_uniform": _wins(cells),
         "reach": _reach(cells),
         "signals": _signals(rows),
+        "signal_direction": DIRECTION,
         "errors": _errors(rows),
     }
 
@@ -101,7 +106,7 @@ def _cells(
             continue
         cells.append({
             "task": name, "length": length, **_identity(config), **_scores(strata), **_sizes(strata),
-            "minus_uniform": _against_uniform(table, tasks, length, config),
+            **_added(table, tasks, length, config), "minus_uniform": _against_uniform(table, tasks, length, config),
         })  # fmt: skip
     return cells
 
@@ -112,8 +117,8 @@ def _identity(config: Config) -> dict[str, Any]:
 
 def _scores(strata: Sequence[Sequence[Row]]) -> dict[str, Any]:
     found = bootstrap([[row["scores"] for row in rows] for rows in strata])
+    losses = _nats([[row["losses"] for row in rows if row["losses"] is not None] for rows in strata])
     rows = [row for rows in strata for row in rows]
-    losses = [loss for row in rows for loss in row["losses"] or ()]
     lengths = [length for row in rows for length in row["answer_tokens"] or ()]
     return {
         "kind": rows[0]["kind"],
@@ -123,9 +128,30 @@ def _scores(strata: Sequence[Sequence[Row]]) -> dict[str, Any]:
         "score": _rounded(found.mean),
         "low": _rounded(found.low),
         "high": _rounded(found.high),
-        "nats_per_token": _rounded(statistics.fmean(losses)) if losses else None,
+        "nats_per_token": losses["nats"],
+        "nats_low": losses["nats_low"],
+        "nats_high": losses["nats_high"],
         "answer_tokens": _rounded(statistics.fmean(lengths)) if lengths else None,
     }
+
+
+def _nats(strata: Sequence[Sequence[Sequence[float]]]) -> dict[str, float | None]:
+    """Mean loss with its interval; ``None`` where there are none: a failure has no loss, as bad as it may be."""
+    found = bootstrap(strata) if all(strata) else None
+    if found is None:
+        return {"nats": None, "nats_low": None, "nats_high": None}
+    return {"nats": _rounded(found.mean), "nats_low": _rounded(found.low), "nats_high": _rounded(found.high)}
+
+
+def _added(table: _Table, tasks: Sequence[str], length: int, config: Config) -> dict[str, float | None]:
+    """Mean loss beyond the full cache's on the same contexts, of which some are harder than others by far more."""
+    strata = []
+    for task in tasks:
+        full = {_sample(row): row["losses"] for row in table.rows(task, length, FULL) if row["losses"] is not None}
+        own = [row for row in table.rows(task, length, config) if row["losses"] is not None and _sample(row) in full]
+        strata.append(differences([row["losses"] for row in own], [full[_sample(row)] for row in own]))
+    found = _nats(strata)
+    return {"nats_added": found["nats"], "nats_added_low": found["nats_low"], "nats_added_high": found["nats_high"]}
 
 
 def _sizes(strata: Sequence[Sequence[Row]]) -> dict[str, Any]:
@@ -141,58 +167,94 @@ def _sizes(strata: Sequence[Sequence[Row]]) -> dict[str, Any]:
 
 
 def _against_uniform(table: _Table, tasks: Sequence[str], length: int, config: Config) -> dict[str, Any] | None:
-    """Paired difference from uniform budgets, with the same policy and budget, on the samples that both have."""
+    """Paired difference from uniform budgets, with the same policy and budget, on the samples that both have.
+
+    Of continuations also that of the losses, on the samples where neither failed.
+    """
     if config.policy is None or config.allocator is None or config.allocator.name == UNIFORM:
         return None
     baseline = Config(config.policy, Spec(UNIFORM), config.budget)
-    strata = []
+    strata, losses = [], []
     for task in tasks:
-        others = {_sample(row): row["scores"] for row in table.rows(task, length, baseline)}
+        others = {_sample(row): row for row in table.rows(task, length, baseline)}
         both = [row for row in table.rows(task, length, config) if _sample(row) in others]
         if not both:
             return None
-        strata.append(differences([row["scores"] for row in both], [others[_sample(row)] for row in both]))
+        pairs = [(row, others[_sample(row)]) for row in both]
+        strata.append(differences([a["scores"] for a, _ in pairs], [b["scores"] for _, b in pairs]))
+        known = [(a["losses"], b["losses"]) for a, b in pairs if None not in (a["losses"], b["losses"])]
+        losses.append(differences([a for a, _ in known], [b for _, b in known]))
+        continuation = both[0]["kind"] == CONTINUATION
     found = bootstrap(strata)
     return {
         "n_samples": sum(map(len, strata)),
         "score": _rounded(found.mean),
         "low": _rounded(found.low),
         "high": _rounded(found.high),
+        **(_nats(losses) if continuation else {}),
     }
 
 
-def is_clear(difference: Mapping[str, Any] | None) -> bool:
-    """Whether a difference's interval leaves out 0."""
-    return difference is not None and difference["low"] is not None and not difference["low"] <= 0 <= difference["high"]
+def gain(difference: Mapping[str, Any] | None) -> Mean | None:
+    """What a difference from uniform budgets says, up = better: of scores, or of losses where there are any."""
+    if difference is None:
+        return None
+    if "nats" not in difference:
+        return Mean(difference["score"], difference["low"], difference["high"])
+    mean, low, high = difference["nats"], difference["nats_low"], difference["nats_high"]
+    if mean is None:
+        return None
+    return Mean(-mean, None if high is None else -high, None if low is None else -low)
+
+
+def is_clear(found: Mean | None) -> bool:
+    """Whether an interval leaves out 0."""
+    return found is not None and found.low is not None and found.high is not None and not found.low <= 0 <= found.high
 
 
 def _wins(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How often each allocator is clearly better or worse than uniform; likelihoods are on a scale of their own."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    """How often each allocator is clearly better or worse than uniform; ``mean`` is in nats for continuations."""
+    groups: dict[tuple[str, str], list[Mean]] = defaultdict(list)
     for cell in cells:
-        if cell["minus_uniform"] is not None and cell["task"] != ALL:
-            groups[cell["kind"], cell["allocator"]].append(cell["minus_uniform"])
+        if cell["task"] != ALL and (found := gain(cell["minus_uniform"])) is not None:
+            groups[cell["kind"], cell["allocator"]].append(found)
     return [
         {
             "kind": kind, "allocator": allocator, "pairs": len(pairs),
-            "better": sum(is_clear(pair) and pair["score"] > 0 for pair in pairs),
-            "worse": sum(is_clear(pair) and pair["score"] < 0 for pair in pairs),
-            "mean": _rounded(statistics.fmean(pair["score"] for pair in pairs)),
+            "better": sum(is_clear(pair) and pair.mean > 0 for pair in pairs),
+            "worse": sum(is_clear(pair) and pair.mean < 0 for pair in pairs),
+            "mean": _rounded(_sign(kind) * statistics.fmean(pair.mean for pair in pairs)),
         }
         for (kind, allocator), pairs in groups.items()
     ]  # fmt: skip
+
+
+def _sign(kind: str) -> int:
+    return -1 if kind == CONTINUATION else 1
+
+
+def _quality(cell: Mapping[str, Any]) -> float | None:
+    """What budgets are held against the full cache by: the score, or the mean probability of a continuation's token."""
+    if cell["kind"] != CONTINUATION:
+        score: float = cell["score"]
+        return score
+    return None if cell["nats_per_token"] is None else math.exp(-cell["nats_per_token"])
 
 
 def _reach(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Bytes for some shares of the full cache's score, by task, policy and allocator."""
     lines: dict[tuple[str, int, str, str], list[tuple[float, float]]] = defaultdict(list)
     full: dict[tuple[str, int], float] = {}
+    kinds = {cell["task"]: cell["kind"] for cell in cells}
     for cell in cells:
+        quality = _quality(cell)
+        if quality is None:
+            continue
         if cell["policy"] is None:
-            full[cell["task"], cell["length"]] = cell["score"]
+            full[cell["task"], cell["length"]] = quality
         elif cell["bytes"] is not None:
             line = cell["task"], cell["length"], cell["policy"], cell["allocator"]
-            lines[line].append((cell["bytes"], cell["score"]))
+            lines[line].append((cell["bytes"], quality))
     found = []
     for (task, length, policy, allocator), points in lines.items():
         for share in SHARES:
@@ -201,8 +263,8 @@ def _reach(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             target = share * full[task, length]
             reach = bytes_to_reach(points, target)
             found.append({
-                "task": task, "length": length, "policy": policy, "allocator": allocator, "share": share,
-                "target": _rounded(target), "status": reach.status, "bytes": _rounded(reach.bytes),
+                "task": task, "length": length, "policy": policy, "allocator": allocator, "kind": kinds[task],
+                "share": share, "target": _rounded(target), "status": reach.status, "bytes": _rounded(reach.bytes),
             })  # fmt: skip
     return found
 

@@ -58,7 +58,11 @@ def _rows(plan: BudgetPlan) -> list[tuple[str, str, int]]:
 
 def _signal_title(plan: BudgetPlan) -> str:
     """What the column holds, and which way it points."""
-    return "signal" if plan.signal_values is None else f"{plan.signal or 'signal'} (low: matters more)"
+    if plan.signal_values is None:
+        return "signal"
+    from ..signals import signal_label  # only here: signals need torch, plans do not
+
+    return signal_label(plan.signal)
 
 
 def _title(plan: BudgetPlan) -> str:

@@ -1,7 +1,7 @@
 """Figures. Needs the ``plot`` extra; makes ``Figure`` objects of its own and leaves pyplot's state alone."""
 
 from .accuracy import Panel, Point, accuracy_figure
-from .canvas import save
+from .canvas import ADDED_NATS, Scale, percent, save
 from .oracle import oracle_figure
 from .plans import plan_figure
 from .signals import signals_figure
@@ -10,12 +10,15 @@ from .stability import stability_figure
 from .sweep import SweepPanel, SweepPoint, sweep_figure
 
 __all__ = [
+    "ADDED_NATS",
     "Panel",
     "Point",
+    "Scale",
     "SweepPanel",
     "SweepPoint",
     "accuracy_figure",
     "oracle_figure",
+    "percent",
     "plan_figure",
     "save",
     "signals_figure",

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..extras import require
-from .canvas import FAINT, INK, LARGE, NORMAL, SMALL, line_style, new_figure, percent_line, shared_legend, tidy
+from .canvas import (
+    FAINT,
+    INK,
+    LARGE,
+    NORMAL,
+    SMALL,
+    Scale,
+    error_line,
+    line_style,
+    new_figure,
+    percent,
+    shared_legend,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,13 +28,15 @@ if TYPE_CHECKING:
 
 _POINT = 1 / 72  # inch
 _DODGE = 4.0  # points between markers that would lie on each other
+_MARGIN = 0.06  # of the axis
+RIGHT = percent("answers right")
 
 
 class Point(NamedTuple):
-    """A score (shares of 1) and its 95 % interval at a number of bytes."""
+    """A value and its 95 % interval at a number of bytes."""
 
     bytes: float
-    share: float
+    value: float
     low: float
     high: float
 
@@ -34,10 +49,8 @@ class Panel:
     lines: Mapping[str, Sequence[Point]]
 
 
-def accuracy_figure(
-    panels: Sequence[Panel], full: Point, *, title: str, n: int, measure: str = "answers right"
-) -> Figure:
-    """One panel beside the other with the full cache as a dashed line in each.
+def accuracy_figure(panels: Sequence[Panel], full: Point, *, title: str, n: int, scale: Scale = RIGHT) -> Figure:
+    """One panel beside the other with the full cache as a dashed line in each; values as ``scale`` has them.
 
     Markers of one budget are set apart by a few points sideways so that none hides another.
     """
@@ -48,26 +61,26 @@ def accuracy_figure(
     unit = _unit(widest)
     row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, panel in zip(row, panels, strict=True):
-        _draw(figure, axes, panel, full, labels, unit)
-    row[0].set_ylabel(f"{measure}, % (n = {n}, 95 % intervals)", fontsize=NORMAL, color=INK)
-    row[0].set_ylim(-4, 104)
+        _draw(figure, axes, panel, full, labels, unit, scale)
+    row[0].set_ylabel(f"{scale.label} (n = {n}, 95 % intervals)", fontsize=NORMAL, color=INK)
+    row[0].set_ylim(*(scale.ends or _ends(panels, full, scale)))
     row[0].set_xlim(0, 1.12 * widest / unit.bytes)
     shared_legend(figure, row)
     return figure
 
 
-def _draw(figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[str], unit: _Unit) -> None:
+def _draw(figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[str], unit: _Unit, scale: Scale) -> None:
     shift = require("matplotlib.transforms", "plot").ScaledTranslation
     axes.set_title(panel.title, fontsize=NORMAL + 1, color=INK)
-    axes.axhspan(100 * full.low, 100 * full.high, color=FAINT, alpha=0.15, linewidth=0)
-    axes.axhline(100 * full.share, color=INK, linestyle="--", linewidth=1.3, label="full cache")
+    axes.axhspan(scale.factor * full.low, scale.factor * full.high, color=FAINT, alpha=0.15, linewidth=0)
+    axes.axhline(scale.factor * full.value, color=INK, linestyle="--", linewidth=1.3, label="full cache")
     for label, points in panel.lines.items():
         index = labels.index(label)
         offset = (index - (len(labels) - 1) / 2) * _DODGE * _POINT
         transform = axes.transData + shift(offset, 0, figure.dpi_scale_trans)
         ordered = sorted(points)
-        percent_line(
-            axes, [point.bytes / unit.bytes for point in ordered], [point[1:] for point in ordered],
+        error_line(
+            axes, [point.bytes / unit.bytes for point in ordered], [point[1:] for point in ordered], scale,
             label=label, **line_style(index), markersize=5.5, linewidth=1.6, elinewidth=1.1, transform=transform,
         )  # fmt: skip
     axes.set_xlabel(f"keys and values held, {unit.name}", fontsize=NORMAL, color=INK)
@@ -79,6 +92,14 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[st
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     tidy(axes)
+
+
+def _ends(panels: Sequence[Panel], full: Point, scale: Scale) -> tuple[float, float]:
+    """A little beyond all intervals. (Markers that are set apart are none of matplotlib's data.)"""
+    points = [full, *(point for panel in panels for line in panel.lines.values() for point in line)]
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    margin = _MARGIN * (high - low) or 1.0
+    return scale.factor * (low - margin), scale.factor * (high + margin)
 
 
 class _Unit(NamedTuple):

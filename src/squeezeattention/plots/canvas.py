@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 INK = "#222222"
 FAINT = "#8a8a8a"
 GROUPS = ("#0072B2", "#56B4E9", "#E4E4E4")  # G1, G2, and the group that is cut
+
+_LEGEND_ROW = 0.2  # inches
 
 SMALL, NORMAL, LARGE = 8.5, 10.0, 12.0
 
@@ -46,14 +50,34 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": dash}
 
 
-def percent_line(axes: Axes, xs: Sequence[float], points: Sequence[tuple[float, float, float]], **style: Any) -> None:
-    """Scores as a line in percent with error bars; each point is (score, low, high), shares of 1."""
+@dataclass(frozen=True)
+class Scale:
+    """The axis of what is measured: its label, what values are multiplied by, and its ends (``None``: theirs)."""
+
+    label: str
+    factor: float = 1.0
+    ends: tuple[float, float] | None = None
+
+
+def percent(measure: str) -> Scale:
+    """For shares of 1: the whole range, so that pictures compare."""
+    return Scale(f"{measure}, %", 100.0, (-4.0, 104.0))
+
+
+#: For losses beyond the full cache's, which differ little from one another.
+ADDED_NATS = Scale("added nats a token")
+
+
+def error_line(
+    axes: Axes, xs: Sequence[float], points: Sequence[tuple[float, float, float]], scale: Scale, **style: Any
+) -> None:
+    """A line with error bars; each point is (value, low, high)."""
     axes.errorbar(
         xs,
-        [100 * share for share, _, _ in points],
+        [scale.factor * value for value, _, _ in points],
         yerr=[
-            [100 * max(0.0, share - low) for share, low, _ in points],
-            [100 * max(0.0, high - share) for share, _, high in points],
+            [scale.factor * max(0.0, value - low) for value, low, _ in points],
+            [scale.factor * max(0.0, high - value) for value, _, high in points],
         ],
         capsize=2.5,
         **style,
@@ -66,7 +90,11 @@ def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    columns = min(len(entries), max(3, int(figure.get_figwidth() / 1.7)))
+    widest = max(map(len, entries), default=0)
+    room = figure.get_figwidth() / max(1.7, 0.7 + 0.075 * widest)  # inches: the handle, and a letter
+    columns = min(len(entries), max(1, int(room)))
+    rows = math.ceil(len(entries) / max(1, columns))
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * max(0, rows - 1))  # not at the cost of the panels
     figure.legend(
         list(entries.values()), list(entries), loc="outside lower center", ncols=columns,
         frameon=False, fontsize=SMALL + 0.5,

@@ -33,6 +33,10 @@ def oracle_figure(losses: Losses, ranks: Sequence[SignalRank], *, most: int = 6)
         panels = below[0].subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         for axes, rank in zip(panels, shown, strict=True):
             _signal(axes, rank)
+        panels[0].set_title(
+            "signals (high bar: the layer matters more; number: rank correlation with the losses of each layer alone)",
+            fontsize=NORMAL, color=INK, loc="left",
+        )  # fmt: skip
         panels[-1].set_xlabel("layer", fontsize=NORMAL, color=INK)
     return figure
 

@@ -70,8 +70,9 @@ def signal_map(figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], name
         bar.ax.set_yticks([low], [f"{low:.4g}"])
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
-    meaning = "attention changes little" if name == "cosine" else "the layer matters little"
-    axes.set_title(f"{name} (high: {meaning})", fontsize=NORMAL, color=INK, loc="left")
+    from ..signals import signal_label  # with torch, which a figure without signals does not need
+
+    axes.set_title(signal_label(name), fontsize=NORMAL, color=INK, loc="left")
     if numbers and len(rows[0]) <= _MOST_NUMBERS and len(rows) <= _MOST_LABELS:
         for y, row in enumerate(rows):
             for x, value in enumerate(row):

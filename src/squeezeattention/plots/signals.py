@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def signals_figure(signals: Mapping[str, Sequence[tuple[str, Sequence[float]]]], *, title: str) -> Figure:
-    """``signals``: for each signal its rows, a label and one value per layer (high: the layer matters less)."""
+    """``signals``: for each signal its rows, a label and one value per layer (low: the layer matters more)."""
     if not signals or not all(signals.values()):
         raise ConfigError("a figure of signals needs at least one signal with one row")
     n_layers = max(len(values) for rows in signals.values() for _, values in rows)

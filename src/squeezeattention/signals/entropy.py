@@ -11,6 +11,7 @@ class Entropy(SampledAttention):
     """One minus the entropy of attention over that of uniform attention to all visible tokens."""
 
     name = "entropy"
+    label = "1 - entropy"
 
     def need(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         entropy = layer_mean(torch.special.entr(rows.probabilities).sum(dim=-1))

@@ -17,6 +17,7 @@ class FarOutput(Locality):
     """
 
     name = "far_output"
+    label = "1 - far_output"
 
     def need(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         mass = rows.probabilities

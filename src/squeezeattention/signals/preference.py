@@ -22,6 +22,7 @@ class Preference(LastQueries):
     """
 
     name = "preference"
+    label = "1 - preference"
 
     def __init__(self, window: int = 32, tau1: float = 1.0, tau2: float = 1.0) -> None:
         super().__init__(window)

@@ -18,6 +18,7 @@ class Sharpness(Locality):
     """
 
     name = "sharpness"
+    label = "1 - sharpness"
 
     def need(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         far = rows.probabilities * rows.per_query_head(self.far(rows))

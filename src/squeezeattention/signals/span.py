@@ -15,6 +15,7 @@ class Span(SampledAttention):
     """
 
     name = "span"
+    label = "1 - span"
 
     def __init__(self, mass: float = 0.9) -> None:
         if not 0 < mass < 1:

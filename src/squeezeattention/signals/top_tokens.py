@@ -26,6 +26,7 @@ class TopTokens(LastQueries):
     """
 
     name = "top_tokens"
+    label = "1 - top_tokens"
 
     def __init__(self, window: int = 32, pool: int = 7) -> None:
         super().__init__(window)
