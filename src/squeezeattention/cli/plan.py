@@ -15,8 +15,8 @@ from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError
 from ..extras import require
 from ..plan import BudgetPlan
+from ..plan.table import signal_label
 from ..plots import plan_figure, save, stability_figure
-from ..signals import signal_label
 from ..stability import WAYS, Observation, Study, study
 from . import options
 from .console import ERR, OUT, print_json

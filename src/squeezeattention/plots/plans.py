@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..extras import require
 from ..plan import BudgetPlan
-from ..signals import signal_label
+from ..plan.table import signal_label
 from .canvas import COLOURS, GROUPS, INK, LARGE, NORMAL, SMALL, new_figure, tidy
 
 if TYPE_CHECKING:
