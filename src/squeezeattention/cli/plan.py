@@ -15,6 +15,7 @@ from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError
 from ..extras import require
 from ..plan import BudgetPlan
+from ..plan.table import signal_label
 from ..plots import plan_figure, save, stability_figure
 from ..stability import WAYS, Observation, Study, study
 from . import options
@@ -114,8 +115,6 @@ def plan(
 
 
 def _signal_of(plan: BudgetPlan) -> str:
-    from ..signals import signal_label
-
     return "" if plan.signal_values is None else f"signal {signal_label(plan.signal)}, "
 
 

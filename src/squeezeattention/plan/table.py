@@ -58,11 +58,15 @@ def _rows(plan: BudgetPlan) -> list[tuple[str, str, int]]:
 
 def _signal_title(plan: BudgetPlan) -> str:
     """What the column holds, and which way it points."""
-    if plan.signal_values is None:
-        return "signal"
-    from ..signals import signal_label  # only here: signals need torch, plans do not
+    return "signal" if plan.signal_values is None else signal_label(plan.signal)
 
-    return signal_label(plan.signal)
+
+def signal_label(name: str | None) -> str:
+    """What the values of a signal are, and which way they point: ``1 - sharpness (low: matters more)``."""
+    from ..signals import SIGNALS  # only here: signals need torch, and `squeeze --help` must not wait for it
+
+    label = getattr(SIGNALS.factory(name), "label", "") if name is not None and name in SIGNALS else ""
+    return f"{label or name or 'signal'} (low: matters more)"
 
 
 def _title(plan: BudgetPlan) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from ..extras import require
 from ..plan import BudgetPlan
+from ..plan.table import signal_label
 from .canvas import COLOURS, GROUPS, INK, LARGE, NORMAL, SMALL, new_figure, tidy
 
 if TYPE_CHECKING:
@@ -70,8 +71,6 @@ def signal_map(figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], name
         bar.ax.set_yticks([low], [f"{low:.4g}"])
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
-    from ..signals import signal_label  # with torch, which a figure without signals does not need
-
     axes.set_title(signal_label(name), fontsize=NORMAL, color=INK, loc="left")
     if numbers and len(rows[0]) <= _MOST_NUMBERS and len(rows) <= _MOST_LABELS:
         for y, row in enumerate(rows):

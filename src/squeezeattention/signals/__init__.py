@@ -28,12 +28,6 @@ SIGNALS.register("streaming_mass", StreamingMass)
 SIGNALS.register("top_tokens", TopTokens)
 
 
-def signal_label(name: str | None) -> str:
-    """What the values of a signal are, and which way they point: ``1 - sharpness (low: matters more)``."""
-    label = getattr(SIGNALS.factory(name), "label", "") if name is not None and name in SIGNALS else ""
-    return f"{label or name or 'signal'} (low: matters more)"
-
-
 def resolve_signal(spec: str | Signal) -> Signal:
     """A signal from its registered name, or a :class:`Signal` as it is."""
     return SIGNALS.resolve(spec, Signal)  # type: ignore[type-abstract]
@@ -55,5 +49,4 @@ __all__ = [
     "StreamingMass",
     "TopTokens",
     "resolve_signal",
-    "signal_label",
 ]
