@@ -134,10 +134,11 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    if name == NAME or not sys.stderr.isatty():  # a bar for nobody, or of a tenth of a second
+        logging.disable_progress_bar()
     wanted = dtype_of(dtype)
     place = device_of(device)
     if name == NAME:
-        logging.disable_progress_bar()
         model, tokenizer = load_embedded(torch.float32 if wanted == "auto" else wanted)
         return model.to(place), tokenizer
     with _loading(name):
