@@ -32,6 +32,7 @@ def test_defaults_keep_a_short_prompt_and_its_answer(model, policy, length):
     assert cache.lengths() == [length + 29] * 4
     assert cache.plan.base_budget == MIN_TOKENS
     assert any(f"min_tokens={MIN_TOKENS}" in text for text in cache.plan.warnings)
+    assert "nothing saved" in str(cache.memory())
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS.names())

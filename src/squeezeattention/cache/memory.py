@@ -46,14 +46,18 @@ class MemoryReport:
 
     @property
     def saved(self) -> float:
-        """Share of the full cache's bytes that is not held, 0 before the first prompt."""
+        """Share of the full cache's bytes that is not held, 0 before the first prompt.
+
+        Below 0 while a text is shorter than its budget: room for the budget is made at once.
+        """
         return 1 - self.bytes / self.full_bytes if self.full_bytes else 0.0
 
     def __str__(self) -> str:
+        gain = f"{self.saved:.0%} saved" if self.saved > 0 else "nothing saved, the text fits into the budget"
         return (
             f"{_readable(self.bytes)} held (+ {_readable(self.index_bytes)} of positions and scores), "
             f"peak {_readable(self.peak_bytes)}, a full cache holds {_readable(self.full_bytes)}: "
-            f"{self.saved:.0%} saved"
+            f"{gain}"
         )
 
 
