@@ -242,7 +242,7 @@ def test_losses_are_drawn_where_they_lie(settings: Settings) -> None:
     for picture in (accuracy, sweep):
         axes = picture.figure.axes[0]
         low, high = axes.get_ylim()
-        assert axes.get_ylabel().startswith("added nats a token")
+        assert axes.get_ylabel().startswith("added nats a token,\nless is better")
         assert -0.02 < low < 0
         assert max(cell["nats_added_high"] for cell in cells) < high < 0.12
 
@@ -313,6 +313,32 @@ def test_long_names_leave_room_for_the_numbers(settings: Settings, tmp_path: Pat
         assert "a" * 20 in text
         assert not re.search(r"…(?!/)", text)
         assert "25.0" in text
+
+
+@pytest.mark.parametrize("kind", ["questions", "continuation"])
+@pytest.mark.parametrize("width", [80, 92, 110, 122, 134, 148, 154, 166])
+def test_failures_are_shown_at_any_width(settings: Settings, kind: str, width: int) -> None:
+    """And take no room where there are none; no number is cut off for them."""
+    console = pytest.importorskip("rich.console").Console(width=width)
+    rows = [
+        _row(settings, "lines", index, config, [0.25], kind=kind, losses=[-math.log(0.25)])
+        for index in range(6) for config in range(3)
+    ]  # fmt: skip
+
+    def shown() -> str:
+        cells = [cell for cell in _summary(settings, rows)["results"] if cell["task"] == "lines"]
+        with console.capture() as capture:
+            console.print(results_table(cells, width))
+        return str(capture.get())
+
+    assert ("failed" in shown()) == (width >= 166)
+    rows[-1].update(error={"type": "Boom", "text": "!"}, losses=None, scores=[0.0])
+    text = shown()
+    assert "failed" in text
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    (row,) = (line for line in text.splitlines() if "squeeze" in line)
+    assert row.split()[-1] == "1"
 
 
 def test_differences_are_of_the_samples_that_both_have(settings: Settings) -> None:

@@ -149,8 +149,8 @@ def columns_for(cells: Sequence[Cell]) -> tuple[Column, ...]:
     answers = () if losses else (
         Column("answer", lambda cell: _optional(cell["answer_tokens"], 1), from_width=154),
     )  # fmt: skip
-    # A loss cannot say that there is none.
-    some_failed = losses and any(cell["n_failed"] for cell in cells)
+    # On the narrowest terminal too: a score counts failures as 0, and a loss leaves them out.
+    some_failed = any(cell["n_failed"] for cell in cells)
     return (
         Column("policy", lambda cell: label(cell["policy"]), right=False),
         Column("budget", lambda cell: budget_label(cell["budget"])),

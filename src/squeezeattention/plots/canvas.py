@@ -65,7 +65,7 @@ def percent(measure: str) -> Scale:
 
 
 #: For losses beyond the full cache's, which differ little from one another.
-ADDED_NATS = Scale("added nats a token")
+ADDED_NATS = Scale("added nats a token,\nless is better")
 
 
 def error_line(
