@@ -60,7 +60,12 @@ def test_the_page_of_the_index_needs_no_other_file(project: dict[str, Any]) -> N
     assert "[SqueezeAttention](https://arxiv.org/abs/2404.04793)" in text
     assert "docs/using.md has the semantics" in text
     assert text.count("```") == read("README.md").count("```")
-    assert "above" not in text.split("## Results")[0]  # no words about a picture that is not there
+    assert "<img" not in text
+    assert "not affiliated with\nthe paper's authors, whose code is a separate project" in text
+    # No words about a picture that is not there: neither its caption nor "above".
+    (caption,) = re.findall(r"(?m)^!\[.*\n\n\*([^*]+)\*$", read("README.md"))
+    assert caption not in text
+    assert "above" not in text.split("## Results")[0]
 
 
 def test_sizes_are_those_of_the_files() -> None:
