@@ -55,17 +55,19 @@ test-compat: test-oldest test-newest ## first contact with the wheel, on the old
 # development uses, since another one is gigabytes. What is newest changes, so pip is asked every time.
 WHEEL_TESTS := tests/wheel tests/use tests/exact/test_newer_releases.py tests/cli/test_generate.py
 
+# $(call test-wheel,ENVIRONMENT,TRANSFORMERS): the wheel is new though its version is not, so it is put there first.
+define test-wheel
+	$(1)/bin/python $(PIP) "$$(grep '^torch==' constraints.txt)" accelerate hypothesis pytest pytest-xdist
+	$(1)/bin/python $(PIP) --upgrade --force-reinstall --no-deps dist/*.whl
+	$(1)/bin/python $(PIP) "$$(echo dist/*.whl)[all]" $(2)
+	$(TEST_ENV) SQUEEZE_WHEEL=1 $(1)/bin/python $(PYTEST) $(WHEEL_TESTS)
+endef
+
 test-newest: $(NEWEST)/.created dist/.built ## ... on the newest only
-	$(NEWEST)/bin/python $(PIP) "$$(grep '^torch==' constraints.txt)" accelerate hypothesis pytest pytest-xdist
-	$(NEWEST)/bin/python $(PIP) --upgrade --force-reinstall --no-deps dist/*.whl
-	$(NEWEST)/bin/python $(PIP) --upgrade --upgrade-strategy only-if-needed "$$(echo dist/*.whl)[all]" transformers
-	$(TEST_ENV) SQUEEZE_WHEEL=1 $(NEWEST)/bin/python $(PYTEST) $(WHEEL_TESTS)
+	$(call test-wheel,$(NEWEST),--upgrade --upgrade-strategy only-if-needed transformers)
 
 test-oldest: $(OLDEST)/.created dist/.built ## ... on the oldest supported only
-	$(OLDEST)/bin/python $(PIP) "$$(grep '^torch==' constraints.txt)" accelerate hypothesis pytest pytest-xdist
-	$(OLDEST)/bin/python $(PIP) --upgrade --force-reinstall --no-deps dist/*.whl
-	$(OLDEST)/bin/python $(PIP) "$$(echo dist/*.whl)[all]" transformers==$(OLDEST_TRANSFORMERS)
-	$(TEST_ENV) SQUEEZE_WHEEL=1 $(OLDEST)/bin/python $(PYTEST) $(WHEEL_TESTS)
+	$(call test-wheel,$(OLDEST),transformers==$(OLDEST_TRANSFORMERS))
 
 test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
 	$(TEST_ENV) HF_DATASETS_OFFLINE=1 $(LMEVAL)/bin/python $(PYTEST) tests/lm_eval tests/datasets

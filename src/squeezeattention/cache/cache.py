@@ -29,17 +29,16 @@ from ..hf.attachment import attach
 from ..plan import Budget, BudgetPlan
 from ..policies import EvictionPolicy, StreamingLLM
 from ..signals import Signal, resolve_signal
-from .checks import check_rows, new_padding
+from .checks import check_rows, check_same_text, new_padding
 from .layer import SqueezeLayer
 from .memory import MemoryReport
 from .options import (
     check_used,
-    checked_chunk_size,
     checked_compile,
     checked_kernels,
-    checked_min_tokens,
     checked_new_tokens,
     checked_prefill,
+    checked_tokens,
     policy_with,
 )
 from .planning import Planner
@@ -125,9 +124,9 @@ class SqueezeCache(Cache):
         # A copy: its sums are this cache's own.
         self.signal = copy.deepcopy(resolve_signal(self.allocator.signal if signal is None else signal))
         self._new_tokens = checked_new_tokens(new_tokens)
-        self._min_tokens = checked_min_tokens(min_tokens)
+        min_tokens = checked_tokens("min_tokens", min_tokens)
         self.prefill = checked_prefill(prefill)
-        self.chunk_size = checked_chunk_size(chunk_size)
+        self.chunk_size = checked_tokens("chunk_size", chunk_size)
         self.compile = checked_compile(compile, self.policy)
         self._accelerated = checked_kernels(kernels, model)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
@@ -137,14 +136,14 @@ class SqueezeCache(Cache):
             )
         self._lease(model)
         try:
-            layers = self._make_layers()
+            layers = self._make_layers(min_tokens)
         except BaseException:
             self._release()
             raise
         super().__init__(layers=layers)
         self._clear()
 
-    def _make_layers(self) -> list[SqueezeLayer]:
+    def _make_layers(self, min_tokens: int) -> list[SqueezeLayer]:
         """The layers for the model's layout, once it is sure that plan and options fit it."""
         layout = self._attachment.layout
         plan = self.allocator.allocate(None, layout.n_layers).plan if self._is_fixed else None
@@ -157,7 +156,7 @@ class SqueezeCache(Cache):
             rerotation = Rerotation.build(layout.decoder, layout.attentions[0], layout.config)
         self._planner = Planner(
             self._budget, self.allocator, self.policy, self.signal.name, layout.windows, layout.fingerprint,
-            self._min_tokens,
+            min_tokens,
         )  # fmt: skip
         return [SqueezeLayer(i, w, self.policy, rerotation, self._accelerated) for i, w in enumerate(layout.windows)]
 
@@ -410,23 +409,9 @@ class SqueezeCache(Cache):
                 f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
                 "text so far to go on with it, or call cache.reset() for a new prompt"
             )
-        if seen and embeddings is None and input_ids.shape[1] == columns:
-            self._check_same_text(input_ids)
+        if seen and embeddings is None and input_ids.shape[1] == columns and self._text is not None:
+            check_same_text(self._text[:, :seen], input_ids)
         return max(self._next) + columns - seen if total is None else total
-
-    def _check_same_text(self, input_ids: torch.Tensor) -> None:
-        """Refuse a text that does not go on with the one that is held, as far as that is known."""
-        held = self._text
-        if held is None or held.shape[0] != input_ids.shape[0]:
-            return
-        columns = min(held.shape[1], self.get_seq_length(), input_ids.shape[1])
-        other = held[:, :columns].to(input_ids.device) != input_ids[:, :columns]
-        if bool(other.any()):
-            first = int(other.any(0).nonzero()[0])
-            raise CacheStateError(
-                f"this cache holds another text: the prompt differs from column {first} on, of {columns} read. "
-                "Pass the whole text so far to go on with it, or call cache.reset() for a new prompt"
-            )
 
     def _note_text(self, text: torch.Tensor) -> None:
         """What a ``generate`` call returned, prompt and answer."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import CacheStateError, InputError
 
 
 def check_rows(mask: torch.Tensor) -> None:
@@ -19,6 +19,20 @@ def check_rows(mask: torch.Tensor) -> None:
         raise InputError(f"row {empty[0]} is all padding; every row needs at least one real token")
     if not bool(mask[:, -1].all()):
         raise _right_padding()
+
+
+def check_same_text(held: torch.Tensor, given: torch.Tensor) -> None:
+    """The token ids ``given``, ``[batch, columns]``, go on with those of the text that is ``held``."""
+    columns = held.shape[1]
+    if held.shape[0] != given.shape[0]:
+        return  # rows were chosen or repeated: which is which is not known
+    differs = (held.to(given.device) != given[:, :columns]).any(0)
+    if bool(differs.any()):
+        first = int(differs.nonzero()[0])
+        raise CacheStateError(
+            f"this cache holds another text: the prompt differs from column {first} on, of {columns} read. "
+            "Pass the whole text so far to go on with it, or call cache.reset() for a new prompt"
+        )
 
 
 def new_padding(mask: Any, rows: int, length: int, seen: int, *, first_turn: bool, whole: bool) -> torch.Tensor | None:

@@ -47,15 +47,9 @@ def checked_prefill(prefill: str) -> str:
     return prefill
 
 
-def checked_chunk_size(size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigError(f"chunk_size must be a whole number of at least 1 token, got {size!r}")
-    return size
-
-
-def checked_min_tokens(count: int) -> int:
+def checked_tokens(name: str, count: int) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigError(f"min_tokens must be a whole number of at least 1 token, got {count!r}")
+        raise ConfigError(f"{name} must be a whole number of at least 1 token, got {count!r}")
     return count
 
 

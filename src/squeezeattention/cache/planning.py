@@ -77,7 +77,7 @@ class Planner:
         if self.budget.kind != "share" or plan.allocator == "fixed":
             return ()
         asked = self.budget.base_tokens(prompt_tokens, 1)
-        if asked >= self.min_tokens or min(self.min_tokens, plan.base_budget) <= asked:
+        if asked >= self.min_tokens:
             return ()
         return (
             f"{self.budget} ({prompt_tokens} tokens) would be {asked} a layer; a share gives no fewer than "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..embedded import FOLDER, NAME, load_embedded
-from ..errors import ConfigError, InputError, SqueezeError
+from ..errors import ConfigError, InputError
+from ..loading import loading
 from .console import notice
 
 
@@ -141,13 +141,14 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     if name == NAME:
         model, tokenizer = load_embedded(torch.float32 if wanted == "auto" else wanted)
         return model.to(place), tokenizer
-    with _loading(name):
+    with loading(name, hint=_HINT):
         _check_files(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted).eval()
     return model.to(place), tokenizer
 
 
+_HINT = f" (give {NAME!r}, a folder of a causal language model, or its name on the hub)"
 #: Files of a tokenizer, one of which is enough; ``tokenizer_config.json`` alone is none.
 _TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
@@ -173,25 +174,8 @@ def load_config(name: str) -> Any:
     """A model's text config, without its weights. Raises :class:`InputError` if it cannot be loaded."""
     from transformers import AutoConfig
 
-    with _loading(name):
+    with loading(name, hint=_HINT):
         return AutoConfig.from_pretrained(FOLDER if name == NAME else name).get_text_config()
-
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Whatever a missing, damaged or foreign folder makes the loaders raise becomes an :class:`InputError`."""
-    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
-        raise InputError(f"cannot load the model {name}: there is no such folder")
-    try:
-        yield
-    except SqueezeError:
-        raise
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(
-            f"cannot load the model {name!r}: {first.strip()} (give {NAME!r}, a folder of a causal language "
-            "model, or its name on the hub)"
-        ) from error
 
 
 def dtype_of(name: str) -> Any:

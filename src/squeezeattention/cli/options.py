@@ -79,6 +79,7 @@ Positions = Annotated[
     str | None,
     typer.Option("--positions", metavar="original|cache", help="Positions of StreamingLLM's sinks."),
 ]
+Sinks = Annotated[int | None, typer.Option("--sinks", metavar="TOKENS", min=0, help="Leading tokens that stay. [4]")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
 Prefill = Annotated[
@@ -102,7 +103,7 @@ Truncate = Annotated[
 Include = Annotated[
     list[Path] | None,
     typer.Option(
-        "--include", metavar="FILE.py", callback=lambda paths: include(paths),
+        "--include", metavar="FILE.py", callback=include,
         help="Run it first: it may register policies, allocators, signals and tasks of your own. Any number.",
     ),
 ]  # fmt: skip

@@ -85,7 +85,7 @@ def plan(
     seen = recipe.observe(model, texts, chunk_size)
     frozen = recipe.freeze([one.plan for one in seen], by)
     found = study(seen, partial(recipe.freeze, by=by), frozen) if len(seen) > 1 else None
-    origin = f"the mean {_MEANS[by]} of {len(seen)} texts" if found is not None else "the only text"
+    origin = f"the mean {by} of {len(seen)} texts" if found is not None else "the only text"
     if output is not None:
         frozen.save(output)
     if plot is not None:
@@ -116,9 +116,6 @@ def plan(
 
 def _signal_of(plan: BudgetPlan) -> str:
     return "" if plan.signal_values is None else f"signal {signal_label(plan.signal)}, "
-
-
-_MEANS = {"signal": "signal", "shares": "shares"}
 
 
 def _show(seen: Sequence[Observation], found: Study, frozen: BudgetPlan) -> None:

@@ -11,7 +11,8 @@ import typer
 from ..embedded import FOLDER, NAME
 from ..engine import EngineSettings
 from ..engine.serving import check_installed, run_server, server_command
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
+from ..loading import check_there
 from . import options
 from .console import ERR
 from .inputs import load_config
@@ -38,9 +39,7 @@ def serve(
             "--groups", metavar="N", min=1, help="With --per-prompt: groups of layers with budgets of their own."
         ),
     ] = None,
-    sinks: Annotated[
-        int | None, typer.Option("--sinks", metavar="TOKENS", min=0, help="Leading tokens that stay. [4]")
-    ] = None,
+    sinks: options.Sinks = None,
     block_size: Annotated[
         int, typer.Option("--block-size", metavar="TOKENS", min=1, help="Tokens of a block, as planned.")
     ] = 16,
@@ -71,8 +70,8 @@ def serve(
         given["per_prompt"] = {"groups": groups}
     settings = EngineSettings.read(given)
     folder = FOLDER if model_name == NAME else Path(model_name)
-    if model_name != NAME and (folder.is_absolute() or model_name.startswith(".")) and not folder.is_dir():
-        raise InputError(f"cannot serve the model {model_name}: there is no such folder")
+    if model_name != NAME:
+        check_there(model_name, "serve")
     if (folder / "config.json").is_file():  # else it is on the hub, and the engine checks it
         settings.plan.check_model(None, load_config(model_name).num_hidden_layers)
     settings.check(block_size)

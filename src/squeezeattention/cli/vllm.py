@@ -56,9 +56,7 @@ def plan(
     signal: options.SignalName = None,
     p: options.P = None,
     outliers: options.Outliers = None,
-    sinks: Annotated[
-        int | None, typer.Option("--sinks", metavar="TOKENS", min=0, help="Leading tokens that stay. [4]")
-    ] = None,
+    sinks: options.Sinks = None,
     block_size: Annotated[
         int, typer.Option("--block-size", metavar="TOKENS", min=1, help="Tokens of a block of vLLM's cache.")
     ] = 16,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,10 +266,9 @@ def write_files(result: Result, folder: Path) -> list[Path]:
         target.write_text(json.dumps(to_json(result), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
-    figures: dict[str, Callable[[Result], Any]] = {"accuracy_vs_bytes.png": _accuracy_figure}
-    for label in _measured(result):
-        figures[f"plans_{label}.png"] = partial(_plan_figure, label=label)
-    return [target, *(save(make(result), folder / name) for name, make in figures.items())]
+    figures = {"accuracy_vs_bytes.png": _accuracy_figure(result)}
+    figures |= {f"plans_{label}.png": _plan_figure(result, label) for label in _measured(result)}
+    return [target, *(save(figure, folder / name) for name, figure in figures.items())]
 
 
 def _measured(result: Result) -> list[str]:

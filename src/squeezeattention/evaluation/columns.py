@@ -85,16 +85,30 @@ def _interval(cell: Cell) -> str:
     return "–" if cell["low"] is None else f"{100 * cell['low']:.0f}-{100 * cell['high']:.0f}"
 
 
-def _difference(cell: Cell) -> str:
-    found = cell["minus_uniform"]
-    return "" if found is None else f"{_signed(100 * found['score'], 1)}{_star(cell)}"
+def _difference(name: str, factor: float, digits: int) -> Callable[[Cell], str]:
+    """The text of a difference from uniform budgets, of the value of this name."""
+
+    def text(cell: Cell) -> str:
+        found = cell["minus_uniform"]
+        if found is None or found[name] is None:
+            return ""
+        return f"{_signed(factor * found[name], digits)}{'*' if is_clear(gain(found)) else ' '}"
+
+    return text
 
 
-def _difference_interval(cell: Cell) -> str:
-    found = cell["minus_uniform"]
-    if found is None or found["low"] is None:
-        return ""
-    return f"{_signed(100 * found['low'], 1)} to {_signed(100 * found['high'], 1)}"
+def _difference_interval(prefix: str, factor: float, digits: int) -> Callable[[Cell], str]:
+    """... and of its interval."""
+
+    def text(cell: Cell) -> str:
+        found = cell["minus_uniform"]
+        if found is None or found[f"{prefix}low"] is None:
+            return ""
+        return (
+            f"{_signed(factor * found[f'{prefix}low'], digits)} to {_signed(factor * found[f'{prefix}high'], digits)}"
+        )
+
+    return text
 
 
 def _nats(cell: Cell) -> str:
@@ -103,22 +117,6 @@ def _nats(cell: Cell) -> str:
 
 def _nats_interval(cell: Cell) -> str:
     return "–" if cell["nats_low"] is None else f"{cell['nats_low']:.2f}-{cell['nats_high']:.2f}"
-
-
-def _nats_difference(cell: Cell) -> str:
-    found = cell["minus_uniform"]
-    return "" if found is None or found["nats"] is None else f"{_signed(found['nats'], 3)}{_star(cell)}"
-
-
-def _nats_difference_interval(cell: Cell) -> str:
-    found = cell["minus_uniform"]
-    if found is None or found["nats_low"] is None:
-        return ""
-    return f"{_signed(found['nats_low'], 3)} to {_signed(found['nats_high'], 3)}"
-
-
-def _star(cell: Cell) -> str:
-    return "*" if is_clear(gain(cell["minus_uniform"])) else " "
 
 
 def _optional(value: float | None, digits: int) -> str:
@@ -132,13 +130,13 @@ def _failed(cell: Cell) -> str:
 _SCORES = (
     Column("score", lambda cell: _percent(cell["score"])),
     Column("95 %", _interval),
-    Column("-uniform", _difference),
+    Column("-uniform", _difference("score", 100, 1)),
 )
 #: For likelihoods of continuations: nothing was generated, so nothing has a length.
 _LOSSES = (
     Column("nats", _nats),
     Column("95 %", _nats_interval),
-    Column("-uniform", _nats_difference),
+    Column("-uniform", _difference("nats", 1, 3)),
 )
 
 
@@ -149,6 +147,7 @@ def columns_for(cells: Sequence[Cell]) -> tuple[Column, ...]:
     answers = () if losses else (
         Column("answer", lambda cell: _optional(cell["answer_tokens"], 1), from_width=154),
     )  # fmt: skip
+    between = _difference_interval("nats_", 1, 3) if losses else _difference_interval("", 100, 1)
     # On the narrowest terminal too: a score counts failures as 0, and a loss leaves them out.
     some_failed = any(cell["n_failed"] for cell in cells)
     return (
@@ -158,7 +157,7 @@ def columns_for(cells: Sequence[Cell]) -> tuple[Column, ...]:
         *(_LOSSES if losses else _SCORES),
         Column("KV held", lambda cell: bytes_text(cell["bytes"])),
         Column("of full", lambda cell: "–" if cell["share"] is None else f"{cell['share']:.0%}", from_width=92),
-        Column("-uniform, 95 %", _nats_difference_interval if losses else _difference_interval, from_width=110),
+        Column("-uniform, 95 %", between, from_width=110),
         Column("peak", lambda cell: bytes_text(cell["peak_bytes"]), from_width=122),
         Column("at cut", lambda cell: bytes_text(cell["cut_bytes"]), from_width=134),
         Column("questions", lambda cell: f"{cell['n_questions']} in {cell['n_samples']}", from_width=148),

@@ -15,7 +15,7 @@ from . import compat
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
 
-_CACHE_NAMES = ("cache", "past_key_values", "layer_past", "past_key_value")
+_CACHE_NAMES = (*compat.CACHE_NAMES, "layer_past", "past_key_value")
 
 
 def by_name(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def cache_name(model: nn.Module) -> str:
 @functools.cache
 def _cache_name(forward: Callable[..., Any]) -> str:
     names = inspect.signature(forward).parameters
-    return next((name for name in ("cache", "past_key_values") if name in names), compat.generate_cache_name())
+    return next((name for name in compat.CACHE_NAMES if name in names), compat.generate_cache_name())
 
 
 def new_tokens(kwargs: dict[str, Any]) -> int:

@@ -17,6 +17,8 @@ from ..errors import UnsupportedFeatureError, UnsupportedModelError
 OLDEST = (5, 5)
 #: The first release whose models take the number of columns seen as a tensor.
 OLDEST_COMPILED = (5, 15)
+#: What models and ``generate`` call their cache, the newest name first ("cache" from 5.24 on).
+CACHE_NAMES = ("cache", "past_key_values")
 
 
 def release() -> str:
@@ -30,9 +32,9 @@ def _release() -> tuple[int, ...]:
 
 @functools.cache
 def generate_cache_name() -> str:
-    """What ``generate`` and the methods it calls name the cache: "cache" from 5.24 on."""
+    """What ``generate`` and the methods it calls name the cache."""
     names = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-    return next(name for name in ("cache", "past_key_values") if name in names)
+    return next(name for name in CACHE_NAMES if name in names)
 
 
 def check_compiles() -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from ..cache.step import ACTIVE
 from ..device import execution_device, out_of_memory
 from ..errors import CompileWarning
+from ..loading import first_line
 from .rows import few_rows_backend, is_few_rows, sum_of_rows
 
 _EAGER: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # decoders that cannot be compiled; they were warned of
@@ -38,7 +39,7 @@ def compiled_forward(decoder: nn.Module, given: dict[str, Any], before: Callable
             except torch._dynamo.exc.TorchDynamoException as error:  # nothing has run: compiling comes first
                 if out_of_memory(error) or (error.__cause__ is not None and out_of_memory(error.__cause__)):
                     raise
-                _give_up(decoder, _first_line(error))
+                _give_up(decoder, first_line(error))
     return type(decoder).forward(decoder, **given) if before is None else before(**given)
 
 
@@ -88,8 +89,3 @@ def _forward(decoder: nn.Module, given: dict[str, Any]) -> Any:
 def _give_up(decoder: nn.Module, reason: str) -> None:
     _EAGER.add(decoder)
     warnings.warn(f"{type(decoder).__name__} decodes without torch.compile: {reason}", CompileWarning, stacklevel=2)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -37,7 +37,7 @@ class _Call:
 
     def watch(self, cache: SqueezeCache) -> None:
         if all(known is not cache for known, _ in self.seen):
-            self.seen.append((cache, _columns_seen(cache)))
+            self.seen.append((cache, cache.get_seq_length()))
 
 
 class _Calls(threading.local):
@@ -70,29 +70,29 @@ def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
     kwargs = _renamed(kwargs)
     squeezed, own = cache_maker(model) is not None, _class_method(model, "generate")
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
     with _CALLS.enter() as call:
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, SqueezeCache):
-                call.watch(value)
-        brings_one = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
+        for cache in given:
+            if isinstance(cache, SqueezeCache):
+                call.watch(cache)
         output = own(model, *args, **kwargs)
-    if squeezed and not brings_one and not call.seen:
+    if squeezed and not given and not call.seen:
         raise CacheStateError(
             f"{type(model).__name__}.generate never asked for a cache, so squeeze() did nothing: transformers "
             f"{compat.release()} may not be supported, or the model makes its cache by itself"
         )
     text = getattr(output, "sequences", output)
+    text = text if isinstance(text, torch.Tensor) and text.ndim == 2 else None
     for cache, before in call.seen:
-        _check_read(model, cache, before, output)
-        if isinstance(text, torch.Tensor) and text.ndim == 2 and kwargs.get("inputs_embeds") is None:
+        _check_read(model, cache, before, 0 if text is None else text.shape[1])
+        if text is not None and kwargs.get("inputs_embeds") is None:
             cache._note_text(text)
     return output
 
 
-def _check_read(model: nn.Module, cache: SqueezeCache, before: int, output: Any = None) -> None:
-    """Raise if the model did not read the cache that it was given, or left it before the text in ``output`` ended."""
-    seen, text = _columns_seen(cache), getattr(output, "sequences", output)
-    columns = text.shape[1] if isinstance(text, torch.Tensor) and text.ndim == 2 else 0
+def _check_read(model: nn.Module, cache: SqueezeCache, before: int, columns: int = 0) -> None:
+    """Raise if the model did not read the cache that it was given, or left it before a text of ``columns`` ended."""
+    seen = cache.get_seq_length()
     if seen > before and seen >= columns - 1:  # the last token was never fed
         return
     what = "never read it" if seen <= before else f"stopped reading it after {seen} of {columns} tokens"
@@ -103,16 +103,12 @@ def _check_read(model: nn.Module, cache: SqueezeCache, before: int, output: Any 
     )
 
 
-def _columns_seen(cache: SqueezeCache) -> int:
-    return max((int(layer.seen) for layer in cache.layers), default=0)
-
-
 def _renamed(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``generate``, with our cache under the name that this release knows."""
     from ..cache.cache import SqueezeCache
 
     name = compat.generate_cache_name()
-    for other in ("cache", "past_key_values"):
+    for other in compat.CACHE_NAMES:
         if other != name and name not in kwargs and isinstance(kwargs.get(other), SqueezeCache):
             kwargs = {**{key: value for key, value in kwargs.items() if key != other}, name: kwargs[other]}
     return kwargs
@@ -147,7 +143,7 @@ def prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     cache = model_kwargs.get(compat.generate_cache_name())
     if not isinstance(cache, SqueezeCache):
         return original(model, *args, **kwargs)
-    total, before = cache._check_new_prompt(arguments["input_ids"], model_kwargs, config), _columns_seen(cache)
+    total, before = cache._check_new_prompt(arguments["input_ids"], model_kwargs, config), cache.get_seq_length()
     with cache.prefilling(total):
         output = original(model, *args, **kwargs)
     _check_read(model, cache, before)

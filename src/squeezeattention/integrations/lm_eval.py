@@ -11,9 +11,8 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +23,7 @@ from ..embedded import NAME as EMBEDDED
 from ..embedded import load_embedded
 from ..errors import ConfigError, InputError, SqueezeError
 from ..extras import require
+from ..loading import loading
 from .caches import CacheMaker
 from .scoring import Group, Score, Scorer, Text
 
@@ -95,7 +95,7 @@ class SqueezeLM(HFLM):
         if isinstance(pretrained, str) and pretrained == EMBEDDED:
             pretrained, tokenizer = _embedded(hf.pop("device", None), hf.pop("dtype", None))
             hf.setdefault("tokenizer", tokenizer)
-        with _loading(pretrained):
+        with loading(pretrained, OSError) if isinstance(pretrained, str) else nullcontext():
             super().__init__(pretrained, **hf)
         self.caches.make(self.model, whole=1, new_tokens=0).detach()  # a model that cannot be carried is refused now
         self.held: dict[str, Held] = defaultdict(Held)
@@ -208,18 +208,6 @@ def _device(asked: str | None) -> str:
         _LOG.warning("there is no CUDA device; the embedded model runs on the CPU")
         return "cpu"
     return asked or "cpu"
-
-
-@contextmanager
-def _loading(pretrained: Any) -> Iterator[None]:
-    """A model that cannot be found or read is an :class:`InputError` that says so in one line."""
-    if isinstance(pretrained, str) and pretrained.startswith(("/", ".")) and not Path(pretrained).is_dir():
-        raise InputError(f"cannot load the model {pretrained}: there is no such folder")
-    try:
-        yield
-    except OSError as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"cannot load the model {pretrained!r}: {first.strip()}") from error
 
 
 def register() -> None:

@@ -67,7 +67,7 @@ def _verbatim(
     prompt_tokens: int | None,
     model: str | None,
 ) -> BudgetPlan:
-    """The given budgets under this prompt's facts; its groups, signal_values, signal and p stay on record."""
+    """The given budgets under this prompt's facts; its groups, signal and p stay on record."""
     for layer, (budget, cap) in enumerate(zip(plan.budgets, caps, strict=True)):
         least = floor if cap is None else min(floor, cap)
         if budget < least:

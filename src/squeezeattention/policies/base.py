@@ -101,14 +101,10 @@ def checked_priority(policy: EvictionPolicy, tokens: Tokens, budget: int) -> tor
         raise ConfigError(f"{who} must return a tensor with a number for each token, got {type(found).__name__}")
     if found.dtype == torch.bool or found.dtype.is_complex:
         raise ConfigError(f"{who} must return real numbers, got {found.dtype}: two or more ranks as integers or floats")
-    slots, heads = tokens.positions.shape[-1], tokens.positions.shape[:-1]
-    shape = tuple(found.shape)
-    wide = tokens.gathered.shape[:-1] if tokens.gathered is not None else None
-    fits = len(shape) <= 3 and shape[-1:] == (slots,)
-    for have, rows in zip(shape[-2::-1], (1, 0), strict=False):
-        most = heads[rows] if wide is None else wide[rows]
-        fits = fits and (have == 1 or most == 1 or have == most)
-    if not fits:
+    known = (tokens.positions if tokens.gathered is None else tokens.gathered).shape
+    shape, slots = tuple(found.shape), known[-1]
+    broadcasts = all(have == most or 1 in (have, most) for have, most in zip(shape[::-1], known[::-1], strict=False))
+    if not (len(shape) <= 3 and shape[-1:] == (slots,) and broadcasts):
         raise ConfigError(
             f"{who} must return a number for each token, [batch, KV heads, {slots}] with 1 where all agree, got "
             f"{list(shape)}"
