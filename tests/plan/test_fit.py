@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 
 import pytest
 from hypothesis import assume, given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from squeezeattention.errors import BudgetError, ConfigError
 from squeezeattention.plan import fit_budgets
+from squeezeattention.plan.fit import fit_heads, total_tokens
 
 SHARE = st.one_of(st.sampled_from([0.0, 0.35, 1.0, 1.65]), st.floats(0, 10), st.floats(0, 1e300), st.just(5e-324))
 CAP = st.one_of(st.none(), st.integers(1, 400))
@@ -111,3 +114,39 @@ def test_refuses(shares: list[float], base: int, caps: list[int | None], floor: 
 
 def test_a_floor_above_the_budget_works_where_caps_allow() -> None:
     assert fit_budgets([1, 1], 5, [2, None], 8) == [2, 8]
+
+
+def test_heads():
+    """Sums, floors and caps of random layers with different numbers of heads; a larger share is not worth less."""
+    rng = random.Random(0)
+    for _ in range(3_000):
+        counts = [rng.randint(1, 6) for _ in range(rng.randint(1, 8))]
+        base, floor = rng.randint(3, 400), rng.randint(1, 3)
+        caps = [rng.choice([None, rng.randint(1, 500)]) for _ in counts]
+        shares = [[rng.choice([0, 1, rng.random() ** 3]) for _ in range(count)] for count in counts]
+        budgets, heads = fit_heads(shares, base, caps, floor)
+        assert sum(budgets) == total_tokens(base, caps)
+        for budget, own, wanted, cap in zip(budgets, heads, shares, caps, strict=True):
+            assert sum(own) == budget * len(own)
+            assert all(min(floor, cap or floor) <= tokens <= (cap or tokens) for tokens in own)
+            for one, more in itertools.combinations(range(len(own)), 2):
+                low, high = sorted((one, more), key=wanted.__getitem__)
+                assert own[low] <= own[high] + 1
+
+
+def test_one_head_a_layer_is_a_layer():
+    rng = random.Random(1)
+    for _ in range(300):
+        shares = [rng.random() for _ in range(rng.randint(1, 9))]
+        caps = [rng.choice([None, rng.randint(20, 90)]) for _ in shares]
+        alone = fit_budgets(shares, 40, caps, 4)
+        budgets, heads = fit_heads([[share] for share in shares], 40, caps, 4)
+        assert heads == [[budget] for budget in budgets]
+        assert max(abs(a - b) for a, b in zip(alone, budgets, strict=True)) <= 1
+
+
+def test_heads_that_cannot_be_paid():
+    with pytest.raises(BudgetError, match="too small"):
+        fit_heads([[1.0, 2.0]], 3, [None], 4)
+    with pytest.raises(ConfigError):
+        fit_heads([[1.0], []], 3, [None, None])

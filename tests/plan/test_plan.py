@@ -167,7 +167,7 @@ CORRUPT = {
     "null": "null",
     "another format": changed(format="other"),
     "no format": without("format"),
-    "newer version": changed(version=3),
+    "newer version": changed(version=4),
     "another direction": changed(signal_direction="high values mark the layers that matter more"),
     "the older name": changed(importance=[0.3, 0.98, 0.99]),
     "bool version": changed(version=True),
@@ -196,6 +196,12 @@ CORRUPT = {
     "warning not text": changed(warnings=[1]),
     "wrong sum": changed(budgets=[26, 7, 8]),
     "wrong length": changed(groups=[1, 2]),
+    "heads of other layers": changed(head_budgets=[[26], [7]]),
+    "no heads": changed(head_budgets=[[26], [7], []]),
+    "heads of another mean": changed(head_budgets=[[26, 26], [7, 7], [7, 9]]),
+    "a head above the cap": changed(head_budgets=[[26, 26], [7, 7], [1, 13]], caps=[None, None, 12]),
+    "half a head": changed(head_budgets=[[26], [7], [7.0]]),
+    "heads not nested": changed(head_budgets=[26, 7, 7]),
 }
 
 
@@ -271,13 +277,44 @@ def test_json_says_how_to_read_the_signal() -> None:
 def test_plans_of_the_first_format_are_read(tmp_path: Path) -> None:
     """It called the signal's values importance and did not say which way they point."""
     old = {("importance" if name == "signal_values" else name): value for name, value in PLAN.to_dict().items()}
-    del old["signal_direction"]
+    del old["signal_direction"], old["head_budgets"]
     path = tmp_path / "old.json"
     path.write_text(json.dumps({**old, "version": 1}))
     assert BudgetPlan.load(path) == PLAN
     path.write_text(json.dumps({**old, "version": 2}))
     with pytest.raises(PlanError, match="signal_values"):
         BudgetPlan.load(path)
+
+
+def test_plans_without_heads_are_read(tmp_path: Path) -> None:
+    """Version 2 knew layers only."""
+    old = {name: value for name, value in PLAN.to_dict().items() if name != "head_budgets"}
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({**old, "version": 2}))
+    assert BudgetPlan.load(path) == PLAN
+    path.write_text(json.dumps({**old, "version": 3}))
+    with pytest.raises(PlanError, match="head_budgets"):
+        BudgetPlan.load(path)
+
+
+def test_plans_of_heads(tmp_path: Path) -> None:
+    plan = BudgetPlan.from_budgets([[40, 5, 9], [12, 12, 12], [8, 9, 9]])
+    assert plan.budgets == (18, 12, 9)  # means, rounded up
+    assert plan.heads(2, 3) == (8, 9, 9)
+    plan.save(tmp_path / "plan.json")
+    assert BudgetPlan.load(tmp_path / "plan.json") == plan
+    lines = str(plan).splitlines()
+    assert lines[1].endswith("KV heads")
+    assert lines[2].endswith("40 5 9")
+    with pytest.raises(PlanError, match=r"3 KV heads in layer 0.*2"):
+        plan.heads(0, 2)
+    assert BudgetPlan.from_budgets([7, 8]).heads(1, 3) == (8, 8, 8)
+    many = BudgetPlan.from_budgets([list(range(1, 17))])
+    assert str(many).splitlines()[2].endswith("1 to 16")
+    console = pytest.importorskip("rich.console").Console(width=120)
+    with console.capture() as capture:
+        console.print(plan)
+    assert "40 5 9" in capture.get()
 
 
 def test_rich() -> None:

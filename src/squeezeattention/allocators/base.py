@@ -20,7 +20,9 @@ class Allocation:
     shares: tuple[float, ...]  # not negative; 1.0 = the average layer
     groups: tuple[int, ...]  # 1 = most important; all 1 without groups
     warnings: tuple[str, ...] = ()
-    floor: int = 1  # tokens that every layer should keep, if a quarter of the average budget pays for them
+    floor: int = 1  # tokens that every layer should keep, as far as ``floor_share`` of the average budget pays for them
+    floor_share: float = 0.25
+    heads: tuple[tuple[float, ...], ...] | None = None  # shares of each layer's KV heads, instead of ``shares``
     plan: BudgetPlan | None = None  # finished budgets, to be taken as they are instead of the shares
 
 
@@ -30,6 +32,7 @@ class Allocator(ABC):
     name: ClassVar[str]
     needs_signal: ClassVar[bool]  # whether allocate() must be given what a signal measured
     signal: ClassVar[str] = "cosine"  # the signal it is made for, used unless another is asked for
+    per_head: ClassVar[bool] = False  # whether the signal has a number for each KV head of a layer
     p: float | None = None  # share that the least important group keeps; None: the rule has no such cut
 
     @abstractmethod
@@ -40,6 +43,10 @@ class Allocator(ABC):
         a layer that matters *less*. Raises :class:`ConfigError` when a signal is needed but missing, not
         finite, or not one value per layer.
         """
+
+    def allocate_heads(self, signal_values: Sequence[Sequence[float]], n_layers: int) -> Allocation:
+        """With :attr:`per_head`: shares (``Allocation.heads``) from a number for each layer and KV head."""
+        raise ConfigError(f"allocator {self.name!r} divides among layers, not among their heads")
 
 
 def check_p(p: object) -> float:

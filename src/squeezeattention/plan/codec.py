@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from .plan import BudgetPlan
 
 FORMAT = "squeezeattention-plan"
-VERSION = 2
-#: Version 1 called the signal's values "importance", although the lowest is the most important.
-_OLDER, _RENAMED = 1, {"signal_values": "importance"}
+VERSION = 3
+#: What older versions called fields: version 1 had "importance", although the lowest value is the most important.
+_RENAMED = {1: {"signal_values": "importance"}}
+#: Fields by the version that brought them: older files lack them, and mean this.
+_ADDED: dict[int, dict[str, object]] = {3: {"head_budgets": None}}
 #: How to read the signal, written into every plan for people and programs that meet the file alone.
 DIRECTION = "low values mark the layers that matter more"
 
@@ -74,14 +76,18 @@ _READERS: dict[str, Reader] = {
     "model": _optional(_string),
     "exact_total": _optional(_integer),
     "warnings": _list_of(_string),
+    "head_budgets": _optional(_list_of(_list_of(_integer))),
 }
 
 
 def encode(plan: BudgetPlan) -> dict[str, Any]:
     """The plan as plain JSON values; tuples become lists."""
-    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return {"format": FORMAT, "version": VERSION, "signal_direction": DIRECTION, **lists}
+    values = {field.name: _plain(getattr(plan, field.name)) for field in fields(plan)}
+    return {"format": FORMAT, "version": VERSION, "signal_direction": DIRECTION, **values}
+
+
+def _plain(value: object) -> object:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def decode(data: object) -> dict[str, Any]:
@@ -89,19 +95,19 @@ def decode(data: object) -> dict[str, Any]:
     if not isinstance(data, Mapping) or data.get("format") != FORMAT:
         raise PlanError(f'this is not a budget plan: it has no "format": "{FORMAT}"')
     version = data.get("version")
-    if isinstance(version, bool) or version not in (_OLDER, VERSION):
-        raise PlanError(
-            f"cannot read version {version!r} of the plan format; this release reads {_OLDER} and {VERSION}"
-        )
-    keys = {name: _RENAMED.get(name, name) if version == _OLDER else name for name in _READERS}
-    beside = {"format", "version"} | (set() if version == _OLDER else {"signal_direction"})
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise PlanError(f"cannot read version {version!r} of the plan format; this release reads 1 to {VERSION}")
+    absent = {name: value for since, more in _ADDED.items() if since > version for name, value in more.items()}
+    renamed = _RENAMED.get(version, {})
+    keys = {name: renamed.get(name, name) for name in _READERS if name not in absent}
+    beside = {"format", "version"} | (set() if version == 1 else {"signal_direction"})
     if missing := [key for key in keys.values() if key not in data]:
         raise PlanError(f"the plan lacks the field{'s' * (len(missing) > 1)} {', '.join(missing)}")
     if unknown := [str(name) for name in data if name not in {*keys.values(), *beside}]:
         raise PlanError(f"the plan has unknown fields: {', '.join(unknown)}; known: {', '.join(keys.values())}")
     if data.get("signal_direction", DIRECTION) != DIRECTION:
         raise PlanError(f'the signal of this plan is read another way: "signal_direction" is not "{DIRECTION}"')
-    return {name: reader(keys[name], data[keys[name]]) for name, reader in _READERS.items()}
+    return {**{name: _READERS[name](key, data[key]) for name, key in keys.items()}, **absent}
 
 
 def write_json(path: str | os.PathLike[str], data: dict[str, Any], *, what: str = "budget plan") -> None:

@@ -17,6 +17,7 @@ def check_plan(plan: BudgetPlan) -> None:
     _check_lengths(plan)
     _check_values(plan)
     _check_bounds(plan)
+    _check_heads(plan)
     _check_sum(plan)
 
 
@@ -69,6 +70,28 @@ def _check_bounds(plan: BudgetPlan) -> None:
             _broken(
                 "min(floor, cap) <= budget <= cap",
                 f"layer {layer} has budget {budget}, floor {plan.floor}, cap {cap if cap else 'unlimited'}",
+            )
+
+
+def _check_heads(plan: BudgetPlan) -> None:
+    if plan.head_budgets is None:
+        return
+    if len(plan.head_budgets) != plan.n_layers:
+        _broken("one list of head budgets per layer", f"{len(plan.head_budgets)} lists, {plan.n_layers} layers")
+    for layer, (heads, budget, cap) in enumerate(zip(plan.head_budgets, plan.budgets, plan.caps, strict=True)):
+        low = plan.floor if cap is None else min(plan.floor, cap)
+        for head, tokens in enumerate(heads):
+            if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+                _broken("whole numbers of at least 1", f"budget of layer {layer}, head {head} is {tokens!r}")
+            if tokens < low or (cap is not None and tokens > cap):
+                _broken(
+                    "min(floor, cap) <= head budget <= cap",
+                    f"layer {layer}, head {head} has {tokens}, floor {plan.floor}, cap {cap if cap else 'unlimited'}",
+                )
+        if not heads or -(-sum(heads) // len(heads)) != budget:
+            _broken(
+                "a layer's budget is the mean of its heads, rounded up",
+                f"layer {layer} has budget {budget} and heads {', '.join(map(str, heads)) or 'none'}",
             )
 
 

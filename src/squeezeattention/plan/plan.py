@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class BudgetPlan:
     """Token budgets of all layers for one prompt. Sequences may be lists; they are kept as tuples.
 
+    A layer's budget is what each of its KV heads keeps, or with ``head_budgets`` what they keep on average, rounded up.
     The budgets sum to ``min(n_layers * base_budget, sum(caps))``, or to ``exact_total`` where that is set
     (budgets given by hand need not divide evenly). :meth:`check` proves this and all other invariants.
     """
@@ -39,6 +40,7 @@ class BudgetPlan:
     model: str | None = None  # a fingerprint such as "llama-10x2x64"
     exact_total: int | None = None
     warnings: tuple[str, ...] = ()
+    head_budgets: tuple[tuple[int, ...], ...] | None = None  # tokens of each KV head, per layer; None: heads are equal
 
     def __post_init__(self) -> None:
         for name in ("budgets", "groups", "caps", "signal_values", "warnings"):
@@ -48,11 +50,19 @@ class BudgetPlan:
             if isinstance(value, str) or not isinstance(value, Iterable):
                 raise PlanError(f"{name} of a budget plan must be a sequence, got {value!r}")
             object.__setattr__(self, name, tuple(value))
+        if self.head_budgets is not None:
+            object.__setattr__(self, "head_budgets", _nested(self.head_budgets))
 
     @classmethod
-    def from_budgets(cls, budgets: Iterable[int], *, allocator: str = "fixed") -> BudgetPlan:
-        """A checked plan of given budgets: one group, no caps, ``exact_total`` set to their sum."""
-        values = tuple(budgets)
+    def from_budgets(cls, budgets: Iterable[int | Iterable[int]], *, allocator: str = "fixed") -> BudgetPlan:
+        """A checked plan of given budgets: one group, no caps, ``exact_total`` set to their sum.
+
+        ``budgets`` has a number for each layer, or for each layer a list with a number for each KV head.
+        """
+        given = tuple(budgets)
+        by_head = any(isinstance(layer, Iterable) for layer in given)
+        heads = _nested(given) if by_head else None
+        values: tuple[Any, ...] = given if heads is None else tuple(map(_mean, heads))
         total = sum(value for value in values if isinstance(value, int))
         return cls(
             budgets=values,
@@ -61,6 +71,7 @@ class BudgetPlan:
             caps=(None,) * len(values),
             allocator=allocator,
             exact_total=total,
+            head_budgets=heads,
         ).check()
 
     @property
@@ -71,6 +82,18 @@ class BudgetPlan:
     @property
     def n_layers(self) -> int:
         return len(self.budgets)
+
+    def heads(self, layer: int, n_heads: int) -> tuple[int, ...]:
+        """Tokens of each of a layer's ``n_heads`` KV heads; :class:`PlanError` if the plan has another number."""
+        if self.head_budgets is None:
+            return (self.budgets[layer],) * n_heads
+        found = self.head_budgets[layer]
+        if len(found) != n_heads:
+            raise PlanError(
+                f"the plan has budgets for {len(found)} KV heads in layer {layer}, but the model keeps {n_heads}; "
+                "make a plan with this model"
+            )
+        return found
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -128,3 +151,20 @@ class BudgetPlan:
 
     def __rich__(self) -> Group:
         return plan_rich(self)
+
+
+def _nested(heads: object) -> tuple[tuple[int, ...], ...]:
+    """Budgets of heads as tuples; :class:`PlanError` if they are not one list per layer."""
+    if not isinstance(heads, Iterable) or isinstance(heads, str):
+        raise PlanError(f"head_budgets of a budget plan must have a list for each layer, got {heads!r}")
+    layers = tuple(heads)
+    for layer in layers:
+        if not isinstance(layer, Iterable) or isinstance(layer, str):
+            raise PlanError(f"head_budgets of a budget plan must have a list for each layer, but one is {layer!r}")
+    return tuple(tuple(layer) for layer in layers)
+
+
+def _mean(heads: tuple[int, ...]) -> int:
+    """A layer's budget: what its heads keep on average, rounded up; 0, which no check lets pass, for what is none."""
+    numbers = [head for head in heads if isinstance(head, int)]
+    return -(-sum(numbers) // max(1, len(numbers)))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _BAR = 24
 _WIDTH = 100
+_FEW_HEADS = 8
 
 
 def plan_text(plan: BudgetPlan) -> str:
@@ -20,10 +21,13 @@ def plan_text(plan: BudgetPlan) -> str:
     width = max(len("budget"), len(str(largest)))
     signal = _signal_title(plan)
     wide = max(len(signal), len("0.0000"))
-    lines = [_title(plan), f"{'layer':>5}  {signal:>{wide}}  {'group':>5}  {'budget':>{width}}"]
+    heads = _heads(plan)
+    head = f"{'layer':>5}  {signal:>{wide}}  {'group':>5}  {'budget':>{width}}"
+    lines = [_title(plan), head if heads is None else f"{head}  {'':{_BAR}}  KV heads"]
     for layer, (value, group, budget) in enumerate(_rows(plan)):
         bar = "#" * max(1, round(_BAR * budget / largest))
-        lines.append(f"{layer:>5}  {value:>{wide}}  {group:>5}  {budget:>{width}}  {bar}")
+        line = f"{layer:>5}  {value:>{wide}}  {group:>5}  {budget:>{width}}  {bar}"
+        lines.append(line if heads is None else f"{line:{len(head) + 2 + _BAR}}  {heads[layer]}")
     lines.append(_group_sizes(plan))
     for warning in plan.warnings:
         lines += textwrap.wrap(f"warning: {warning}", _WIDTH, subsequent_indent="  ")
@@ -41,10 +45,13 @@ def plan_rich(plan: BudgetPlan) -> Group:
     for column in ("layer", _signal_title(plan), "group", "budget"):
         table.add_column(column, justify="right")
     table.add_column("")
+    heads = _heads(plan)
+    if heads is not None:
+        table.add_column("KV heads")
     largest = max(plan.budgets, default=0)
     for layer, (value, group, budget) in enumerate(_rows(plan)):
         bar = ProgressBar(total=largest, completed=budget, width=_BAR)
-        table.add_row(str(layer), value, group, str(budget), bar)
+        table.add_row(str(layer), value, group, str(budget), bar, *([] if heads is None else [heads[layer]]))
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
     return Group(Text(_title(plan), style="bold"), table, Text(_group_sizes(plan)), *warnings)
 
@@ -54,6 +61,14 @@ def _rows(plan: BudgetPlan) -> list[tuple[str, str, int]]:
     values = plan.signal_values
     signal = ["-"] * plan.n_layers if values is None else [f"{x:.4f}" for x in values]
     return [(x, f"G{g}", b) for x, g, b in zip(signal, plan.groups, plan.budgets, strict=True)]
+
+
+def _heads(plan: BudgetPlan) -> list[str] | None:
+    """Each layer's budgets by head: all of few, the span of many; ``None`` where heads are equal."""
+    if plan.head_budgets is None:
+        return None
+    few = max(map(len, plan.head_budgets)) <= _FEW_HEADS
+    return [" ".join(map(str, heads)) if few else f"{min(heads)} to {max(heads)}" for heads in plan.head_budgets]
 
 
 def _signal_title(plan: BudgetPlan) -> str:
