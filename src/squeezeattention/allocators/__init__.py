@@ -89,13 +89,14 @@ def default_allocator(p: float | None = None, outliers: str | None = None) -> st
 
 
 def resolve_allocator(
-    spec: str | Allocator | BudgetPlan | Sequence[int] | None,
+    spec: str | Allocator | BudgetPlan | Sequence[int] | Sequence[Sequence[int]] | None,
     *,
     p: float | None = None,
     outliers: str | None = None,
 ) -> Allocator:
-    """The allocator that ``spec`` names, is, or (a plan or list of budgets) fixes; for ``None`` the default one.
+    """The allocator that ``spec`` names, is, or fixes; for ``None`` the default one.
 
+    A plan fixes budgets, and so does a list: of tokens per layer, or per layer of such lists per KV head.
     ``p`` and ``outliers`` go to named allocators that take them (:func:`takes`). To give one to any other, to fixed
     budgets, or to an instance that was built otherwise is a :class:`ConfigError`, as is anything that is no allocator.
     """
@@ -118,7 +119,7 @@ def resolve_allocator(
     if not isinstance(spec, Allocator):
         raise ConfigError(
             f"cannot use {spec!r} as an allocator: give one of {', '.join(ALLOCATORS)}, an Allocator, a "
-            "BudgetPlan, or a list of tokens per layer"
+            "BudgetPlan, or a list of tokens per layer or of such lists per KV head"
         )
     ALLOCATORS.resolve(spec, Allocator)  # type: ignore[type-abstract]  # does it say what it has to?
     for name, value in options.items():

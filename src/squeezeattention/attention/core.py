@@ -29,7 +29,7 @@ class Scoring:
     softcap: float | None = None
     """Scores become ``softcap * tanh(score / softcap)`` (Gemma 2)."""
     sink_logits: torch.Tensor | None = None
-    """[Hq]: a learned extra logit per query head that takes part in the softmax only (GPT-OSS)."""
+    """[Hq] or [B, Hq]: a learned extra logit per query head that takes part in the softmax only (GPT-OSS)."""
 
     @property
     def is_plain(self) -> bool:
@@ -49,15 +49,19 @@ class Scoring:
         return logits
 
     def sink_column(self, heads: int, rows: int, like: torch.Tensor) -> torch.Tensor | None:
-        """The sink logits laid out for packed queries: [1, H, G * rows, 1]."""
+        """The sink logits laid out for packed queries: [B or 1, H, G * rows, 1]."""
         if self.sink_logits is None:
             return None
-        column = self.sink_logits.to(like).reshape(1, heads, -1, 1).expand(-1, -1, -1, rows)
-        return column.reshape(1, heads, -1, 1)
+        batch = 1 if self.sink_logits.ndim == 1 else self.sink_logits.shape[0]
+        column = self.sink_logits.to(like).reshape(batch, heads, -1, 1).expand(-1, -1, -1, rows)
+        return column.reshape(batch, heads, -1, 1)
 
-    def of_heads(self, first: int, stop: int) -> Scoring:
-        """The same for some of the query heads."""
-        return self if self.sink_logits is None else replace(self, sink_logits=self.sink_logits[first:stop])
+    def of(self, row: int, first: int, stop: int) -> Scoring:
+        """The same for some of the query heads of one row."""
+        if self.sink_logits is None:
+            return self
+        own = self.sink_logits if self.sink_logits.ndim == 1 else self.sink_logits[row]
+        return replace(self, sink_logits=own[first:stop])
 
 
 def product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -129,7 +133,7 @@ def _attend_heads(
             part, mass = _attend_blocks(
                 query[one, own].contiguous(), key[one, kv].contiguous(), value[one, kv].contiguous(),
                 visibility.of(row, head),
-                scoring.of_heads(own.start, own.stop), 1, elements=_HEAD_ELEMENTS, least=_HEAD_ROWS,
+                scoring.of(row, own.start, own.stop), 1, elements=_HEAD_ELEMENTS, least=_HEAD_ROWS,
             )  # fmt: skip
             out[one, own] = part
             if mass is not None:
@@ -153,7 +157,7 @@ def _attend_rows(
         one = slice(row, row + 1)
         part, mass = attend(
             query[one, :, first:], key[one, :, first:], value[one, :, first:],
-            visibility.rows(row if len(padding) > 1 else 0, first), scoring, score_heads=score_heads,
+            visibility.rows(row if len(padding) > 1 else 0, first), scoring.of(row, 0, heads), score_heads=score_heads,
         )  # fmt: skip
         out[one, :, first:] = part
         if scores is not None and mass is not None:
@@ -215,14 +219,6 @@ def _grouped_mass(mass: torch.Tensor, score_heads: int, query_heads: int) -> tor
         return product(mass.new_full((1, 1, 1, mass.shape[2]), 1 / query_heads), mass)[:, :, 0]
     per_query_head = mass.view(batch, query_heads, -1, tokens).sum(dim=2)
     return per_query_head.view(batch, score_heads, -1, tokens).mean(dim=2)
-
-
-def sampled_probabilities(
-    query: torch.Tensor, key: torch.Tensor, visibility: Visibility, scoring: Scoring, rows: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`probabilities_of` the queries [B, Hq, q, D] that ``rows``, int64 [R], points at."""
-    rows = rows.to(query.device)
-    return probabilities_of(key, visibility, scoring, query[:, :, rows], visibility.queries[:, rows])
 
 
 def probabilities_of(

@@ -61,14 +61,15 @@ class SqueezeCache(Cache):
     Args:
         model: a decoder-only transformers model. It is attached to while caches of it are alive; any other
             cache on it works as before.
-        budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of the longest row; 1.0
+        budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of each row's own; 1.0
             holds the answer too, where ``generate`` or ``new_tokens`` tell its length); text such as "512MiB" = bytes
             of keys and values per sequence. ``None`` is a share of 0.2.
         policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
         allocator: "lookup" (the default: what won across tasks and models), "squeeze" (the paper; the default where
             ``p`` or ``outliers``, which are its parameters, are given), "reach", "focus",
             "uniform", "random", "inverted", those of other papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
-            :class:`BudgetPlan` or a list of tokens per layer (both fix the budgets: give no ``budget``).
+            :class:`BudgetPlan` or a list of tokens per layer, or per layer a list of tokens per KV head (these fix the
+            budgets: give no ``budget``).
         p: share of the average budget that the least important group keeps, in (0, 1].
         signal: what tells important layers from others (by name or an object); ``None`` = the allocator's own,
             which is "sharpness" for "lookup" and the paper's "cosine" for "squeeze". Rules that measure nothing
@@ -103,7 +104,7 @@ class SqueezeCache(Cache):
         model: nn.Module,
         budget: int | float | str | Budget | None = None,
         policy: str | EvictionPolicy = DEFAULT_POLICY,
-        allocator: str | Allocator | BudgetPlan | Sequence[int] | None = None,
+        allocator: str | Allocator | BudgetPlan | Sequence[int] | Sequence[Sequence[int]] | None = None,
         p: float | None = None,
         *,
         signal: str | Signal | None = None,
@@ -175,7 +176,7 @@ class SqueezeCache(Cache):
     def _clear(self) -> None:
         for layer in self.layers:
             layer.clear()
-        self._plan: BudgetPlan | None = None
+        self._plans: list[BudgetPlan] = []  # of each row; one entry while all rows have the same
         self._next: list[int] = [0]  # position of each row's next token; one entry while all rows agree
         self._padded = False
         self._open = False  # a prompt is being read
@@ -198,14 +199,40 @@ class SqueezeCache(Cache):
 
     @property
     def plan(self) -> BudgetPlan | None:
-        """The plan of the current prompt; ``None`` before the first one."""
+        """The plan of the current prompt; ``None`` before the first one.
+
+        Raises :class:`CacheStateError` where the rows of a batch have plans of their own: see :attr:`plans`.
+        """
+        plans = self.plans
+        if not plans:
+            return None
+        if any(other is not plans[0] and other != plans[0] for other in plans):
+            raise CacheStateError("each row of this batch has a plan of its own: cache.plans has them all")
+        return plans[0]
+
+    @property
+    def plans(self) -> list[BudgetPlan]:
+        """Each row's plan, which is the one that it would have alone; empty before the first prompt."""
         self.compact()
-        return self._plan
+        return self._plans * self._rows if len(self._plans) == 1 else list(self._plans)
 
     def lengths(self) -> list[int]:
-        """Tokens that each layer holds now (of the longest row)."""
+        """Tokens that each layer holds now (of the longest row and KV head)."""
         self.compact()
         return [layer.tokens_held() for layer in self.layers]
+
+    def head_lengths(self, row: int | None = None) -> list[list[int]]:
+        """Tokens that each KV head of each layer holds now, of one row or (``None``) of the longest row.
+
+        Raises :class:`ConfigError` for a row that does not exist.
+        """
+        self.compact()
+        held = [layer.heads_held() for layer in self.layers]
+        if row is None:
+            return [[max(heads) for heads in zip(*rows, strict=True)] for rows in held]
+        if not -self._rows <= row < self._rows:
+            raise ConfigError(f"row {row} does not exist: the cache holds {self._rows}")
+        return [rows[row] for rows in held]
 
     def kept_positions(self, layer: int) -> torch.Tensor:
         """Original positions that a layer holds: int64 ``[batch, kv_heads, slots]``, ascending.
@@ -216,10 +243,9 @@ class SqueezeCache(Cache):
         if not -len(self.layers) <= layer < len(self.layers):
             raise ConfigError(f"layer {layer} does not exist: the model has {len(self.layers)} layers")
         store = self.layers[layer].store
-        if store.keys is None:
+        if store.is_empty:
             return torch.empty(0, 0, 0, dtype=torch.int64)
-        batch, heads = store.keys.shape[:2]
-        positions = store.used_positions().expand(batch, heads, -1).sort(dim=-1).values
+        positions = store.used_positions().expand(*store.shape, -1).sort(dim=-1).values
         return positions[..., (positions >= 0).any(0).any(0)].clone()
 
     def memory(self) -> MemoryReport:
@@ -234,38 +260,62 @@ class SqueezeCache(Cache):
         if not self._open or self._in_prefill or self._failed:
             return
         if not self._is_cut:
-            self._cut(max(self._next))
+            self._cut(self._next)
         self._open = self._first_turn = False
         self._total = None
 
-    def _cut(self, prompt_tokens: int) -> None:
-        """Plan for a prompt of so many tokens by what was seen of it so far, and cut every layer to its budget."""
+    def _cut(self, prompt_tokens: Sequence[int]) -> None:
+        """Plan each row for a prompt of so many tokens, by what was seen of it so far, and cut every layer."""
         try:
-            signal_values = None
+            values = None
             if self._observes:
                 sizes = [layer.store.bytes_per_token for layer in self.layers]
-                self.signal.see_budget(self._planner.base_tokens(prompt_tokens, sizes))
-                signal_values = self.signal.values()
-            plan = self._make_plan(signal_values, prompt_tokens)
+                self.signal.see_budget([self._planner.base_tokens(tokens, sizes) for tokens in prompt_tokens])
+                values = self.signal.values()
+            plans = self._make_plans(values, prompt_tokens, self.get_seq_length(), self._next)
         except SqueezeError:
             self._failed = "its prompt could not be planned"
             raise
         for layer in self.layers[self._decided :]:
-            self._cut_layer(layer, plan.budgets, self._next, padded=self._padded)
-        self._plan, self._trimmed, self._decided, self._is_cut = plan, 0, 0, True
+            self._cut_layer(layer, plans, self._next, padded=self._padded)
+        self._plans, self._trimmed, self._decided, self._is_cut = plans, 0, 0, True
 
-    def _make_plan(self, signal_values: Sequence[float] | None, prompt_tokens: int) -> BudgetPlan:
-        return self._planner.plan(
-            signal_values=signal_values, prompt_tokens=prompt_tokens, total_tokens=self._expected_tokens(prompt_tokens),
-            bytes_per_token=[layer.store.bytes_per_token for layer in self.layers],
-        )  # fmt: skip
+    def _make_plans(
+        self, values: Sequence[Any] | None, prompt_tokens: Sequence[int], columns: int, after: Sequence[int]
+    ) -> list[BudgetPlan]:
+        """A plan for each row, or one for all; ``after``: positions of the rows' next tokens after so many columns."""
+        sizes = [layer.store.bytes_per_token for layer in self.layers]
+        made: dict[tuple[int, int | None], BudgetPlan] = {}
+        plans = []
+        for row in range(max(len(prompt_tokens), 0 if values is None else len(values))):
+            tokens, following = (rows[row if len(rows) > 1 else 0] for rows in (prompt_tokens, after))
+            total = self._expected_tokens(tokens, columns - following)
+            plan = made.get((tokens, total)) if values is None else None
+            if plan is None:
+                plan = made[tokens, total] = self._planner.plan(
+                    signal_values=None if values is None else values[row], prompt_tokens=tokens, total_tokens=total,
+                    bytes_per_token=sizes,
+                )  # fmt: skip
+            plans.append(plan)
+        return plans
 
-    def _expected_tokens(self, prompt_tokens: int) -> int | None:
-        """Prompt and answer, if it is known how long that may get."""
-        return self._expected if self._new_tokens is None else prompt_tokens + self._new_tokens
+    def _expected_tokens(self, prompt_tokens: int, padding: int) -> int | None:
+        """A row's prompt and answer, if it is known how long that may get."""
+        if self._new_tokens is not None:
+            return prompt_tokens + self._new_tokens
+        return None if self._expected is None else self._expected - padding
 
-    def _cut_layer(self, layer: SqueezeLayer, budgets: Sequence[int], after: Sequence[int], *, padded: bool) -> None:
-        layer.compact(budgets[layer.index], [row - 1 for row in after], padded)
+    def _cut_layer(
+        self, layer: SqueezeLayer, plans: Sequence[BudgetPlan], after: Sequence[int], *, padded: bool
+    ) -> None:
+        rows, heads = layer.store.shape
+        budget: int | list[tuple[int, ...]]
+        if len(plans) == 1 and plans[0].head_budgets is None:
+            budget = plans[0].budgets[layer.index]
+        else:
+            each = [plan.heads(layer.index, heads) for plan in plans]
+            budget = each * rows if len(each) == 1 else each
+        layer.compact(budget, [row - 1 for row in after], padded)
         self._note_bytes(layer)
 
     def _trim_before(self, index: int, step: Step) -> None:
@@ -277,13 +327,14 @@ class SqueezeCache(Cache):
         """
         if step.final is None:
             step.final = self._final(step)
-        if step.final.budgets:
+        final = step.final
+        if final.plans:
             for layer in self.layers[self._trimmed : index]:
-                if step.final.decided or layer.store.used > step.final.budgets[layer.index]:
+                if final.decided or layer.store.used > min(plan.budgets[layer.index] for plan in final.plans):
                     padded = self._padded or step.real is not None
-                    self._cut_layer(layer, step.final.budgets, step.final.after, padded=padded)
+                    self._cut_layer(layer, final.plans, final.after, padded=padded)
             self._trimmed = max(self._trimmed, index)
-            if step.final.decided:
+            if final.decided:
                 self._decided = self._trimmed
 
     def _final(self, step: Step) -> Final:
@@ -296,15 +347,21 @@ class SqueezeCache(Cache):
             return unknown
         try:
             if self._is_fixed or (not self.allocator.needs_signal and self._planner.budget.kind != "bytes"):
-                return Final(self._make_plan(None, self._total).budgets, after, decided=True)
-            expected = self._expected_tokens(self._total)
-            most = self._planner.most(prompt_tokens=self._total, total_tokens=expected)
+                return Final(self._make_plans(None, after, step.columns, after), after, decided=True)
+            # Whatever is still to be asked of the whole text needs it whole.
+            if self.signal.wants_replay or not self.policy.nested:
+                return unknown
+            most = [
+                self._planner.most(prompt_tokens=row, total_tokens=self._expected_tokens(row, step.columns - row))
+                for row in after
+            ]
         except SqueezeError:  # said at the prompt's end, where nothing is half done
             return unknown
+        known = [row for row in most if row is not None]
         # A layer that cannot lose anything yet is left alone, and so are all: the end may still be told wrongly.
-        if most is None or not self.policy.nested or min(most) >= self._total:
+        if len(known) < len(most) or all(min(row) >= tokens for row, tokens in zip(known, after, strict=True)):
             return unknown
-        return Final(most, after, decided=False)
+        return Final([BudgetPlan.from_budgets(row) for row in known], after, decided=False)
 
     @contextlib.contextmanager
     def prefilling(self, total_tokens: int | None = None) -> Iterator[SqueezeCache]:
@@ -354,7 +411,7 @@ class SqueezeCache(Cache):
         """An independent cache with the same content, for example to answer several questions on one context."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        shared = {"_attachment", "_release", "_planner", "policy", "allocator", "_plan"}
+        shared = {"_attachment", "_release", "_planner", "policy", "allocator", "_plans"}
         for name, value in self.__dict__.items():
             twin.__dict__[name] = value if name in shared else copy.deepcopy(value, memo)
         twin._lease(self._attachment.model)
@@ -456,7 +513,10 @@ class SqueezeCache(Cache):
             )
         self._open = self._open or not decoding
         self._rows = rows
-        step = Step(self, length, self._next, real, decoding, observe=not decoding and self._observes)
+        step = Step(
+            self, length, self._next, real, decoding, observe=not decoding and self._observes,
+            columns=self.get_seq_length() + length,
+        )  # fmt: skip
         if decoding and self.compile:
             self._static.enter(step, self.layers)
             for layer in self.layers:
@@ -479,7 +539,8 @@ class SqueezeCache(Cache):
         if step.real is not None:
             self._padded = True
         if self.prefill == "bounded" and not step.decoding:
-            self._cut(max(self._total or 0, max(self._next)))
+            to_come = max(0, (self._total or 0) - max(self._next))
+            self._cut([row + to_come for row in self._next])
 
     def _after(self, step: Step) -> list[int]:
         """The position of each row's next token when ``step`` is over."""
@@ -521,6 +582,8 @@ class SqueezeCache(Cache):
             self._next = [self._next[row] for row in chosen]
             for layer in self.layers:  # one row left of several may be shorter than its slots
                 layer.note_holes()
+        if len(self._plans) > 1:
+            self._plans = [self._plans[row] for row in chosen]
         self._rows = len(chosen)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -539,11 +602,11 @@ class SqueezeCache(Cache):
     def __repr__(self) -> str:
         """The settings and, once a prompt has been cut, the budgets in force. Asking changes nothing."""
         budget = "fixed" if self._is_fixed else str(self._budget)
-        plan = self._plan
-        if plan is not None:
-            low, high = min(plan.budgets), max(plan.budgets)
-            each = f"{low}" if low == high else f"{low} to {high}"
-            budget += f" ({each} tokens a layer, {plan.total} in all)"
+        if self._plans:
+            budgets = [tokens for plan in self._plans for tokens in plan.budgets]
+            low, high, total = min(budgets), max(budgets), sum(plan.total for plan in self._plans)
+            rows = f" of {len(self._plans)} rows" if len(self._plans) > 1 else ""
+            budget += f" ({low if low == high else f'{low} to {high}'} tokens a layer, {total} in all{rows})"
         return (
             f"SqueezeCache(budget={budget}, policy={self.policy!r}, allocator={self.allocator.name!r}, "
             f"layers={len(self.layers)}, seen={self.get_seq_length()})"

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from ..attention.accelerated import NextVictim, attend_accelerated, attend_one_accelerated
-from ..attention.core import Scoring, attend, attend_one, probabilities_of, sampled_probabilities
+from ..attention.core import Scoring, attend, attend_one, probabilities_of
+from ..attention.ragged import attend_one_ragged, attend_ragged
 from ..attention.rope import Rerotation
 from ..attention.visibility import Visibility
 from ..errors import CacheStateError, UnsupportedFeatureError, UnsupportedModelError
 from ..policies import EvictionPolicy, Tokens
 from ..policies.ranking import survivors, victim
 from ..signals import AttentionSample
+from .cutting import as_rectangle, cut_units, ring_at
 from .memory import LayerMemory
+from .ragged import RaggedStore, same_room
+from .slots import masks_of, note_fill, note_full, slots_of
 from .step import ACTIVE, Step
-from .store import LayerStore, ring_slots
+from .store import LayerStore, ring_slots, storage_bytes
 
 #: Computes plain causal attention of a fresh prompt the way the model would: (query, key, value) -> output.
 Native = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -31,6 +35,11 @@ class SqueezeLayer(CacheLayerMixin):
     While a prompt is read (``budget is None``, or a new turn) tokens are appended; :meth:`compact` cuts them to
     the budget; after that each decode step replaces one token in place. transformers sees a layer that has
     *seen* everything and asks for the mask of new tokens only: which stored token is visible is decided here.
+
+    Tokens lie in a rectangle while a prompt is read and where all KV heads and rows keep as many; else in a ragged
+    store, whose keys attention reads where they are: what the model is handed then is its new tokens alone, which
+    come back to :meth:`attend` as they were. A model that makes its keys out of what is cached (MLA) is handed a
+    rectangle with holes.
     """
 
     is_compileable = False
@@ -55,7 +64,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     def clear(self) -> None:
         """Forget everything."""
-        self.store = LayerStore()
+        self.store: LayerStore | RaggedStore = LayerStore()
         self.seen = 0
         self.budget: int | None = None
         self._ring: int | None = None
@@ -67,6 +76,8 @@ class SqueezeLayer(CacheLayerMixin):
         self._settled = False  # all columns of the budget are there and stay where they are
         self._full = False  # ... and are full for good
         self._had_holes = False  # ... before the empty columns came
+        self._handed: tuple[object, ...] = ()  # what the model was handed last
+        self._direct = True  # the model attends to the very tensors that it is handed
         self.is_initialized = False
 
     # -------------------------------------------------- called by transformers
@@ -90,17 +101,38 @@ class SqueezeLayer(CacheLayerMixin):
         positions = step.positions(key_states.device)
         if step.static:  # what the host knows changes outside of the graph
             self._insert_static(key_states, value_states, positions)
-            return self.store.view()
+            return self._hand_over(key_states, value_states)
         if step.decoding:
             self._insert(step, key_states, value_states, positions)
         else:
             step.cache._trim_before(self.index, step)
             self._settled, self._next_slot = False, None
-            self.store.append(key_states, value_states, positions)
+            self.store = self.store.append(key_states, value_states, positions)
             step.cache._note_bytes(self)
         self.seen += step.length
         self._attended = False
-        return self.store.view()
+        keys, values = self._hand_over(key_states, value_states)
+        if not step.decoding:
+            self._handed = _identity(keys, values)
+        return keys, values
+
+    def _hand_over(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model is to pass on to attention: see the class."""
+        return (keys, values) if self._reads_in_place else self.store.view()
+
+    @property
+    def _reads_in_place(self) -> bool:
+        return self._direct and isinstance(self.store, RaggedStore)
+
+    def check_handed(self, key: torch.Tensor) -> None:
+        """Raise if attention is given other keys than the model was handed."""
+        step = ACTIVE.step
+        expected = self.store.used if step is None or not self._reads_in_place else step.length
+        if key.shape[2] != expected:
+            raise CacheStateError(
+                f"layer {self.index} was given {key.shape[2]} keys where its cache holds {expected}: the model does "
+                "not attend to what its cache returned"
+            )
 
     def get_seq_length(self) -> int | torch.Tensor:
         """Columns seen so far (padding included), not columns stored; a tensor inside a compiled step."""
@@ -143,7 +175,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     @property
     def batch_size(self) -> int:
-        return -1 if self.store.keys is None else self.store.keys.shape[0]
+        return self.store.shape[0] or -1
 
     # ---------------------------------------------------------------- storing
 
@@ -152,13 +184,26 @@ class SqueezeLayer(CacheLayerMixin):
         self._may_have_holes = True
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        self.store.select_rows(rows)
         self._next_slot = None
+        if isinstance(self.store, RaggedStore):
+            self._restore_sinks()
+            before, self.store = self.store, self.store.selected(rows)
+            for run in self.store.runs:
+                run.ring = ring_at(self.policy, self.window, run.room)
+            if self.store.units is before.units and not self._may_have_holes:
+                self.store.follow(before)
+            self._place_sinks()
+            return
+        self.store.select_rows(rows)
         if self._sink_keys is not None:
             self._sink_keys = self._sink_keys.index_select(0, rows.to(self._sink_keys.device))
 
     def _insert(self, step: Step, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
         """Put one token a row in its place, evicting one where the layer is full."""
+        if isinstance(self.store, RaggedStore):
+            note_full(self.store, self.seen)
+            self._insert_ragged(self.store, keys, values, positions)
+            return
         budget, store = self._require_budget(), self.store
         slot: int | torch.Tensor
         if self._ring is not None:
@@ -185,8 +230,18 @@ class SqueezeLayer(CacheLayerMixin):
         store.insert(slot, keys, values, positions)
         self._place_sinks()
 
+    def _insert_ragged(
+        self, store: RaggedStore, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
+    ) -> None:
+        slots, new = slots_of(store, self.policy, positions, self.window)
+        store.insert(slots, keys, values, new)
+        self._place_sinks()
+
     def settle(self, rows: int) -> None:
         """Make all columns of the budget now, empty where there is no token yet, for compiled steps of so many rows."""
+        if isinstance(self.store, RaggedStore):
+            self.store.mark_static()
+            return
         if self._settled or self.store.keys is None:
             return
         self._had_holes, self._may_have_holes, self._lossy = self._may_have_holes, True, True
@@ -195,11 +250,17 @@ class SqueezeLayer(CacheLayerMixin):
 
     def note_full(self, step: Step) -> None:
         """Before a compiled step: whether every slot holds a token that is seen, so that no mask is needed."""
+        if isinstance(self.store, RaggedStore):
+            note_full(self.store, self.seen)
+            return
         in_window = self.window is None or self._ring is not None
         self._full = in_window and not self._had_holes and min(step.start) >= self.store.capacity
 
     def _insert_static(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
         """Like :meth:`_insert`, for a settled layer: the slot follows from tensors alone."""
+        if isinstance(self.store, RaggedStore):
+            self._insert_ragged(self.store, keys, values, positions)
+            return
         budget, store = self._require_budget(), self.store
         if self._ring is not None:
             slot = ring_slots(positions, self._ring, budget)[:, None]
@@ -212,29 +273,63 @@ class SqueezeLayer(CacheLayerMixin):
 
     def _place_sinks(self) -> None:
         """Turn the sinks' keys so that they sit right before the oldest token of the window."""
-        keys, rerotation, sinks = self.store.keys, self.rerotation, self._ring
-        if keys is None or rerotation is None or not sinks or not self._lossy:
+        rerotation, store = self.rerotation, self.store
+        if rerotation is None:
             return
-        window = self.store.used_positions()[:, 0, sinks:]  # a ring's heads agree
-        oldest = window.masked_fill(window < 0, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
-        shift = torch.where((window >= 0).any(-1, keepdim=True), oldest - sinks, 0)
-        here = keys[:, :, :sinks]
-        if self._sink_keys is None:
-            self._sink_keys = here.clone()
-        elif len(shift) > 1:  # a row that is not full yet still has its sinks as they were, or is filling them
-            self._sink_keys = torch.where((shift == 0)[:, None, :, None], here, self._sink_keys)
-        here.copy_(rerotation(self._sink_keys, shift))
+        if isinstance(store, RaggedStore):
+            for run in store.runs:
+                if run.ring:
+                    run.sink_keys = turn_sinks(
+                        run.keys[:, None], run.positions[:, run.ring :], run.ring, rerotation, run.sink_keys
+                    )
+        elif store.keys is not None and self._ring and self._lossy:
+            window = store.used_positions()[:, 0, self._ring :]  # a ring's heads agree
+            self._sink_keys = turn_sinks(store.keys, window, self._ring, rerotation, self._sink_keys)
 
-    def compact(self, budget: int, newest: list[int], padded: bool) -> None:
-        """Cut the layer to ``budget`` tokens; ``newest`` is the position of each row's last token."""
-        if self.window is not None:
-            budget = min(budget, self.window)
-        store = self.store
-        if self._sink_keys is not None and store.keys is not None:
-            store.keys[:, :, : self._sink_keys.shape[2]] = self._sink_keys
+    def _restore_sinks(self) -> None:
+        """Put the sinks' keys back as they were read."""
+        if isinstance(self.store, RaggedStore):
+            for run in self.store.runs:
+                if run.sink_keys is not None:
+                    run.keys[:, : run.sink_keys.shape[2]] = run.sink_keys[:, 0]
+                    run.sink_keys = None
+        elif self._sink_keys is not None and self.store.keys is not None:
+            self.store.keys[:, :, : self._sink_keys.shape[2]] = self._sink_keys
             self._sink_keys = None
+
+    def compact(self, budget: int | Sequence[Sequence[int]], newest: list[int], padded: bool) -> None:
+        """Cut the layer to ``budget`` tokens, or for each row and KV head to so many; ``newest`` is the position of
+        each row's last token."""
+        limit = self.window
+        if not isinstance(budget, int):
+            budget = [[tokens if limit is None else min(tokens, limit) for tokens in row] for row in budget]
+            equal = same_room(budget)
+            budget = budget if equal is None else equal
+        elif limit is not None:
+            budget = min(budget, limit)
+        self._restore_sinks()
+        if isinstance(budget, int) and isinstance(self.store, LayerStore):
+            self._compact_equal(self.store, budget, newest, padded)
+        elif not self.store.is_empty:
+            self._compact_ragged(budget, newest)
+
+    def _compact_ragged(self, budget: int | Sequence[Sequence[int]], newest: list[int]) -> None:
+        """Cut to budgets that differ, or away from such."""
+        rows, heads = self.store.shape
+        room = [[budget] * heads] * rows if isinstance(budget, int) else budget
+        store = cut_units(self.store, room, newest, self.policy, self.window)
+        self._lossy, self._may_have_holes, self._settled, self._next_slot = True, len(newest) > 1, False, None
+        if isinstance(budget, int):
+            self.store, self.budget = as_rectangle(store), budget
+            self._ring, self._may_have_holes = ring_at(self.policy, self.window, budget), True
+        else:
+            self.store, self.budget, self._ring = store, None, None
+            note_fill(store, [row + 1 for row in newest], self.seen)
+        self._place_sinks()
+
+    def _compact_equal(self, store: LayerStore, budget: int, newest: list[int], padded: bool) -> None:
         self.budget = budget
-        self._ring = self._ring_at(budget)
+        self._ring = ring_at(self.policy, self.window, budget)
         fits = store.used <= budget and not padded and not self._lossy
         if fits:
             return
@@ -254,17 +349,6 @@ class SqueezeLayer(CacheLayerMixin):
             slots, columns = ring_slots(kept, self._ring, budget), min(budget, max(newest) + 1)
         store.keep(index, slots, columns)
         self._place_sinks()
-
-    def _ring_at(self, budget: int) -> int | None:
-        """Leading tokens with a slot of their own, or ``None`` where slots must be searched.
-
-        A natively windowed layer has no use for a sink that its window has left behind. With room for the
-        whole window a plain ring is just that; with less, the sinks must go as they leave it: search.
-        """
-        ring = self.policy.ring
-        if not ring or self.window is None:
-            return ring
-        return 0 if budget >= self.window else None
 
     def _require_budget(self) -> int:
         if self.budget is None:
@@ -288,11 +372,15 @@ class SqueezeLayer(CacheLayerMixin):
         ``native`` computes plain causal attention of a fresh prompt, where the model's own kernel can.
         """
         store = self.store
+        if not step.decoding and isinstance(store, LayerStore):
+            self._direct = self._handed == _identity(key, value)
         score_heads = None
-        if self.policy.needs_scores and store.keys is not None:
-            score_heads = store.keys.shape[1]
+        if self.policy.needs_scores:
+            score_heads = store.shape[1]
             self._check_scorable(key, score_heads)
-        heads_agree = score_heads in (None, key.shape[1])
+        if isinstance(store, RaggedStore) and self._reads_in_place:
+            return self._attend_in_place(step, store, query, scoring)
+        heads_agree = score_heads in (None, key.shape[1]) and isinstance(store, LayerStore)
         if step.decoding and self.accelerated and heads_agree:
             out, self._next_slot = attend_one_accelerated(
                 query, key, value, self._decode_mask(step), scoring,
@@ -310,9 +398,7 @@ class SqueezeLayer(CacheLayerMixin):
                 ragged=step.real is not None,
                 ordered=len(step.start) == 1 and not self._may_have_holes,
             )
-            if step.observe and step.cache.signal.wants_attention:
-                with torch.no_grad():  # what a signal keeps must not hold a forward's graph
-                    step.cache.signal.see_attention(self.index, self._sample(query, key, value, visibility, scoring))
+            self._show(step, query, key, value, visibility, scoring)
             if native is not None and visibility.is_causal and scoring.is_plain and score_heads is None:
                 return native(query, key, value)
             if self.accelerated and score_heads is not None:
@@ -322,6 +408,33 @@ class SqueezeLayer(CacheLayerMixin):
         if mass is not None:
             store.add_scores(mass)
         return out
+
+    def _attend_in_place(self, step: Step, store: RaggedStore, query: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+        """Attention over a ragged store's own tokens."""
+        positions, scores = step.positions(query.device), self.policy.needs_scores
+        if step.decoding:
+            masks = masks_of(store, positions, self.window)
+            return attend_one_ragged(query, store, masks, scoring, scores=scores, accelerated=self.accelerated)
+        visibility = Visibility(
+            positions, store.used_positions(), self.window, fresh=False, ragged=step.real is not None
+        )
+        if step.observe and step.cache.signal.wants_attention:
+            self._show(step, query, *store.view(), visibility, scoring)
+        return attend_ragged(query, store, visibility, scoring, scores=scores, accelerated=self.accelerated)
+
+    def _show(
+        self,
+        step: Step,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        visibility: Visibility,
+        scoring: Scoring,
+    ) -> None:
+        """Let the signal see this attention, if it wants to."""
+        if step.observe and step.cache.signal.wants_attention:
+            with torch.no_grad():  # what a signal keeps must not hold a forward's graph
+                step.cache.signal.see_attention(self.index, self._sample(query, key, value, visibility, scoring))
 
     def _following(self, step: Step) -> NextVictim | None:
         """What a kernel needs to find the slot that the next token takes; ``None``: it is not to be searched so."""
@@ -354,7 +467,6 @@ class SqueezeLayer(CacheLayerMixin):
             values=value,
             query_positions=visibility.queries,
             key_positions=visibility.tokens,
-            probabilities=functools.partial(sampled_probabilities, query, key, visibility, scoring),
             probabilities_of=functools.partial(probabilities_of, key, visibility, scoring),
         )
 
@@ -378,15 +490,45 @@ class SqueezeLayer(CacheLayerMixin):
 
     def tokens_held(self) -> int:
         """Tokens of the longest row and head."""
+        return max((max(row) for row in self.heads_held()), default=0)
+
+    def heads_held(self) -> list[list[int]]:
+        """Tokens of each row and KV head."""
         if self.store.is_empty:
-            return 0
-        return int((self.store.used_positions() >= 0).sum(-1).max())
+            return []
+        counts = (self.store.used_positions() >= 0).sum(-1).expand(*self.store.shape)
+        found: list[list[int]] = counts.tolist()
+        return found
 
     def memory(self, rows: int) -> LayerMemory:
         seen = self.seen if self.window is None else min(self.seen, self.window)
         return LayerMemory(
             tokens=self.tokens_held(),
             bytes=self.store.kv_bytes(),
-            index_bytes=self.store.index_bytes() + (0 if self._sink_keys is None else self._sink_keys.nbytes),
+            index_bytes=self.store.index_bytes() + storage_bytes(self._sink_keys),
             full_bytes=rows * seen * self.store.bytes_per_token,
         )
+
+
+def turn_sinks(
+    keys: torch.Tensor, window: torch.Tensor, sinks: int, rerotation: Rerotation, held: torch.Tensor | None
+) -> torch.Tensor:
+    """Turn the first ``sinks`` of keys ``[B, H, N, D]``, in place, to sit right before the oldest of ``window``.
+
+    ``window``: positions ``[B or 1, n]``, -1 = hole; ``held``: the sinks as they were read ``[B, H, sinks, D]``, which
+    is also what is returned; ``None``: they are still so.
+    """
+    oldest = window.masked_fill(window < 0, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
+    shift = torch.where((window >= 0).any(-1, keepdim=True), oldest - sinks, 0)
+    here = keys[:, :, :sinks]
+    if held is None:
+        held = here.clone()
+    elif len(shift) > 1:  # a row that is not full yet still has its sinks as they were, or is filling them
+        held = torch.where((shift == 0)[:, None, :, None], here, held)
+    here.copy_(rerotation(held, shift))
+    return held
+
+
+def _identity(keys: torch.Tensor, values: torch.Tensor) -> tuple[object, ...]:
+    """What tells two tensors from any others, without keeping them alive."""
+    return (keys.data_ptr(), keys.shape, keys.stride(), values.data_ptr(), values.shape, values.stride())

@@ -44,16 +44,16 @@ class Planner:
     def plan(
         self,
         *,
-        signal_values: Sequence[float] | None,
+        signal_values: Sequence[float] | Sequence[Sequence[float]] | None,
         prompt_tokens: int,
         total_tokens: int | None,
         bytes_per_token: Sequence[int],
     ) -> BudgetPlan:
-        """Budgets for a prompt.
+        """Budgets for a prompt, one row of a batch.
 
         Args:
-            signal_values: of each layer; ``None`` if the allocator needs none.
-            prompt_tokens: real tokens of the longest row, earlier turns included.
+            signal_values: of each layer, or of each layer's KV heads; ``None`` if the allocator needs none.
+            prompt_tokens: real tokens of the row, earlier turns included.
             total_tokens: prompt and new tokens, if known: no layer can use more.
             bytes_per_token: of each layer, for one sequence.
         """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from ..plan import BudgetPlan
     from .cache import SqueezeCache
 
 
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 class Final:
     """What layers may be cut to while the prompt's last tokens are still being read."""
 
-    budgets: Sequence[int]
-    """Tokens that each layer will keep, or the most that it could; empty: not known."""
+    plans: Sequence[BudgetPlan]
+    """For each row (or for all) what its layers will keep, or the most that they could; empty: not known."""
     after: Sequence[int]
     """Each row's length when the prompt is over."""
     decided: bool
-    """Whether these are the plan's budgets."""
+    """Whether these are the prompt's own plans."""
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Step:
     """One new token a row, and the prompt is over."""
     observe: bool
     """Prompt tokens whose signal is wanted."""
+    columns: int = 0
+    """Columns seen when this pass is over, padding included."""
     static: bool = False
     """A decode step for a compiler: what follows from ``start`` is read from tensors (see static.py)."""
     final: Final | None = None

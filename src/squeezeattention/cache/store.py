@@ -29,7 +29,7 @@ def _copy_if_view(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _storage_bytes(*tensors: torch.Tensor | None) -> int:
+def storage_bytes(*tensors: torch.Tensor | None) -> int:
     """Bytes of the distinct storages behind ``tensors``."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
     return sum(storages.values())
@@ -92,16 +92,27 @@ class LayerStore:
 
     def kv_bytes(self) -> int:
         """Bytes of the key and value storages, measured."""
-        return _storage_bytes(self.keys, self.values)
+        return storage_bytes(self.keys, self.values)
 
     def index_bytes(self) -> int:
         """Bytes of positions and scores, measured."""
-        return _storage_bytes(self.positions, self.scores)
+        return storage_bytes(self.positions, self.scores)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and KV heads; ``(0, 0)`` of an empty store."""
+        return (0, 0) if self.keys is None else (self.keys.shape[0], self.keys.shape[1])
+
+    def take(self, units: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[n, D]`` of units' (``row * heads + head``) columns, int64 ``[n]`` twice."""
+        keys, values = self.view()
+        rows, heads = units // keys.shape[1], units % keys.shape[1]
+        return keys[rows, heads, columns], values[rows, heads, columns]
 
     # ----------------------------------------------------------------- prompt
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
-        """Add ``q`` tokens behind the others: ``[B, H, q, D]`` twice, positions ``[B or 1, q]``."""
+    def append(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> LayerStore:
+        """This store with ``q`` tokens more behind the others: ``[B, H, q, D]`` twice, positions ``[B or 1, q]``."""
         keys, values = _copy_if_view(keys), _copy_if_view(values)
         positions = positions[:, None, :]
         if self.keys is None:
@@ -123,6 +134,7 @@ class LayerStore:
         self.used += keys.shape[2]
         if self.scores is not None:
             self.scores = torch.nn.functional.pad(self.scores, (0, self.used - self.scores.shape[-1]))
+        return self
 
     def add_scores(self, scores: torch.Tensor) -> None:
         """Add ``[B, H, used]`` fp32 to the running sums (started at zero)."""

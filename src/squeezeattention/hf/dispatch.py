@@ -16,7 +16,7 @@ import torch
 from ..attention.core import Scoring
 from ..cache.layer import Native
 from ..cache.step import ACTIVE, Step
-from ..errors import CacheStateError, UnsupportedFeatureError, UnsupportedModelError
+from ..errors import UnsupportedFeatureError, UnsupportedModelError
 from . import compat
 
 PREFIX = "squeeze_"
@@ -124,11 +124,7 @@ def run_layer(
             f"layer {index} of {type(module).__name__} attends in a window of {sliding_window} tokens, but its config "
             f"says {layer.window}"
         )
-    if layer.store.used != key.shape[2]:
-        raise CacheStateError(
-            f"layer {index} was given {key.shape[2]} keys where its cache holds {layer.store.used}: the model does "
-            "not attend to what its cache returned"
-        )
+    layer.check_handed(key)
     scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
 
     def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,11 +27,9 @@ class AttentionSample:
     """[B or 1, q] int64, -1 = padding."""
     key_positions: torch.Tensor
     """[B or 1, H or 1, N] int64, -1 = hole."""
-    probabilities: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    """rows (int64 indices into q, any device) -> probabilities [B, Hq, len(rows), N] fp32 and their
-    log-sum-exp [B, Hq, len(rows)], with the layer's mask, window, softcap and scale."""
     probabilities_of: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    """queries [B, Hq, R, D] and their positions [B or 1, R] -> the same, for queries of an earlier chunk."""
+    """queries [B, Hq, R, D], of this or an earlier chunk, and their positions int64 [B or 1, R] (-1 = none) ->
+    probabilities [B, Hq, R, N] fp32, their log-sum-exp [B, Hq, R]; with the layer's mask, window, softcap and scale."""
 
 
 class Signal(ABC):
@@ -45,6 +43,9 @@ class Signal(ABC):
     #: Whether :meth:`see_attention` wants each layer's queries and keys.
     wants_attention: ClassVar[bool] = False
 
+    #: Whether :meth:`see_replay` wants the prompt's own tokens read again over the whole of it, at its end.
+    wants_replay: ClassVar[bool] = False
+
     @abstractmethod
     def start(self, n_layers: int) -> None:
         """Forget everything; a prompt for a model of ``n_layers`` layers follows."""
@@ -55,12 +56,13 @@ class Signal(ABC):
     def see_attention(self, layer: int, sample: AttentionSample) -> None:  # noqa: B027 (optional)
         """Attention of the prompt tokens just read."""
 
-    def see_budget(self, tokens: int) -> None:  # noqa: B027 (optional)
-        """The average budget of a layer, told right before :meth:`values`, for ranks over all layers' tokens."""
+    def see_budget(self, tokens: Sequence[int]) -> None:  # noqa: B027 (optional)
+        """Each row's average budget of a layer, told right before :meth:`values`, for ranks over all layers' tokens."""
 
     def select_rows(self, rows: torch.Tensor) -> None:  # noqa: B027 (optional)
         """The batch now consists of these rows (int64, with repeats), for signals that keep something per row."""
 
     @abstractmethod
-    def values(self) -> list[float]:
-        """One number per layer over all prompt tokens seen. Higher = the layer matters *less*."""
+    def values(self) -> list[list[float]]:
+        """For each row of the batch one number per layer, over all its prompt tokens seen. Higher = the layer matters
+        *less*. Rows know nothing of each other: each has the plan that it would have alone."""

@@ -22,30 +22,29 @@ class Cosine(Signal):
     wants_hidden = True
 
     def start(self, n_layers: int) -> None:
-        self._sums: list[torch.Tensor | None] = [None] * n_layers
-        self._counts: list[torch.Tensor | int] = [0] * n_layers
+        self._sums: list[torch.Tensor | None] = [None] * n_layers  # [2, B]: sum of cosines, and tokens
 
     def see_hidden(self, layer: int, before: torch.Tensor, after: torch.Tensor, real: torch.Tensor | None) -> None:
-        total = before.new_zeros((), dtype=torch.float32)
-        for first in range(0, before.shape[1], _BLOCK):
+        rows, length = before.shape[:2]
+        total = before.new_zeros(rows, dtype=torch.float32)
+        for first in range(0, length, _BLOCK):
             block = slice(first, first + _BLOCK)
             cosine = torch.cosine_similarity(before[:, block].float(), after[:, block].float(), dim=-1)
             if real is not None:
                 cosine = cosine * real[:, block].to(cosine.device)
-            total = total + cosine.sum()
-        count = before.shape[0] * before.shape[1] if real is None else real.sum().to(total.device)
-        seen = self._sums[layer]
-        self._sums[layer] = total if seen is None else seen + total
-        self._counts[layer] = self._counts[layer] + count
+            total = total + cosine.sum(dim=1)
+        count = total.new_full((rows,), length) if real is None else real.sum(dim=1).to(total)
+        pair, seen = torch.stack([total, count]), self._sums[layer]
+        self._sums[layer] = pair if seen is None else seen + pair
 
-    def values(self) -> list[float]:
-        sums = [total for total in self._sums if total is not None]
-        if len(sums) < len(self._sums) or not sums:
-            missing = [i for i, total in enumerate(self._sums) if total is None]
+    def select_rows(self, rows: torch.Tensor) -> None:
+        self._sums = [None if pair is None else pair[:, rows.to(pair.device)] for pair in self._sums]
+
+    def values(self) -> list[list[float]]:
+        pairs = [pair for pair in self._sums if pair is not None]
+        if len(pairs) < len(self._sums) or not pairs:
+            missing = [i for i, pair in enumerate(self._sums) if pair is None]
             raise CacheStateError(f"no residual stream was seen for layers {missing}: their attention did not run")
-        device = sums[0].device
-        means = [
-            total.to(device) / (count.to(device) if isinstance(count, torch.Tensor) else count)
-            for total, count in zip(sums, self._counts, strict=True)
-        ]
-        return [float(value) for value in torch.stack(means).tolist()]
+        sums = torch.stack([pair.to(pairs[0].device) for pair in pairs])
+        means: list[list[float]] = (sums[:, 0] / sums[:, 1].clamp(min=1)).T.tolist()
+        return means

@@ -58,10 +58,10 @@ class LastQueries(Signal):
 
     @abstractmethod
     def measure(self, sample: AttentionSample, tail: Tail) -> torch.Tensor:
-        """What ``tail`` shows of one layer, on its device."""
+        """What ``tail`` shows of one layer, on its device, for each row."""
 
     @abstractmethod
-    def combine(self, measured: list[torch.Tensor]) -> list[float]:
+    def combine(self, measured: list[torch.Tensor]) -> list[list[float]]:
         """Values as in :meth:`values`, from what :meth:`measure` gave for each layer. May synchronise once."""
 
     def start(self, n_layers: int) -> None:
@@ -86,7 +86,7 @@ class LastQueries(Signal):
         self._tails[layer] = tail = Tail(queries.clone(), positions.clone())
         self._measured[layer] = self.measure(sample, tail)
 
-    def values(self) -> list[float]:
+    def values(self) -> list[list[float]]:
         measured = [found for found in self._measured if found is not None]
         if not measured or len(measured) < len(self._measured):
             missing = [layer for layer, found in enumerate(self._measured) if found is None]

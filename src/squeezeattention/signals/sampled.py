@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 from ..errors import CacheStateError
 from .base import AttentionSample, Signal
 
-#: Every so many columns one query is sampled: densely where a short prompt ends, thinly in a long one, so that looking
+#: Every so many tokens one query is sampled: densely where a short prompt ends, thinly in a long one, so that looking
 #: costs a percent or two of a prompt's time whatever its length.
 _DENSE, _DENSE_UNTIL, _THIN = 32, 1024, 256
 #: Elements of the attention that is looked at together (16 MiB in fp32).
@@ -62,8 +63,9 @@ class Rows:
 class SampledAttention(Signal):
     """Mean *need* of a layer over sampled queries, given as ``1 - need`` to be oriented like the cosine.
 
-    Queries are chosen by their column in the prompt, so a prompt in chunks gives what it gives whole. Sums are
-    kept on the layer's device; :meth:`values` is the only synchronisation.
+    Queries are chosen by their position in the text, so a prompt in chunks gives what it gives whole, and a row of a
+    batch what it gives alone. Sums are kept on the layer's device; beside :meth:`values` the only synchronisation is
+    one for each forward.
     """
 
     wants_attention = True
@@ -73,45 +75,62 @@ class SampledAttention(Signal):
         """Need and weight of each sampled query: fp32 ``[B, R]`` twice; weight 0 = says nothing."""
 
     def start(self, n_layers: int) -> None:
-        self._seen = [0] * n_layers  # columns, so that chunks go on where the last one ended
-        self._sums: list[torch.Tensor | None] = [None] * n_layers
+        self._found: tuple[weakref.ref[torch.Tensor], torch.Tensor] | None = None
+        self._sums: list[torch.Tensor | None] = [None] * n_layers  # [2, B]: sum of needs, and of weights
+        self._rows = 0
 
     def see_attention(self, layer: int, sample: AttentionSample) -> None:
-        columns = sample.queries.shape[2]
-        first = self._seen[layer]
-        self._seen[layer] = first + columns
-        chosen = torch.tensor([c - first for c in sampled_columns(first, first + columns)], dtype=torch.int64)
-        batch, heads = sample.queries.shape[:2]
+        batch, heads = self._rows, _ = sample.queries.shape[:2]
         most = max(1, BLOCK_ELEMENTS // (batch * heads * sample.keys.shape[2]))
-        for block in chosen.split(most):
-            self._add(layer, sample, block)
+        for block in self._columns(sample.query_positions).split(most, dim=1):
+            self._add(layer, sample, block.to(sample.queries.device))
 
-    def _add(self, layer: int, sample: AttentionSample, chosen: torch.Tensor) -> None:
-        if not len(chosen):
+    def _columns(self, positions: torch.Tensor) -> torch.Tensor:
+        """Columns of the queries to look at, int64 [B or 1, R], -1 = none; found once for all layers of a forward."""
+        if self._found is None or self._found[0]() is not positions:
+            chosen = is_sampled(positions)
+            count = int(chosen.sum(dim=1).max())
+            columns = chosen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+            self._found = weakref.ref(positions), torch.where(chosen.gather(1, columns), columns, -1)
+        return self._found[1]
+
+    def _add(self, layer: int, sample: AttentionSample, columns: torch.Tensor) -> None:
+        if not columns.shape[1]:
             return
-        probabilities, _ = sample.probabilities(chosen)
-        rows = Rows.of(sample, probabilities, sample.query_positions[:, chosen.to(sample.query_positions.device)])
+        batch, heads, _, width = sample.queries.shape
+        absent, columns = columns < 0, columns.clamp(min=0)
+        positions = sample.query_positions.expand(len(columns), -1).gather(1, columns).masked_fill(absent, -1)
+        if len(columns) == 1:
+            queries = sample.queries[:, :, columns[0]]
+        else:
+            queries = sample.queries.gather(2, columns[:, None, :, None].expand(batch, heads, -1, width))
+        probabilities, _ = sample.probabilities_of(queries, positions)
+        rows = Rows.of(sample, probabilities, positions)
         need, weight = self.need(rows)
         weight = weight * (rows.positions >= 0)
-        pair = torch.stack([(need * weight).sum(), weight.sum()])
+        pair = torch.stack([(need * weight).sum(dim=1), weight.sum(dim=1)])
         seen = self._sums[layer]
         self._sums[layer] = pair if seen is None else seen + pair
 
-    def values(self) -> list[float]:
-        if not any(self._seen):
+    def select_rows(self, rows: torch.Tensor) -> None:
+        self._sums = [None if pair is None else pair[:, rows.to(pair.device)] for pair in self._sums]
+        self._rows = len(rows)
+
+    def values(self) -> list[list[float]]:
+        if not self._rows:
             raise CacheStateError("no attention was seen: the layers did not run")
         device = next((pair.device for pair in self._sums if pair is not None), torch.device("cpu"))
-        nothing = torch.zeros(2, device=device)
+        nothing = torch.zeros(2, self._rows, device=device)
         pairs = torch.stack([nothing if pair is None else pair.to(device) for pair in self._sums])
         needs = pairs[:, 0] / pairs[:, 1].clamp(min=1e-12)
-        return [1.0 - float(need) for need in needs.tolist()]
+        values: list[list[float]] = (1.0 - needs.double()).T.tolist()
+        return values
 
 
-def sampled_columns(start: int, stop: int) -> list[int]:
-    """Columns of ``start:stop`` whose queries are looked at."""
-    dense = range(start + -(start + 1) % _DENSE, min(stop, _DENSE_UNTIL), _DENSE)
-    begin = max(start, _DENSE_UNTIL)
-    return [*dense, *range(begin + -(begin + 1) % _THIN, stop, _THIN)]
+def is_sampled(positions: torch.Tensor) -> torch.Tensor:
+    """Which queries are looked at, by their position (-1 = padding, never): bool of the same shape."""
+    thin = (positions + 1) % _THIN == 0
+    return torch.where(positions < _DENSE_UNTIL, (positions + 1) % _DENSE == 0, thin) & (positions >= 0)
 
 
 def layer_mean(needs: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from .sampled import layer_mean
 class StreamingMass(LastQueries):
     """Share of the last queries' attention on the first ``sinks`` tokens and the newest ``recent`` (2410.13846).
 
-    LightTransfer's lazy ratio (SimLayerKV before), mean over heads, queries and rows. The paper's recent window
+    LightTransfer's lazy ratio (SimLayerKV before), mean over heads and queries. The paper's recent window
     is of about 1,000 tokens, for prompts of many thousands; the default here is that of ``locality``. A learned
     sink's part of the softmax counts as lazy: no token is read with it.
     """
@@ -27,13 +27,15 @@ class StreamingMass(LastQueries):
         self.sinks, self.recent = sinks, recent
 
     def measure(self, sample: AttentionSample, tail: Tail) -> torch.Tensor:
-        """[2]: far mass summed over the queries, and their number."""
-        far = torch.zeros((), device=sample.queries.device)
+        """[2, B]: far mass summed over the queries, and their number."""
+        far = torch.zeros(len(tail.positions), device=sample.queries.device)
         for rows in tail.blocks(sample):
             mask = (rows.distance >= self.recent) & (rows.key_positions >= self.sinks)[..., None, :]
-            far = far + layer_mean(rows.mass(mask)).sum()
-        return torch.stack([far, (tail.positions >= 0).sum().to(far)])
+            far = far + layer_mean(rows.mass(mask)).sum(dim=1)
+        return torch.stack([far, (tail.positions >= 0).sum(dim=1).to(far)])
 
-    def combine(self, measured: list[torch.Tensor]) -> list[float]:
+    def combine(self, measured: list[torch.Tensor]) -> list[list[float]]:
         pairs = torch.stack([pair.to(measured[0].device) for pair in measured])
-        return [1.0 - float(far) for far in (pairs[:, 0] / pairs[:, 1].clamp(min=1)).tolist()]
+        shares = pairs[:, 0] / pairs[:, 1].clamp(min=1)
+        values: list[list[float]] = (1.0 - shares.double()).T.tolist()
+        return values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -22,7 +24,7 @@ class TopTokens(LastQueries):
     is held beyond the budget, and it ranks query heads; here the prompt is held anyway, so it is done once, over
     what the cache holds: the KV heads (mean over a group). A window larger than a quarter of the budget, for
     which the paper has no rule, counts as that quarter. Until the ranking, one score a token and KV head is held
-    in fp32. Without word of the budget a fifth of the tokens is ranked. Rows are ranked one by one and averaged.
+    in fp32. Without word of the budget a fifth of the tokens is ranked.
     """
 
     name = "top_tokens"
@@ -36,10 +38,10 @@ class TopTokens(LastQueries):
 
     def start(self, n_layers: int) -> None:
         super().start(n_layers)
-        self._budget: int | None = None
+        self._budgets: Sequence[int] | None = None
 
-    def see_budget(self, tokens: int) -> None:
-        self._budget = tokens
+    def see_budget(self, tokens: Sequence[int]) -> None:
+        self._budgets = tokens
 
     def measure(self, sample: AttentionSample, tail: Tail) -> torch.Tensor:
         """[B, H, N] fp32 scores of the tokens before the window in the order of the text; -1 = not ranked."""
@@ -55,23 +57,27 @@ class TopTokens(LastQueries):
         pooled = F.avg_pool1d(received, self.pool, stride=1, padding=self.pool // 2)
         return pooled.masked_fill(~before, -1.0)
 
-    def combine(self, measured: list[torch.Tensor]) -> list[float]:
+    def combine(self, measured: list[torch.Tensor]) -> list[list[float]]:
         device = measured[0].device
         heads = torch.tensor([scores.shape[1] for scores in measured], device=device)
         ends = torch.tensor([scores.shape[1] * scores.shape[2] for scores in measured], device=device).cumsum(dim=0)
         ranked = torch.stack([(scores >= 0).sum(dim=-1).amax(dim=1).to(device) for scores in measured], dim=1)
         flat = torch.cat([scores.flatten(1).to(device) for scores in measured], dim=1)
-        top = flat.topk(self._top(measured), dim=1)
-        layer = torch.bucketize(top.indices, ends, right=True)
-        # Tokens that nobody reads fill the ranking where a budget is generous: they are no layer's merit.
-        counts = torch.zeros(ranked.shape, device=device).scatter_add_(1, layer, (top.values > 0).float())
+        counts = torch.zeros(ranked.shape, device=device)
+        for row in range(len(flat)):
+            top = flat[row].topk(self._top(measured, row))
+            layer = torch.bucketize(top.indices, ends, right=True)
+            # Tokens that nobody reads fill the ranking where a budget is generous: they are no layer's merit.
+            counts[row].scatter_add_(0, layer, (top.values > 0).float())
         most = ranked.amax(dim=1, keepdim=True).clamp(min=1)
-        return [1.0 - float(need) for need in (counts / heads / most).mean(dim=0).tolist()]
+        values: list[list[float]] = (1.0 - (counts / heads / most).double()).tolist()
+        return values
 
-    def _top(self, measured: list[torch.Tensor]) -> int:
-        """Tokens of the joint ranking, of all layers and heads."""
+    def _top(self, measured: list[torch.Tensor], row: int) -> int:
+        """Tokens of a row's joint ranking, of all layers and heads."""
         lists = sum(scores.shape[1] for scores in measured)
         total = sum(scores.shape[1] * scores.shape[2] for scores in measured)
-        if self._budget is None:
+        if self._budgets is None:
             return max(1, total // 5)
-        return min(total, lists * (self._budget - min(self.window, self._budget // _WINDOW_PART)))
+        budget = self._budgets[row if len(self._budgets) > 1 else 0]
+        return min(total, lists * (budget - min(self.window, budget // _WINDOW_PART)))

@@ -53,7 +53,7 @@ class NaiveReference:
         # kept[layer][head] = set of positions held; mass[layer][head, position] = attention received
         self.kept: list[list[set[int]]] = [[set() for _ in range(kv_heads)] for _ in self.windows]
         self.mass = [torch.empty(kv_heads, 0, dtype=torch.float64) for _ in self.windows]
-        self.budgets: list[int] = []
+        self.budgets: list[list[int]] = []  # of each layer's heads
         # While a story is told: [kv_heads, 1 + query, position] what each position has received before a query
         self._foreseen: list[torch.Tensor] | None = None
 
@@ -122,12 +122,12 @@ class NaiveReference:
                 self.kept[layer][head] |= set(range(first, last))
         return self._forward(len(tokens))
 
-    def cut(self, budgets: Sequence[int]) -> None:
-        """The end of a prompt: every layer to its budget."""
-        self.budgets = list(budgets)
+    def cut(self, budgets: Sequence[int | Sequence[int]]) -> None:
+        """The end of a prompt: every layer to its budget, or each of its heads to its own."""
+        self.budgets = [[b] * self.kv_heads if isinstance(b, int) else list(b) for b in budgets]
         newest = len(self.tokens) - 1
-        for layer, budget in enumerate(budgets):
-            for head in range(self.kv_heads):
+        for layer, heads in enumerate(self.budgets):
+            for head, budget in enumerate(heads):
                 self.kept[layer][head] = self._in_window(layer, self.kept[layer][head], newest)
                 self.kept[layer][head] = self._choose(layer, head, budget, newest)
 
@@ -136,14 +136,16 @@ class NaiveReference:
         query = len(self.tokens)
         self.tokens.append(token)
         self._room(len(self.tokens))
-        for layer, budget in enumerate(self.budgets):
-            for head in range(self.kv_heads):
+        for layer, heads in enumerate(self.budgets):
+            for head, budget in enumerate(heads):
                 self.kept[layer][head].add(query)
                 self.kept[layer][head] = self._choose(layer, head, budget, query)
                 self.seen[layer][head, query, list(self._in_window(layer, self.kept[layer][head], query))] = True
         return self._forward(1)[0]
 
-    def run(self, prompt: Sequence[int], budgets: Sequence[int], generated: Sequence[int]) -> torch.Tensor:
+    def run(
+        self, prompt: Sequence[int], budgets: Sequence[int | Sequence[int]], generated: Sequence[int]
+    ) -> torch.Tensor:
         """A whole story: prompt, cut, then ``generated`` tokens one by one. Logits of every token [T, V]."""
         length = len(prompt) + len(generated)
         foreseen = [torch.zeros(self.kv_heads, length + 1, length, dtype=torch.float64) for _ in self.windows]

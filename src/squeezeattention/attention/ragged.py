@@ -1,0 +1,111 @@
+"""Exact attention where KV heads hold different numbers of tokens: run by run, a run's units as a batch of one head.
+
+Shapes as in core.py, with U = B * H units, sorted by what they hold (cache/units.py); u units of one run hold n slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from .accelerated import attend_accelerated, attend_one_accelerated
+from .core import Scoring, attend
+from .visibility import Visibility
+
+if TYPE_CHECKING:
+    from ..cache.ragged import RaggedStore
+
+
+def attend_one_ragged(
+    query: torch.Tensor,
+    store: RaggedStore,
+    masks: list[torch.Tensor | None],
+    scoring: Scoring,
+    *,
+    scores: bool,
+    accelerated: bool,
+) -> torch.Tensor:
+    """Attention of a decode step, query ``[B, Hq, 1, D]`` -> ``[B, Hq, 1, Dv]``; the store's scores are added to.
+
+    ``masks``: visible slots of each run, bool ``[u, n]``, ``None`` where all are.
+    """
+    batch, query_heads, _, width = query.shape
+    units = store.units
+    packed = query.reshape(len(units.room), -1, width).index_select(0, units.order)
+    sinks = _sinks_by_unit(scoring, store)
+    parts = []
+    for run, mask in zip(store.runs, masks, strict=True):
+        own = slice(run.run.start, run.run.stop)
+        given = scoring if sinks is None else replace(scoring, sink_logits=sinks[own])
+        if accelerated and sinks is None:  # the kernel knows one list of sinks for all rows
+            out, _ = attend_one_accelerated(
+                packed[own][:, :, None], run.keys[:, None], run.values[:, None],
+                None if mask is None else mask[:, None], given, _scores(run.scores)[:, None] if scores else None, None,
+            )  # fmt: skip
+            parts.append(out[:, :, 0])
+            continue
+        logits = given.logits_of_few(packed[own], run.keys)
+        if mask is not None:
+            logits.masked_fill_(~mask[:, None], -torch.inf)
+        if given.sink_logits is None:
+            mass = logits.softmax(dim=-1)
+        else:
+            sink = given.sink_logits[..., None].to(logits)
+            mass = torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
+        parts.append(torch.bmm(mass.to(run.values.dtype), run.values))
+        if scores:
+            _scores(run.scores).add_(mass[:, 0] if mass.shape[1] == 1 else mass.mean(dim=1))
+    out = torch.cat(parts).index_select(0, units.place)
+    return out.view(batch, query_heads, 1, -1)
+
+
+def attend_ragged(
+    query: torch.Tensor,
+    store: RaggedStore,
+    visibility: Visibility,
+    scoring: Scoring,
+    *,
+    scores: bool,
+    accelerated: bool,
+) -> torch.Tensor:
+    """Attention of several queries ``[B, Hq, q, D]`` -> ``[B, Hq, q, Dv]``; the store's scores are added to.
+
+    ``visibility`` says where the queries are; which tokens there are the store knows.
+    """
+    batch, query_heads, length, width = query.shape
+    units = store.units
+    packed = query.reshape(len(units.room), -1, length, width).index_select(0, units.order)
+    positions = visibility.queries.expand(batch, length).index_select(0, units.row)
+    sinks = _sinks_by_unit(scoring, store)
+    parts = []
+    for run in store.runs:
+        own = slice(run.run.start, run.run.stop)
+        seen = replace(visibility, queries=positions[own], tokens=run.positions[:, None], fresh=False, ordered=False)
+        given = scoring if sinks is None else replace(scoring, sink_logits=sinks[own])
+        keys, values = run.keys[:, None], run.values[:, None]
+        mass: torch.Tensor | None
+        if accelerated and scores and sinks is None:
+            out, mass = attend_accelerated(packed[own], keys, values, seen, given, score_heads=1)
+        else:
+            out, mass = attend(packed[own], keys, values, seen, given, score_heads=1 if scores else None)
+        parts.append(out)
+        if mass is not None:
+            _scores(run.scores).add_(mass[:, 0].detach())
+    out = torch.cat(parts).index_select(0, units.place)
+    return out.reshape(batch, query_heads, length, -1)
+
+
+def _scores(scores: torch.Tensor | None) -> torch.Tensor:
+    if scores is None:
+        raise RuntimeError("a store whose policy looks at scores has none")
+    return scores
+
+
+def _sinks_by_unit(scoring: Scoring, store: RaggedStore) -> torch.Tensor | None:
+    """Learned sink logits ``[U, G]`` of each unit's query heads, in the order of the runs."""
+    if scoring.sink_logits is None:
+        return None
+    by_head = scoring.sink_logits.view(store.units.heads, -1)
+    return by_head.index_select(0, store.units.order % store.units.heads)

@@ -1,0 +1,189 @@
+"""The tokens of one layer whose KV heads hold different numbers of them; see units.py for how they lie.
+
+All slots of the budgets are there from the cut on: a slot without a token has position -1, and a decode step fills
+holes or overwrites, in place. While a further turn is read, each unit has its new tokens behind its old ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .store import storage_bytes
+from .units import Run, Units
+
+
+class RunView:
+    """One run of a store as rectangles ``[units, room, ...]``: views of the flat buffers, which do not move."""
+
+    def __init__(self, store: RaggedStore, run: Run) -> None:
+        units, room, slots = run.units, run.room, run.slots
+        self.run = run
+        self.room = room
+        self.keys = store.keys[slots].view(units, room, -1)
+        self.values = store.values[slots].view(units, room, -1)
+        self.positions = store.positions[slots].view(units, room)
+        self.scores = None if store.scores is None else store.scores[slots].view(units, room)
+        self.rows = store.units.row[run.start : run.stop]
+        """[units] row of each unit."""
+        self.ring: int | None = None
+        """Leading tokens with a slot of their own; ``None``: slots are searched."""
+        self.full = False
+        """Whether every slot holds a token, as far as a step needs to know."""
+        self.full_at: int | None = None
+        """Columns seen from which on that is so; ``None``: never for sure."""
+        self.sink_keys: torch.Tensor | None = None
+        """[units, 1, sinks, D]: keys of re-rotated sinks as they were read."""
+
+
+class RaggedStore:
+    """Flat buffers: keys [S, D], values [S, Dv], positions [S] int64 (-1 = hole), scores [S] fp32 or ``None``."""
+
+    def __init__(
+        self,
+        units: Units,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor,
+        scores: torch.Tensor | None,
+    ) -> None:
+        self.units = units
+        self.keys, self.values, self.positions, self.scores = keys, values, positions, scores
+        self.runs = tuple(RunView(self, run) for run in units.runs)
+
+    is_empty = False
+
+    def __deepcopy__(self, memo: dict[int, object]) -> RaggedStore:
+        columns = (self.keys, self.values, self.positions, self.scores)
+        twin = RaggedStore(self.units, *(None if column is None else column.clone() for column in columns))  # type: ignore[arg-type]
+        twin.follow(self)
+        for mine, theirs in zip(self.runs, twin.runs, strict=True):
+            theirs.sink_keys = None if mine.sink_keys is None else mine.sink_keys.clone()
+        memo[id(self)] = twin
+        return twin
+
+    def follow(self, other: RaggedStore) -> None:
+        """What is known of another store's runs holds of mine, which are as those were."""
+        for mine, theirs in zip(self.runs, other.runs, strict=True):
+            mine.ring, mine.full, mine.full_at = theirs.ring, theirs.full, theirs.full_at
+
+    # ------------------------------------------------------------------ sizes
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and KV heads."""
+        return self.units.rows, self.units.heads
+
+    @property
+    def used(self) -> int:
+        """Slots of the largest unit."""
+        return self.runs[-1].room
+
+    capacity = used
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's key and value in all KV heads, for one sequence."""
+        one = self.keys.shape[1] * self.keys.element_size() + self.values.shape[1] * self.values.element_size()
+        return self.units.heads * one
+
+    def kv_bytes(self) -> int:
+        """Bytes of the key and value storages, measured."""
+        return storage_bytes(self.keys, self.values)
+
+    def index_bytes(self) -> int:
+        """Bytes of positions, scores and what else there is beside keys and values, measured."""
+        return storage_bytes(self.positions, self.scores, *(run.sink_keys for run in self.runs))
+
+    # --------------------------------------------- rectangles, for the few who need them
+
+    def used_positions(self) -> torch.Tensor:
+        """``[B, H, N]`` int64, N the largest room: -1 = hole, or no such slot."""
+        slots, inside = self.units.padded
+        return torch.where(inside, self.positions[slots], -1).view(*self.shape, -1)
+
+    def used_scores(self) -> torch.Tensor | None:
+        """``[B, H, N]`` fp32, or ``None``."""
+        if self.scores is None:
+            return None
+        slots, inside = self.units.padded
+        return torch.where(inside, self.scores[slots], 0.0).view(*self.shape, -1)
+
+    def view(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[B, H, N, D]``: a copy with slots that are not there, which no position marks."""
+        slots, _ = self.units.padded
+        slots = slots.flatten()
+        return tuple(  # type: ignore[return-value]
+            column.index_select(0, slots).view(*self.shape, -1, column.shape[1]) for column in (self.keys, self.values)
+        )
+
+    def add_scores(self, scores: torch.Tensor) -> None:
+        """Add ``[B, H, N]`` fp32 to the running sums (started at zero)."""
+        flat = scores.detach().reshape(len(self.units.room), -1)
+        flat = flat[self.units.unit_of_slot, self.units.column_of_slot]
+        if self.scores is None:
+            self.scores = torch.zeros_like(flat)
+            for run in self.runs:
+                run.scores = self.scores[run.run.slots].view(run.run.units, run.room)
+        self.scores.add_(flat)
+
+    def take(self, units: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[n, D]`` of units' columns, int64 ``[n]`` twice."""
+        slots = self.units.begin[units] + columns
+        return self.keys.index_select(0, slots), self.values.index_select(0, slots)
+
+    # ---------------------------------------------------------------- writing
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> RaggedStore:
+        """A store with ``q`` tokens more behind each unit's: ``[B, H, q, D]`` twice, positions ``[B or 1, q]``."""
+        rows, heads, length = keys.shape[:3]
+        room = [[self.units.room[row * heads + head] + length for head in range(heads)] for row in range(rows)]
+        units = Units(room, keys.device)  # the same order: all grew by as much
+        order = self.units.order
+        keys, values = (new.detach().flatten(0, 1).index_select(0, order) for new in (keys, values))
+        position = positions.expand(rows, length).index_select(0, self.units.row)
+        parts: list[list[torch.Tensor]] = [[], [], [], []]
+        for run in self.runs:
+            own = slice(run.run.start, run.run.stop)
+            parts[0].append(torch.cat([run.keys, keys[own]], dim=1).flatten(0, 1))
+            parts[1].append(torch.cat([run.values, values[own]], dim=1).flatten(0, 1))
+            parts[2].append(torch.cat([run.positions, position[own]], dim=1).flatten())
+            if run.scores is not None:
+                parts[3].append(torch.nn.functional.pad(run.scores, (0, length)).flatten())
+        columns = [torch.cat(part) if part else None for part in parts]
+        return RaggedStore(units, *columns)  # type: ignore[arg-type]
+
+    def insert(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
+        """Write one token a unit in place: slots int64 ``[U]`` by unit, ``[B, H, 1, D]`` twice, positions ``[U]``."""
+        self.keys.index_copy_(0, slots, keys.detach().reshape(len(slots), -1))
+        self.values.index_copy_(0, slots, values.detach().reshape(len(slots), -1))
+        self.positions.index_copy_(0, slots, positions)
+        if self.scores is not None:
+            self.scores.index_fill_(0, slots, 0.0)
+
+    def selected(self, rows: torch.Tensor) -> RaggedStore:
+        """A store of these rows: int64 indices into the batch. Re-rotated sinks must be back in their place."""
+        heads = self.units.heads
+        chosen = rows.tolist()
+        room = [self.units.room[row * heads : (row + 1) * heads] for row in chosen]
+        source = (rows.to(self.units.device)[:, None] * heads + torch.arange(heads, device=self.units.device)).flatten()
+        same = room == [self.units.room[row * heads : (row + 1) * heads] for row in range(self.units.rows)]
+        units = self.units if same else Units(room, self.units.device)
+        slots = self.units.begin[source[units.unit_of_slot]] + units.column_of_slot
+        scores = None if self.scores is None else self.scores[slots]
+        return RaggedStore(
+            units, self.keys.index_select(0, slots), self.values.index_select(0, slots), self.positions[slots], scores
+        )
+
+    def mark_static(self) -> None:
+        """A CUDA graph reads and writes these buffers in place."""
+        for buffer in (self.keys, self.values, self.positions, self.scores):
+            if buffer is not None and buffer.device.type == "cuda":
+                torch._dynamo.mark_static_address(buffer)
+
+
+def same_room(room: Sequence[Sequence[int]]) -> int | None:
+    """The number of slots that all units have, if they agree."""
+    found = {slots for row in room for slots in row}
+    return found.pop() if len(found) == 1 else None

@@ -1,0 +1,117 @@
+"""How the tokens of a layer lie in flat buffers when its KV heads, or the rows of a batch, hold different numbers.
+
+A *unit* is one KV head of one row, numbered ``row * heads + head``. Units of equal room lie side by side, a *run*, so
+that one batched product serves them all; what is stored is the sum of the budgets and nothing else::
+
+    slot     0 ..                                                            S
+    keys   [ unit 1 | unit 4 | unit 0    | unit 5    | unit 2 ............... ]    [S, D]
+             room 36           room 96                 room 1170
+             \\____ run 0 ____/ \\______ run 1 _______/  \\_______ run 2 _______/
+
+A layer whose heads and rows are equal has one run, and that is the plain ``[B, H, N, D]`` of :class:`LayerStore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+
+@dataclass(frozen=True)
+class Run:
+    """Units of equal room."""
+
+    start: int
+    """Place of the first of them in :attr:`Units.order`."""
+    stop: int
+    room: int
+    """Slots of each."""
+    first: int
+    """Slot where the first of them begins."""
+
+    @property
+    def units(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def slots(self) -> slice:
+        return slice(self.first, self.first + self.units * self.room)
+
+
+class Units:
+    """Which unit lies where; tensors are int64 on one device. Nothing of it changes."""
+
+    def __init__(self, room: Sequence[Sequence[int]], device: torch.device) -> None:
+        """``room``: slots of each KV head, for each row."""
+        self.rows, self.heads = len(room), len(room[0])
+        self.device = device
+        self.room = tuple(slots for row in room for slots in row)
+        self.sequence = sorted(range(len(self.room)), key=lambda unit: self.room[unit])
+        self.runs = tuple(self._runs())
+        self.slots = sum(self.room)
+
+    def _runs(self) -> list[Run]:
+        runs: list[Run] = []
+        slot = 0
+        for place, unit in enumerate(self.sequence):
+            room = self.room[unit]
+            if runs and runs[-1].room == room:
+                runs[-1] = Run(runs[-1].start, place + 1, room, runs[-1].first)
+            else:
+                runs.append(Run(place, place + 1, room, slot))
+            slot += room
+        return runs
+
+    def __deepcopy__(self, memo: object) -> Units:
+        return self
+
+    @cached_property
+    def order(self) -> torch.Tensor:
+        """[U] the unit at each place."""
+        return torch.tensor(self.sequence, device=self.device)
+
+    @cached_property
+    def place(self) -> torch.Tensor:
+        """[U] the place of each unit."""
+        return self.order.argsort()
+
+    @cached_property
+    def row(self) -> torch.Tensor:
+        """[U] the row of the unit at each place."""
+        return self.order // self.heads
+
+    @cached_property
+    def begin(self) -> torch.Tensor:
+        """[U] the first slot of each *unit*."""
+        return self.first_slots[self.place]
+
+    @cached_property
+    def first_slots(self) -> torch.Tensor:
+        """[U] the first slot of the unit at each place."""
+        room = torch.tensor([self.room[unit] for unit in self.sequence], device=self.device)
+        return room.cumsum(0) - room
+
+    @cached_property
+    def rooms(self) -> torch.Tensor:
+        """[U] slots of each *unit*."""
+        return torch.tensor(self.room, device=self.device)
+
+    @cached_property
+    def unit_of_slot(self) -> torch.Tensor:
+        """[S] the unit that each slot belongs to."""
+        return self.order.repeat_interleave(self.rooms[self.order], output_size=self.slots)
+
+    @cached_property
+    def column_of_slot(self) -> torch.Tensor:
+        """[S] the how manieth of its unit's slots each slot is."""
+        return torch.arange(self.slots, device=self.device) - self.begin[self.unit_of_slot]
+
+    @cached_property
+    def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``[U, N]`` slot of each unit's columns, N the largest room, and which of them there are (bool)."""
+        columns = torch.arange(max(self.room), device=self.device)
+        inside = columns < self.rooms[:, None]
+        return torch.where(inside, self.begin[:, None] + columns, 0), inside
