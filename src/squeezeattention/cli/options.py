@@ -21,8 +21,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help='"embedded" (comes with the package), "smollm2" (see docs/using.md), a folder, FILE.gguf, or a name on the '
-        "hub.",
+        help='"embedded" (in the package), "smollm2" (see docs/using.md), a folder, FILE.gguf, or a name on the hub.',
     ),
 ]
 PromptText = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt itself.")]

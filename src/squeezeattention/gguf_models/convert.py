@@ -45,11 +45,10 @@ def convert(file: Path, tell: Callable[[str], object]) -> tuple[Any, Any, list[s
         )  # fmt: skip
     if missing := sorted(info["missing_keys"]):  # transformers would draw them at random, and say so in a log
         raise InputError(
-            f"cannot load the model {file}: it lacks {len(missing)} of the model's weights, such as {missing[0]}; is it "
-            "one part of several? Those have to be merged first (llama-gguf-split --merge)"
+            f"cannot load the model {file}: it lacks {len(missing)} of the model's weights, such as {missing[0]}; is "
+            "it one part of several? Those have to be merged first (llama-gguf-split --merge)"
         )
     model.name_or_path = str(file)
-    tokenizer.padding_side = "left"  # on the right it would stand between a prompt and its answer
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int):
         tokenizer.model_max_length = longest
@@ -63,8 +62,8 @@ def _check_installed() -> None:
     require("accelerate", "gguf", INSTALL)  # transformers wants it for these files
     if not hasattr(transformers, "GgufConfig"):
         raise UnsupportedFeatureError(
-            f"reading GGUF files needs transformers 5.17 or newer, and {transformers.__version__} is installed: it would "
-            "mistake the special tokens of many files. Do: pip install --upgrade transformers"
+            f"reading GGUF files needs transformers 5.17 or newer, and {transformers.__version__} is installed: it "
+            "would mistake the special tokens of many files. Do: pip install --upgrade transformers"
         )
 
 
@@ -103,6 +102,6 @@ def _remarks(file: Path, config: Any) -> list[str]:
     if not scaled or used:
         return []
     return [
-        f"{file.name} scales its rotary positions{f' ({kinds[0]})' if kinds else ''}, and transformers does not read that "
-        "from GGUF files: expect worse answers, above all on long texts. The original model, as a folder, has it"
+        f"{file.name} scales its rotary positions{f' ({kinds[0]})' if kinds else ''}, and transformers does not read "
+        "that from GGUF files: expect worse answers, above all on long texts. The original model, as a folder, has it"
     ]

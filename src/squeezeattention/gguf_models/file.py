@@ -30,8 +30,8 @@ def checked_file(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"cannot load the model {path}: {error.strerror or error}") from error
     if begin != _MAGIC:
         raise InputError(
-            f"cannot load the model {path}: it is no GGUF file, which would begin with {_MAGIC!r} and not with {begin!r}; "
-            "was it downloaded whole?"
+            f"cannot load the model {path}: it is no GGUF file: it begins with {begin!r} and not with {_MAGIC!r}"
+            "; was it downloaded whole?"
         )
     return file
 

@@ -64,7 +64,9 @@ def load_gguf(
         return made[0].to(wanted), made[1]
 
     with telling(str(path), hint=_HINT):
-        return _use(file, lambda kept: kept.load(wanted), in_memory, warn, tell)
+        model, tokenizer = _use(file, lambda kept: kept.load(wanted), in_memory, warn, tell)
+    tokenizer.padding_side = "left"  # on the right it would stand between a prompt and its answer
+    return model, tokenizer
 
 
 def gguf_folder(path: str | os.PathLike[str], *, warn: Say = _warn, tell: Say = _LOG.info) -> Path:
