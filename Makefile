@@ -128,7 +128,7 @@ dist/.built: $(SPEC) README.md $(shell find src -type f -not -name '*.pyc') | $(
 
 # It brings pyarrow too, so the data sets' Parquet reader is tested here.
 $(LMEVAL)/.installed: $(SPEC) | $(LMEVAL)/.created
-	$(LMEVAL)/bin/python $(PIP) -c constraints.txt -e ".[dev,lm-eval,parquet]"
+	$(LMEVAL)/bin/python $(PIP) -c constraints.txt -e ".[dev,gguf,lm-eval,parquet]"
 	@touch $@
 
 # vLLM's CPU build pins torch and transformers itself. It brings builds of three packages that are not for this torch
