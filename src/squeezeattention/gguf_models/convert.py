@@ -18,9 +18,9 @@ INSTALL = 'pip install "squeezeattention[gguf]", or just: pip install gguf accel
 
 def read_config(file: Path) -> Any:
     """The config that is in a file, without the weights."""
+    _check_installed()
     from transformers import AutoConfig
 
-    _check_installed()
     with _nothing_beside() as folder:
         return AutoConfig.from_pretrained(folder, gguf_file=str(file.resolve()), local_files_only=True)
 
@@ -30,10 +30,10 @@ def convert(file: Path, tell: Callable[[str], object]) -> tuple[Any, Any, list[s
 
     Raises :class:`InputError` for a file that lacks weights, and whatever transformers raises for what it cannot read.
     """
+    config = read_config(file)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    config = read_config(file)
     tell(f"unpacking {file.name}; this is done once for a file")
     with _nothing_beside() as folder, _bars_as_set():
         whole = {"gguf_file": str(file.resolve()), "local_files_only": True, "config": config}

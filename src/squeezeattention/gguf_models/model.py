@@ -87,13 +87,13 @@ def gguf_folder(path: str | os.PathLike[str], *, warn: Say = _warn, tell: Say = 
 
 def gguf_config(path: str | os.PathLike[str]) -> Any:
     """The config of the model in a file, without its weights. Raises what :func:`load_gguf` does."""
-    from transformers import AutoConfig
-
     file = checked_file(path)
     with telling(str(path), hint=_HINT):
         with suppress(OSError, ValueError):  # none there, or damaged: the file has it too, and takes longer
             kept = Kept.of(key_of(file))
             kept.check()
+            from transformers import AutoConfig
+
             return AutoConfig.from_pretrained(kept.folder, local_files_only=True)
         return read_config(file)
 
