@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from .cache.cache import SqueezeCache
     from .cache.memory import LayerMemory, MemoryReport
     from .embedded import load_embedded
+    from .gguf_models import load_gguf
     from .hf.handle import Handle, squeeze
     from .plan import Budget, BudgetPlan
     from .policies import POLICIES, EvictionPolicy
     from .signals import SIGNALS, Signal
+    from .smollm2 import load_smollm2
 
 try:
     __version__ = version("squeezeattention")
@@ -39,6 +41,8 @@ _HOMES = {
     "Signal": ".signals",
     "SqueezeCache": ".cache.cache",
     "load_embedded": ".embedded",
+    "load_gguf": ".gguf_models",
+    "load_smollm2": ".smollm2",
     "squeeze": ".hf.handle",
 }
 
@@ -57,6 +61,8 @@ __all__ = [
     "SqueezeCache",
     "SqueezeError",
     "load_embedded",
+    "load_gguf",
+    "load_smollm2",
     "squeeze",
 ]
 

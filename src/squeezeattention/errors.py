@@ -52,3 +52,7 @@ class MissingExtraError(SqueezeError, ImportError):
 
 class CompileWarning(UserWarning):
     """Decode steps were to be compiled and are not; the message says why. Results are the same."""
+
+
+class ConversionWarning(UserWarning):
+    """A GGUF file was unpacked, but not kept for the next time, or not all that is in it could be read."""

@@ -19,6 +19,13 @@ def check_there(name: str, verb: str = "load") -> None:
 def loading(name: str, kind: type[Exception] = Exception, *, hint: str = "") -> Iterator[None]:
     """Whatever error of a ``kind`` the loaders raise inside becomes an :class:`InputError`, with a ``hint``."""
     check_there(name)
+    with telling(name, kind, hint=hint):
+        yield
+
+
+@contextmanager
+def telling(name: str, kind: type[Exception] = Exception, *, hint: str = "") -> Iterator[None]:
+    """As :func:`loading`, of a model that need not be in a folder."""
     try:
         yield
     except SqueezeError:

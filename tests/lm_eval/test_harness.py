@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+import torch
 from datasets import disable_progress_bars
 from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model
@@ -23,6 +24,8 @@ from squeezeattention.integrations.lm_eval import SqueezeLM
 from squeezeattention.tasks.corpus import modules
 from squeezeattention.tasks.recall import draw_facts
 from squeezeattention.testing import tiny_model
+
+from ..gguf_writer import tiny_llama, write_gguf
 
 GENERATION = """
 task: squeeze_recall
@@ -219,6 +222,16 @@ def test_answers_are_remembered_by_the_harness(embedded):
 def test_mistakes_are_typed_errors(embedded, arguments):
     with pytest.raises(SqueezeError):
         SqueezeLM(embedded[0], tokenizer=embedded[1], **arguments)
+
+
+def test_a_gguf_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("SQUEEZE_CACHE_HOME", str(tmp_path))
+    path = str(write_gguf(tmp_path / "tiny.gguf", tiny_llama()))
+    backend = SqueezeLM(path, budget=8, device="cpu", dtype="bfloat16")
+    assert (backend.model.dtype, backend.model.config.num_hidden_layers) == (torch.bfloat16, 4)
+    assert backend.tok_encode("the thing")
+    with pytest.raises(SqueezeError, match="no such file"):
+        SqueezeLM(str(tmp_path / "none.gguf"))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "no such"])

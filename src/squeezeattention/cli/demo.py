@@ -33,9 +33,9 @@ def demo(
     facts: Annotated[
         int | None, typer.Option("--facts", metavar="N", help="Facts, and questions, in each context.")
     ] = None,
-    model_name: Annotated[str, typer.Option("--model", metavar="MODEL", help="Another model than the embedded.")] = (
-        "embedded"
-    ),
+    model_name: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="Another model than the embedded: smollm2, ...")
+    ] = ("embedded"),
     as_json: options.Json = False,
 ) -> None:
     """A model reads long source code with facts in it and is asked for them, with full and squeezed caches.

@@ -45,7 +45,10 @@ def evaluate(
         str | None, typer.Argument(metavar="MODEL", help="As --model; the embedded model if neither is given.")
     ] = None,
     model_option: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help='"embedded", a folder, or a name on the hub.')
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help='"embedded", "smollm2", a folder, FILE.gguf, or a name on the hub.'
+        ),
     ] = None,
     tasks: Annotated[
         list[str] | None,

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..embedded import FOLDER, NAME, load_embedded
+from ..embedded import NAME
 from ..errors import ConfigError, InputError
 from ..loading import loading
+from ..named import load_named, named_config
 from .console import notice
 
 
@@ -125,11 +126,11 @@ def _longest(model: Any) -> int | None:
 
 
 def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
-    """``(model, tokenizer)`` of "embedded", a local folder or a name on the hub.
+    """``(model, tokenizer)`` of "embedded", "smollm2", a GGUF file, a local folder or a name on the hub.
 
-    Raises :class:`InputError` if it cannot be loaded, :class:`ConfigError` for an unknown dtype or device.
+    Raises :class:`InputError` if it cannot be loaded, :class:`MissingExtraError` if that needs a package that is not
+    there, :class:`ConfigError` for an unknown dtype or device.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -138,9 +139,9 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
         logging.disable_progress_bar()
     wanted = dtype_of(dtype)
     place = device_of(device)
-    if name == NAME:
-        model, tokenizer = load_embedded(torch.float32 if wanted == "auto" else wanted)
-        return model.to(place), tokenizer
+    named = load_named(name, None if wanted == "auto" else wanted, warn=notice, tell=notice)
+    if named is not None:
+        return named[0].to(place), named[1]
     with loading(name, hint=_HINT):
         _check_files(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -148,7 +149,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     return model.to(place), tokenizer
 
 
-_HINT = f" (give {NAME!r}, a folder of a causal language model, or its name on the hub)"
+_HINT = f" (give {NAME!r}, 'smollm2', a folder of a causal language model, a .gguf file, or a name on the hub)"
 #: Files of a tokenizer, one of which is enough; ``tokenizer_config.json`` alone is none.
 _TOKENIZERS = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
@@ -162,7 +163,11 @@ def _check_files(name: str) -> None:
     if not folder.is_dir():
         return
     if not (folder / "config.json").is_file():
-        raise InputError(f"cannot load the model {name}: the folder has no config.json, so it is no transformers model")
+        packed = next(iter(sorted(folder.glob("*.gguf"))), None)
+        raise InputError(
+            f"cannot load the model {name}: the folder has no config.json, so it is no transformers model"
+            + ("" if packed is None else f"; give the GGUF file itself: {packed}")
+        )
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise InputError(
             f"cannot load the model {name}: the folder has no tokenizer (none of {', '.join(_TOKENIZERS)}); save it "
@@ -174,8 +179,11 @@ def load_config(name: str) -> Any:
     """A model's text config, without its weights. Raises :class:`InputError` if it cannot be loaded."""
     from transformers import AutoConfig
 
-    with loading(name, hint=_HINT):
-        return AutoConfig.from_pretrained(FOLDER if name == NAME else name).get_text_config()
+    config = named_config(name)
+    if config is None:
+        with loading(name, hint=_HINT):
+            config = AutoConfig.from_pretrained(name)
+    return config.get_text_config()
 
 
 def dtype_of(name: str) -> Any:

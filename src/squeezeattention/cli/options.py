@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help='"embedded" (comes with the package), a folder, or a name on the hub.'),
+    typer.Argument(
+        metavar="MODEL",
+        help='"embedded" (in the package), "smollm2" (see docs/using.md), a folder, FILE.gguf, or a name on the hub.',
+    ),
 ]
 PromptText = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt itself.")]
 MoreFiles = Annotated[list[Path] | None, typer.Argument(metavar="[FILES]...", help="Texts, like -f.")]

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ..embedded import FOLDER, NAME
 from ..engine import EngineSettings
 from ..engine.serving import check_installed, run_server, server_command
 from ..errors import ConfigError
 from ..loading import check_there
+from ..named import named_folder
 from . import options
-from .console import ERR
+from .console import ERR, notice
 from .inputs import load_config
 
 
@@ -69,15 +69,16 @@ def serve(
     if per_prompt:
         given["per_prompt"] = {"groups": groups}
     settings = EngineSettings.read(given)
-    folder = FOLDER if model_name == NAME else Path(model_name)
-    if model_name != NAME:
+    named = named_folder(model_name, warn=notice, tell=notice)
+    if named is None:
         check_there(model_name, "serve")
+    folder = named or Path(model_name)
     if (folder / "config.json").is_file():  # else it is on the hub, and the engine checks it
-        settings.plan.check_model(None, load_config(model_name).num_hidden_layers)
+        settings.plan.check_model(None, load_config(str(folder)).num_hidden_layers)
     settings.check(block_size)
     command = server_command(
-        str(FOLDER) if model_name == NAME else model_name, settings, block_size=block_size, host=host, port=port,
-        api_key=api_key, name=NAME if model_name == NAME else None, max_num_seqs=max_num_seqs, more=context.args,
+        model_name if named is None else str(named), settings, block_size=block_size, host=host, port=port,
+        api_key=api_key, name=None if named is None else model_name, max_num_seqs=max_num_seqs, more=context.args,
     )  # fmt: skip
     divided = ", divided anew for each prompt" if per_prompt else ""
     ERR.print(

@@ -19,11 +19,10 @@ import torch
 
 from .. import SqueezeCache
 from ..defaults import DEFAULT_POLICY
-from ..embedded import NAME as EMBEDDED
-from ..embedded import load_embedded
 from ..errors import ConfigError, InputError, SqueezeError
 from ..extras import require
 from ..loading import loading
+from ..named import is_named, load_named
 from .caches import CacheMaker
 from .scoring import Group, Score, Scorer, Text
 
@@ -66,7 +65,7 @@ class SqueezeLM(HFLM):
     share is of the text. A batch has one plan; batch size 1 gives every prompt its own.
 
     Args:
-        pretrained: a folder, a name on the hub, a model, or "embedded".
+        pretrained: a folder, a name on the hub, a model, "embedded", "smollm2", or the path of a GGUF file.
         budget, policy, allocator, p, signal, outliers, positions, sinks: as :class:`SqueezeCache` takes them;
             ``allocator`` may be the path of a saved plan. A share of 1 keeps everything.
         hf: whatever the ``hf`` backend takes (``dtype``, ``device``, ``batch_size``, ``max_length``, ...).
@@ -92,8 +91,8 @@ class SqueezeLM(HFLM):
     ) -> None:
         options = {"signal": signal, "outliers": outliers, "positions": positions, "sinks": sinks}
         self.caches = CacheMaker(budget, policy, allocator, p, options)
-        if isinstance(pretrained, str) and pretrained == EMBEDDED:
-            pretrained, tokenizer = _embedded(hf.pop("device", None), hf.pop("dtype", None))
+        if isinstance(pretrained, str) and is_named(pretrained):
+            pretrained, tokenizer = _named(pretrained, hf.pop("device", None), hf.pop("dtype", None))
             hf.setdefault("tokenizer", tokenizer)
         with loading(pretrained, OSError) if isinstance(pretrained, str) else nullcontext():
             super().__init__(pretrained, **hf)
@@ -187,25 +186,28 @@ def _batches(items: Sequence[_Of], size: int) -> Iterator[Sequence[_Of]]:
         yield items[start : start + size]
 
 
-def _embedded(device: str | None, dtype: Any) -> tuple[Any, Any]:
-    """The embedded model and its tokenizer, in fp32 on a GPU if there is one, unless told otherwise."""
+def _named(name: str, device: str | None, dtype: Any) -> tuple[Any, Any]:
+    """A model that has a name here and its tokenizer, in fp32 on a GPU if there is one, unless told otherwise."""
     try:
         wanted = get_dtype("float32" if dtype in (None, "auto") else dtype)
     except AttributeError:
         wanted = None
     if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
         raise ConfigError(f"cannot use the dtype {dtype!r}; give one of float32, float16, bfloat16")
-    model, tokenizer = load_embedded(wanted)
-    return model.to(_device(device)), tokenizer
+    place = _device(device, name)
+    loaded = load_named(name, wanted, warn=_LOG.warning, tell=_LOG.warning)
+    if loaded is None:
+        raise ConfigError(f"{name!r} is no model that has a name here")
+    return loaded[0].to(place), loaded[1]
 
 
-def _device(asked: str | None) -> str:
+def _device(asked: str | None, name: str) -> str:
     """Where to compute. The harness asks for "cuda:0" unless it is told something: without a GPU that means the CPU,
     as it does for the ``hf`` backend."""
     if torch.cuda.is_available():
         return asked or "cuda"
     if asked is not None and asked.partition(":")[0] == "cuda":
-        _LOG.warning("there is no CUDA device; the embedded model runs on the CPU")
+        _LOG.warning("there is no CUDA device; %s runs on the CPU", name)
         return "cpu"
     return asked or "cpu"
 
