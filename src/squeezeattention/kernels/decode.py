@@ -131,16 +131,19 @@ def _combine(  # type: ignore[no-untyped-def]
                 where = scores + row * s_row + head * s_head + slot
                 tl.store(where, tl.load(where, mask=slot < tokens, other=0.0) + mass, mask=slot < tokens)
     if VICTIM:
+        # Scores are read as other threads of this program may have written them.
+        tl.debug_barrier()
         edge = tl.load(newest + row * n_row) - recent
         lowest, found = tl.full((), float("inf"), tl.float32), tl.zeros((), tl.int64)
         oldest = tl.full((), 9223372036854775807, tl.int64)
         for start in range(0, tokens, BLOCK):
             slot = start + tl.arange(0, BLOCK)
-            at = tl.load(positions + row * p_row + head * p_head + slot, mask=slot < tokens, other=9223372036854775807)
+            # Not `at`: a name has one type and shape in a compiled loop, and that one is taken above.
+            held = tl.load(positions + row * p_row + head * p_head + slot, mask=slot < tokens, other=9223372036854775807)
             score = tl.load(scores + row * s_row + head * s_head + slot, mask=slot < tokens, other=float("inf"))
-            score = tl.where(at < 0, -1.0, tl.where(at <= edge, score, float("inf")))
+            score = tl.where(held < 0, -1.0, tl.where(held <= edge, score, float("inf")))
             low = tl.min(score, 0)
-            age = tl.where(score == low, at, 9223372036854775807)
+            age = tl.where(score == low, held, 9223372036854775807)
             old = tl.min(age, 0)
             place = start + tl.argmin(age, 0)
             better = (low < lowest) | ((low == lowest) & (old < oldest))

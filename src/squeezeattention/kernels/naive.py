@@ -1,6 +1,7 @@
 """The kernels' twins: what each computes, in a few lines of torch, without a thought for speed.
 
-B batch, H KV heads, G query heads per KV head, N tokens, D width. Everything is fp32.
+B batch, H KV heads, G query heads per KV head, N tokens, D width. Everything is fp32. Where KV heads hold different
+numbers of tokens: U = B * H units, unit ``u`` KV head ``u % H`` of row ``u // H``, in S slots in all (cache/units.py).
 """
 
 from __future__ import annotations
@@ -55,6 +56,65 @@ def victim(scores: torch.Tensor, positions: torch.Tensor, newest: torch.Tensor, 
                 for score, at in zip(scores[row, head].tolist(), held, strict=True)
             ]
             chosen[row, head] = min(range(len(ranks)), key=ranks.__getitem__)
+    return chosen
+
+
+def ragged_decode_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    begins: torch.Tensor,
+    rooms: torch.Tensor,
+    heads: int,
+    scale: float,
+    softcap: float | None = None,
+    sink_logits: torch.Tensor | None = None,
+    *,
+    positions: torch.Tensor | None = None,
+    query_positions: torch.Tensor | None = None,
+    window: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One query a unit: ``[U, G, D]`` over keys ``[S, D]``, values ``[S, Dv]``, int64 ``begins`` and ``rooms`` ``[U]``.
+
+    Returns the output ``[U, G, Dv]`` and each slot's probability, mean over the group: ``[S]``, 0 where no unit is. Not
+    seen are holes (``positions`` int64 ``[S]``, -1) and what a ``window`` has left behind, as seen from
+    ``query_positions`` int64 ``[B or 1]``; ``sink_logits`` ``[H * G]`` are the same in each row.
+    """
+    out = query.new_empty(*query.shape[:2], values.shape[1], dtype=torch.float32)
+    mass = query.new_zeros(len(keys), dtype=torch.float32)
+    for unit, (begin, room) in enumerate(zip(begins.tolist(), rooms.tolist(), strict=True)):
+        own, row, head = slice(begin, begin + room), unit // heads, unit % heads
+        seen = None if positions is None else positions[own] >= 0
+        if seen is not None and positions is not None and query_positions is not None and window is not None:
+            seen &= positions[own] > query_positions[row if len(query_positions) > 1 else 0] - window
+        out[unit], mass[own] = (
+            found[0]
+            for found in decode_attention(
+                query[unit, None], keys[None, None, own], values[None, None, own], seen, scale, softcap,
+                None if sink_logits is None else sink_logits.view(heads, -1)[head],
+            )
+        )  # fmt: skip
+    return out, mass
+
+
+def ragged_victims(
+    scores: torch.Tensor,
+    positions: torch.Tensor,
+    begins: torch.Tensor,
+    rooms: torch.Tensor,
+    heads: int,
+    query_positions: torch.Tensor,
+    recent: torch.Tensor,
+) -> torch.Tensor:
+    """:func:`victim` of each unit for the token behind ``query_positions`` ``[B or 1]``: int64 ``[U]`` slots of all.
+
+    ``scores`` fp32 ``[S]``, ``positions`` int64 ``[S]``, ``recent`` int64 ``[U]``: so many newest of each unit stay.
+    """
+    chosen = torch.empty_like(begins)
+    for unit, (begin, room) in enumerate(zip(begins.tolist(), rooms.tolist(), strict=True)):
+        own, row = slice(begin, begin + room), unit // heads if len(query_positions) > 1 else 0
+        newest = query_positions[row : row + 1] + 1
+        chosen[unit] = begin + victim(scores[None, None, own], positions[None, None, own], newest, int(recent[unit]))[0, 0]
     return chosen
 
 

@@ -1,0 +1,154 @@
+"""Attention over units of different room in one launch, against its naive twin, under Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+# As in test_kernels.py: the interpreter is chosen when a kernel is defined.
+if os.environ.get("TRITON_INTERPRET") != "1":
+
+    def test_under_the_interpreter():
+        env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+        run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+        assert "passed" in run.stdout
+
+else:
+    from squeezeattention.cache.units import Units
+    from squeezeattention.kernels import naive, ragged
+
+    class Case:
+        """Units whose slots hold tokens of one row each, newest anywhere, some of them holes full of NaN."""
+
+        def __init__(self, rows, heads, group, width, out, dtype=torch.float32, *, seed=0, holes=True, largest=300):
+            generator = torch.Generator().manual_seed(seed)
+
+            def drawn(*shape):
+                return torch.randn(*shape, generator=generator)
+
+            sizes = [1, largest, *torch.randint(1, largest, (rows * heads,), generator=generator).tolist()]
+            room = [sizes[row * heads : (row + 1) * heads] for row in range(rows)]
+            self.units = units = Units(room, torch.device("cpu"))
+            self.heads, self.group, self.scale = heads, group, width**-0.5
+            self.query = drawn(rows * heads, group, width).to(dtype)
+            self.keys, self.values = drawn(units.slots, width).to(dtype), drawn(units.slots, out).to(dtype)
+            self.scores = torch.rand(units.slots, generator=generator)
+            self.sinks = drawn(heads * group)
+            self.at = torch.randint(2 * largest, 3 * largest, (rows,), generator=generator)
+            self.positions = torch.empty(units.slots, dtype=torch.int64)
+            for unit, (begin, size) in enumerate(zip(units.begin.tolist(), units.room, strict=True)):
+                held = int(self.at[unit // heads]) - torch.randperm(2 * largest, generator=generator)[:size]
+                held[0] = self.at[unit // heads]  # the query's own token
+                self.positions[begin : begin + size] = held
+                if holes and unit % 2:
+                    empty = torch.rand(size, generator=generator) < 0.2
+                    empty[0] = False
+                    self.positions[begin : begin + size][empty] = -1
+            for buffer in (self.keys, self.values):
+                buffer[self.positions < 0] = torch.nan
+            self.recent = (units.rooms + 1) // 2
+
+        def naive(self, **more):
+            given = (self.query, self.keys, self.values, self.units.begin, self.units.rooms, self.heads, self.scale)
+            return naive.ragged_decode_attention(*given, **more)
+
+        def kernel(self, **more):
+            given = (
+                self.query, self.keys, self.values, self.units.begin, self.units.rooms, max(self.units.room),
+                self.heads, self.scale,
+            )  # fmt: skip
+            return ragged.ragged_decode_attention(*given, **more)
+
+        def seen(self, window=None):
+            return {"positions": self.positions, "query_positions": self.at, "window": window}
+
+        def victims(self, scores, at=None):
+            at = self.at if at is None else at
+            return naive.ragged_victims(
+                scores, self.positions, self.units.begin, self.units.rooms, self.heads, at, self.recent
+            )
+
+    def close(one, other, dtype=torch.float32):
+        assert one.shape == other.shape
+        limit = 2e-5 if dtype == torch.float32 else 2e-2
+        assert (one.float() - other.float()).abs().max() <= limit
+
+    EXTRAS = [{}, {"softcap": 5.0}, {"sinks": True}, {"window": 150}, {"window": 90, "softcap": 3.0, "sinks": True}]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("group", [1, 3, 4, 7, 8])
+    @pytest.mark.parametrize("extra", EXTRAS, ids=str)
+    def test_one_launch(group, extra, dtype):
+        case = Case(2, 3, group, 24, 40, dtype, seed=group)
+        given = {
+            **case.seen(extra.get("window")), "softcap": extra.get("softcap"),
+            "sink_logits": case.sinks if "sinks" in extra else None,
+        }  # fmt: skip
+        want, mass = case.naive(**given)
+        got, chosen = case.kernel(**given)
+        assert chosen is None
+        assert got.dtype == dtype
+        close(got, want, dtype)
+        before = case.scores.clone()
+        again, chosen = case.kernel(**given, scores=case.scores, recent=case.recent)
+        assert torch.equal(again, got)
+        close(case.scores - before, mass)
+        assert torch.equal(chosen, case.victims(case.scores))
+
+    @pytest.mark.parametrize("splits", [1, 2, 70])
+    def test_splits(splits, monkeypatch):
+        """However the slots are divided: a chunk of splits more than one, and units with fewer than the largest."""
+        monkeypatch.setattr(ragged, "spans", lambda slots, units, largest: ((largest // splits // 64 + 1) * 64, splits))
+        case = Case(1, 4, 2, 16, 16, largest=splits * 64 - 30, seed=splits)
+        want, mass = case.naive(**case.seen(), sink_logits=case.sinks)
+        before = case.scores.clone()
+        got, chosen = case.kernel(**case.seen(), sink_logits=case.sinks, scores=case.scores, recent=case.recent)
+        close(got, want)
+        close(case.scores - before, mass)
+        assert torch.equal(chosen, case.victims(case.scores))
+
+    def test_without_positions():
+        """All slots are seen; the query and the buffers may be views."""
+        case = Case(2, 2, 3, 24, 40, holes=False)
+        want, mass = case.naive()
+        case.query = case.query.transpose(0, 1).contiguous().transpose(0, 1)
+        wide = torch.full((len(case.keys), 64), torch.nan)
+        wide[:, :24] = case.keys
+        case.keys = wide[:, :24]
+        before = case.scores.clone()
+        got, chosen = case.kernel(scores=case.scores)
+        assert chosen is None
+        close(got, want)
+        close(case.scores - before, mass)
+
+    @pytest.mark.parametrize("holes", [False, True])
+    @pytest.mark.parametrize("one_row", [False, True])
+    def test_victims(holes, one_row):
+        """Among equal scores the oldest goes; what is recent stays, even where all is."""
+        case = Case(3, 2, 1, 16, 16, holes=holes, seed=3)
+        at = case.at.max().reshape(1) if one_row else case.at
+        generator = torch.Generator().manual_seed(1)
+        case.scores = torch.randint(0, 3, (case.units.slots,), generator=generator).float()
+        case.recent[0], case.recent[3] = 1000, 0
+        before = case.scores.clone()
+        case.query.zero_()
+        _, chosen = case.kernel(positions=case.positions, query_positions=at, scores=case.scores, recent=case.recent)
+        mass = case.naive(positions=case.positions)[1]
+        close(case.scores - before, mass)
+        assert torch.equal(chosen, case.victims(case.scores, at))
+        held = case.positions[chosen]
+        if not holes:
+            assert (held >= 0).all()
+
+    def test_what_is_launched():
+        """Splits are even in length, few where units are, and never much more than there is work for."""
+        for slots, units, largest in [(1, 1, 1), (10**6, 8, 10**6 - 7), (5 * 10**6, 512, 30_000), (40_000, 512, 30_000)]:
+            span, splits = ragged.spans(slots, units, largest)
+            assert span % 64 == 0
+            assert span * (splits - 1) < largest <= span * splits
+            assert units * splits <= 8 * 528 + units
