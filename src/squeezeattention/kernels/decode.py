@@ -22,7 +22,18 @@ from . import interpreted
 
 #: Programs that keep a large GPU busy.
 _PROGRAMS = 264
-_BLOCK = 64
+#: Slots that a program reads together, at most, and bytes of their keys and values: several such pieces are on their way
+#: at a time, and have to fit the shared memory of the smallest GPUs (99 KB).
+_BLOCK, _BLOCK_BYTES = 64, 2**15
+
+
+def block_of(*read: torch.Tensor) -> int:
+    """Slots of a block, a power of two, for what is read of each of these ``[..., width]``."""
+    each = sum(max(16, triton.next_power_of_2(one.shape[-1])) * one.element_size() for one in read)
+    block = _BLOCK
+    while block > 16 and block * each > _BLOCK_BYTES:
+        block //= 2
+    return block
 
 
 @triton.jit
@@ -197,7 +208,7 @@ def decode_attention(
         heads, tokens, span, splits, scale, 1.0 if softcap is None else softcap,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)),
         WIDTH=width, WIDE=max(16, triton.next_power_of_2(width)),
-        OUT=out_width, OUT_WIDE=max(16, triton.next_power_of_2(out_width)), BLOCK=_BLOCK,
+        OUT=out_width, OUT_WIDE=max(16, triton.next_power_of_2(out_width)), BLOCK=block_of(keys, values),
         MASKED=visible is not None, CAPPED=softcap is not None, KEEP=scores is not None,
         UPCAST=interpreted(),  # whose products of bf16 are wrong
     )  # fmt: skip

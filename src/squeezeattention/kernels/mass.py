@@ -14,9 +14,7 @@ import triton
 import triton.language as tl
 
 from . import interpreted
-from .decode import _capped
-
-_BLOCK = 64
+from .decode import _capped, block_of
 
 
 @triton.jit
@@ -85,7 +83,7 @@ def _column_sums(  # type: ignore[no-untyped-def]
             seen = (held >= 0)[None, :] & (held[None, :] <= at[:, None])
             if WINDOWED:
                 seen &= held[None, :] > at[:, None] - window
-            for member in tl.static_range(GROUP):
+            for member in range(GROUP):  # not unrolled: the registers would not hold it
                 query_head = head * GROUP + member
                 q = tl.load(query + row * q_row + query_head * q_head + step[:, None] * q_step + wide[None, :],
                             mask=(step < length)[:, None] & (wide < WIDTH)[None, :], other=0.0)  # fmt: skip
@@ -127,18 +125,19 @@ def attention_mass(
         *query.stride()[:3], *keys.stride()[:3], query_positions.stride(0), key_positions.stride(0),
         key_positions.stride(1),
     )  # fmt: skip
-    sizes = {"WIDTH": width, "WIDE": max(16, triton.next_power_of_2(width)), "BLOCK": _BLOCK}
+    block = block_of(query, keys)
+    sizes = {"WIDTH": width, "WIDE": max(16, triton.next_power_of_2(width)), "BLOCK": block}
     traits = {"WINDOWED": window is not None, "CAPPED": softcap is not None, "UPCAST": interpreted()}
     numbers = (0 if window is None else window, scale, 1.0 if softcap is None else softcap)
     if total is None:
         total = torch.empty(batch, query_heads, length, dtype=torch.float32, device=query.device)
-        _row_totals[(batch * query_heads, triton.cdiv(length, _BLOCK))](
+        _row_totals[(batch * query_heads, triton.cdiv(length, block))](
             query, keys, query_positions, key_positions, total if sink_logits is None else sink_logits, total, *strides,
             query_heads, query_heads // heads, length, tokens, *numbers, SINKS=sink_logits is not None,
             **sizes, **traits,
         )  # fmt: skip
     mass = torch.empty(batch, heads, tokens, dtype=torch.float32, device=query.device)
-    _column_sums[(batch * heads, triton.cdiv(tokens, _BLOCK))](
+    _column_sums[(batch * heads, triton.cdiv(tokens, block))](
         query, keys, query_positions, key_positions, total.contiguous(), mass, *strides,
         heads, length, tokens, *numbers, GROUP=query_heads // heads, **sizes, **traits,
     )  # fmt: skip

@@ -20,10 +20,11 @@ import triton
 import triton.language as tl
 
 from . import interpreted
-from .decode import _capped
+from .decode import _capped, block_of
 
 #: Programs with something to do that keep a large GPU busy: several for each multiprocessor.
 _PROGRAMS = 528
+#: Splits begin at multiples of this, which every block divides.
 _BLOCK = 64
 #: Splits that one program of ``_combine`` looks at together.
 _CHUNK = 32
@@ -66,8 +67,9 @@ def _partial(  # type: ignore[no-untyped-def]
         here = column < last
         seen = here
         if MASKED:
-            held = tl.load(positions + begin + column, mask=here, other=-1)
-            seen = held >= 0
+            # Filled up with 0: to prefetch with anything else is beyond Triton 3.1.
+            held = tl.load(positions + begin + column, mask=here, other=0)
+            seen = here & (held >= 0)
             if WINDOWED:
                 seen = seen & (held > at - window)
         k = tl.load(
@@ -220,6 +222,7 @@ def ragged_decode_attention(
     positions: torch.Tensor | None = None,
     query_positions: torch.Tensor | None = None,
     window: int | None = None,
+    dense: bool = False,
     scores: torch.Tensor | None = None,
     recent: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -228,7 +231,7 @@ def ragged_decode_attention(
     ``keys`` ``[S, D]`` and ``values`` ``[S, Dv]``, of which unit ``u``, KV head ``u % heads`` of row ``u // heads``, has
     ``rooms[u]`` (at least one) from ``begins[u]`` on; ``largest`` is the largest of ``rooms``. Every slot is seen unless
     ``positions`` int64 ``[S]`` is given: then those that hold a token (-1 = hole) and lie, with a ``window``, in it as
-    seen from ``query_positions`` int64 ``[B or 1]``. ``scores`` fp32 ``[S]``, not negative: each slot's probability is
+    seen from ``query_positions`` int64 ``[B or 1]``; ``dense`` promises that this is every slot. ``scores`` fp32 ``[S]``, not negative: each slot's probability is
     added in place. With ``recent`` int64 ``[U]`` too, the slot that the next token will take is returned, int64 ``[U]``
     counted through all slots, as :func:`naive.ragged_victims` chooses it from the new scores.
     """
@@ -250,16 +253,18 @@ def ragged_decode_attention(
     held = begins if positions is None else positions
     query_at = begins if query_positions is None else query_positions
     a_row = 0 if query_at.shape[0] == 1 else query_at.stride(0)
+    masked = positions is not None and not dense
     wide, out_wide = (max(16, triton.next_power_of_2(one)) for one in (width, out_width))
     rows = triton.next_power_of_2(group)
     _partial[(units, splits)](
         query, keys, values, held, query_at, begins, rooms, part, most, total, raw, ended,
         query.stride(0), query.stride(1), keys.stride(0), values.stride(0), a_row,
         heads, slots, span, splits, 0 if window is None else window, scale, 1.0 if softcap is None else softcap,
-        GROUP=group, ROWS=max(16, rows), WIDTH=width, WIDE=wide, OUT=out_width, OUT_WIDE=out_wide, BLOCK=_BLOCK,
-        MASKED=positions is not None, WINDOWED=positions is not None and window is not None,
+        GROUP=group, ROWS=max(16, rows), WIDTH=width, WIDE=wide, OUT=out_width, OUT_WIDE=out_wide,
+        BLOCK=block_of(keys, values), MASKED=masked, WINDOWED=masked and window is not None,
         CAPPED=softcap is not None, KEEP=scores is not None, VICTIM=wanted,
         UPCAST=interpreted(),  # whose products of bf16 are wrong
+        num_stages=5 if masked else 3,  # keys wait for positions: so many, for two pieces on their way either way
     )  # fmt: skip
     # Without scores there is nothing to do but the outputs, a query head each.
     _combine[(units, splits if scores is not None else min(splits, group))](
