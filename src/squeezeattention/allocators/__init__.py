@@ -19,6 +19,7 @@ from .inverted import Inverted
 from .lazy import Lazy
 from .lookup import Lookup
 from .measured import Measured, is_measured
+from .probe import Probe
 from .proportional import Proportional
 from .pyramid import Pyramid
 from .random import Random
@@ -41,6 +42,7 @@ __all__ = [
     "Lazy",
     "Lookup",
     "Measured",
+    "Probe",
     "Proportional",
     "Pyramid",
     "Random",
@@ -57,7 +59,9 @@ __all__ = [
 ]
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator", name=str, needs_signal=bool)
-for _allocator in (Squeeze, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV):
+for _allocator in (
+    Squeeze, Probe, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV,
+):  # fmt: skip
     ALLOCATORS.register(_allocator.name, _allocator)
 
 

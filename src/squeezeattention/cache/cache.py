@@ -26,9 +26,10 @@ from ..errors import (
 )
 from ..hf import compat
 from ..hf.attachment import attach
+from ..hf.replay import Replayed, replay_prompt
 from ..plan import Budget, BudgetPlan
 from ..policies import EvictionPolicy, StreamingLLM
-from ..signals import Signal, resolve_signal
+from ..signals import Replay, Signal, resolve_signal
 from .checks import check_rows, check_same_text, new_padding
 from .layer import SqueezeLayer
 from .memory import MemoryReport
@@ -191,6 +192,10 @@ class SqueezeCache(Cache):
         self._decided = 0  # ... to the plan's own budgets
         self._rows = 0
         self._static = StaticDecode()
+        self._replayed: Replayed | None = None  # what the forward under way repeats, if it does
+        self._reading: list[torch.Tensor] = []  # what was given since the last cut, if it is to be repeated
+        self._from: list[int] = [0]  # where it begins in each row
+        self._cuts = 0
         self._held = [0] * len(self.layers)
         self._peak = 0
         self.signal.start(len(self.layers))
@@ -271,6 +276,7 @@ class SqueezeCache(Cache):
             if self._observes:
                 sizes = [layer.store.bytes_per_token for layer in self.layers]
                 self.signal.see_budget([self._planner.base_tokens(tokens, sizes) for tokens in prompt_tokens])
+                self._replay()
                 values = self.signal.values()
             plans = self._make_plans(values, prompt_tokens, self.get_seq_length(), self._next)
         except SqueezeError:
@@ -279,6 +285,18 @@ class SqueezeCache(Cache):
         for layer in self.layers[self._decided :]:
             self._cut_layer(layer, plans, self._next, padded=self._padded)
         self._plans, self._trimmed, self._decided, self._is_cut = plans, 0, 0, True
+
+    def _replay(self) -> None:
+        """Let the model repeat some of what was read since the last cut, if the signal wants to see that.
+
+        Needs hardly change along a text: of the pieces of a bounded prefill the first, second, fourth ... are asked.
+        """
+        if not isinstance(self.signal, Replay):
+            return
+        self._cuts += 1
+        if self._reading and self._cuts & (self._cuts - 1) == 0:
+            replay_prompt(self, self.signal, self._reading, self._from, self._next)
+        self._reading = []
 
     def _make_plans(
         self, values: Sequence[Any] | None, prompt_tokens: Sequence[int], columns: int, after: Sequence[int]
@@ -488,6 +506,9 @@ class SqueezeCache(Cache):
         self._check_usable()
         if decoder is not self._attachment.layout.decoder:
             raise CacheStateError("this cache belongs to another model; make a SqueezeCache for each model")
+        if self._replayed is not None:
+            length = self._replayed.positions.shape[1]
+            return Step(self, length, [0], None, decoding=False, observe=False, replayed=self._replayed)
         given = arguments.get("input_ids")
         if given is None:
             given = arguments.get("inputs_embeds")
@@ -516,6 +537,7 @@ class SqueezeCache(Cache):
         step = Step(
             self, length, self._next, real, decoding, observe=not decoding and self._observes,
             columns=self.get_seq_length() + length,
+            given=given if not decoding and self._observes and self.signal.wants_replay else None,
         )  # fmt: skip
         if decoding and self.compile:
             self._static.enter(step, self.layers)
@@ -525,6 +547,8 @@ class SqueezeCache(Cache):
 
     def _end(self, step: Step, *, failed: bool) -> None:
         """After a forward pass: count its tokens, or mark the cache if it died half way."""
+        if step.replayed is not None:  # nothing was stored
+            return
         if failed:  # some layers have the new tokens and some have not: nothing of it can be used
             self._clear()
             self._failed = "a forward pass with it failed half way"
@@ -535,7 +559,11 @@ class SqueezeCache(Cache):
             self._static.clear()
             self._trim_before(len(self.layers), step)
             self._is_cut = False
+        if not step.decoding and not self._reading:
+            self._from = self._next
         self._next = self._after(step)
+        if step.given is not None:
+            self._reading.append(step.given)
         if step.real is not None:
             self._padded = True
         if self.prefill == "bounded" and not step.decoding:

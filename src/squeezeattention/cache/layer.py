@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
@@ -12,6 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 from ..attention.accelerated import NextVictim, attend_accelerated, attend_one_accelerated
 from ..attention.core import Scoring, attend, attend_one, probabilities_of
 from ..attention.ragged import attend_one_ragged, attend_ragged
+from ..attention.replay import attend_replayed
 from ..attention.rope import Rerotation
 from ..attention.visibility import Visibility
 from ..errors import CacheStateError, UnsupportedFeatureError, UnsupportedModelError
@@ -24,6 +25,9 @@ from .ragged import RaggedStore, same_room
 from .slots import masks_of, note_fill, note_full, slots_of
 from .step import ACTIVE, Step
 from .store import LayerStore, ring_slots, storage_bytes
+
+if TYPE_CHECKING:
+    from ..hf.replay import Replayed
 
 #: Computes plain causal attention of a fresh prompt the way the model would: (query, key, value) -> output.
 Native = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -98,6 +102,8 @@ class SqueezeLayer(CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if step.replayed is not None:
+            return self._hand_over_replayed(key_states, value_states)
         positions = step.positions(key_states.device)
         if step.static:  # what the host knows changes outside of the graph
             self._insert_static(key_states, value_states, positions)
@@ -118,16 +124,30 @@ class SqueezeLayer(CacheLayerMixin):
 
     def _hand_over(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the model is to pass on to attention: see the class."""
-        return (keys, values) if self._reads_in_place else self.store.view()
+        return (keys, values) if self._in_place_now else self.store.view()
+
+    def _hand_over_replayed(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of the prompt that come again are not stored; nor copied behind the others, if that can be spared."""
+        if self._direct:
+            return keys, values
+        held_keys, held_values = self.store.view()
+        return torch.cat([held_keys, keys], dim=2), torch.cat([held_values, values], dim=2)
 
     @property
-    def _reads_in_place(self) -> bool:
+    def reads_in_place(self) -> bool:
+        """Whether attention can read the store: the model hands on to it what it was handed, as it was."""
+        return self._direct
+
+    @property
+    def _in_place_now(self) -> bool:
         return self._direct and isinstance(self.store, RaggedStore)
 
     def check_handed(self, key: torch.Tensor) -> None:
         """Raise if attention is given other keys than the model was handed."""
         step = ACTIVE.step
-        expected = self.store.used if step is None or not self._reads_in_place else step.length
+        expected = self.store.used if step is None or not self._in_place_now else step.length
+        if step is not None and step.replayed is not None:
+            expected = step.length + (0 if self._direct else self.store.used)
         if key.shape[2] != expected:
             raise CacheStateError(
                 f"layer {self.index} was given {key.shape[2]} keys where its cache holds {expected}: the model does "
@@ -372,13 +392,15 @@ class SqueezeLayer(CacheLayerMixin):
         ``native`` computes plain causal attention of a fresh prompt, where the model's own kernel can.
         """
         store = self.store
+        if step.replayed is not None:
+            return self._attend_replayed(step.replayed, query, key, value, scoring)
         if not step.decoding and isinstance(store, LayerStore):
             self._direct = self._handed == _identity(key, value)
         score_heads = None
         if self.policy.needs_scores:
             score_heads = store.shape[1]
             self._check_scorable(key, score_heads)
-        if isinstance(store, RaggedStore) and self._reads_in_place:
+        if isinstance(store, RaggedStore) and self._in_place_now:
             return self._attend_in_place(step, store, query, scoring)
         heads_agree = score_heads in (None, key.shape[1]) and isinstance(store, LayerStore)
         if step.decoding and self.accelerated and heads_agree:
@@ -421,6 +443,27 @@ class SqueezeLayer(CacheLayerMixin):
         if step.observe and step.cache.signal.wants_attention:
             self._show(step, query, *store.view(), visibility, scoring)
         return attend_ragged(query, store, visibility, scoring, scores=scores, accelerated=self.accelerated)
+
+    def _attend_replayed(
+        self, replayed: Replayed, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """Attention of tokens of the prompt that come again."""
+        if self._direct:
+            held_key, held_value = self.store.view()
+        else:
+            held_key, key = key[:, :, : self.store.used], key[:, :, self.store.used :]
+            held_value, value = value[:, :, : self.store.used], value[:, :, self.store.used :]
+        device = query.device
+        positions, columns = replayed.positions.to(device), replayed.columns.to(device)
+        pieces, heads = columns.shape[1], self.store.shape[1]
+        held = self.store.used_positions()
+        if heads != key.shape[1]:  # the model has made more heads of what is cached
+            held = held.repeat_interleave(key.shape[1] // heads, dim=1) if held.shape[1] > 1 else held
+        out, received = attend_replayed(
+            query, key, value, held_key, held_value, held, positions[::pieces], columns, self.window, scoring
+        )
+        replayed.see(self.index, received.unflatten(1, (heads, -1)).amax(dim=2))
+        return out
 
     def _show(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from ..hf.replay import Replayed
     from ..plan import BudgetPlan
     from .cache import SqueezeCache
 
@@ -43,6 +44,10 @@ class Step:
     """Prompt tokens whose signal is wanted."""
     columns: int = 0
     """Columns seen when this pass is over, padding included."""
+    given: torch.Tensor | None = None
+    """Ids [B, length] or embeddings of this pass, if they may be repeated later."""
+    replayed: Replayed | None = None
+    """What is repeated, if this pass repeats tokens of the prompt and stores nothing."""
     static: bool = False
     """A decode step for a compiler: what follows from ``start`` is read from tensors (see static.py)."""
     final: Final | None = None

@@ -23,7 +23,7 @@ _PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids")
 
 def is_split(cache: SqueezeCache, kwargs: dict[str, Any]) -> bool:
     """Whether a forward with these arguments goes in pieces."""
-    return cache.prefill == "bounded" and new_tokens(kwargs) > cache.chunk_size
+    return cache.prefill == "bounded" and cache._replayed is None and new_tokens(kwargs) > cache.chunk_size
 
 
 def split_forward(decoder: nn.Module, cache: SqueezeCache, given: dict[str, Any]) -> Any:

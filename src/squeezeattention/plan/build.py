@@ -30,20 +30,18 @@ def build_plan(
     """Divide ``base_budget`` tokens per layer among ``len(caps)`` layers as ``allocator`` sees fit.
 
     An allocator that carries finished budgets (:class:`~squeezeattention.allocators.Fixed`) has them taken
-    as they are: ``base_budget`` and ``caps`` do not change them. One that divides among KV heads is given the signal's
-    values by layer and head; the plan shows each layer's mean of them. Raises :class:`BudgetError` when the floors
-    cannot be paid, :class:`PlanError` for a finished plan of another model.
+    as they are: ``base_budget`` and ``caps`` do not change them. A signal's values by layer and KV head go to an
+    allocator that divides among heads; others are given, and the plan shows, each layer's mean.
+
+    Raises :class:`BudgetError` when the floors cannot be paid, :class:`PlanError` for a finished plan of another model.
     """
     from ..allocators.base import Allocation
 
-    values: tuple[float, ...] | None = None
-    if allocator.per_head and signal_values is not None:
-        by_head = [[float(value) for value in layer] for layer in signal_values]  # type: ignore[union-attr]
-        values = tuple(math.fsum(layer) / len(layer) for layer in by_head)
+    by_head = None if signal_values is None else _by_head(signal_values)
+    values = None if by_head is None else tuple(math.fsum(layer) / len(layer) for layer in by_head)
+    if allocator.per_head and by_head is not None:
         allocation = allocator.allocate_heads(by_head, len(caps))
     else:
-        if signal_values is not None:
-            values = tuple(float(value) for value in signal_values)  # type: ignore[arg-type]
         allocation = allocator.allocate(values, len(caps))
     if not isinstance(allocation, Allocation):
         raise ConfigError(f"{type(allocator).__name__}.allocate must return an Allocation, got {allocation!r}")
@@ -55,7 +53,7 @@ def build_plan(
     if allocation.heads is None:
         budgets = fit_budgets(allocation.shares, base_budget, caps, floor)
     else:
-        budgets, by_layer = fit_heads(allocation.heads, base_budget, caps, floor)
+        budgets, by_layer = fit_heads(allocation.heads, base_budget, caps, floor, whole=allocation.whole)
         ragged = any(len(set(layer)) > 1 for layer in by_layer)
         heads = tuple(map(tuple, by_layer)) if ragged else None
     return BudgetPlan(
@@ -74,6 +72,13 @@ def build_plan(
         model=model,
         warnings=allocation.warnings,
     ).check()
+
+
+def _by_head(signal_values: Sequence[float] | Sequence[Sequence[float]]) -> list[list[float]]:
+    """A signal's values by layer and KV head; one that knows layers only has a head for each."""
+    return [
+        [float(value) for value in layer] if isinstance(layer, Sequence) else [float(layer)] for layer in signal_values
+    ]
 
 
 def _verbatim(

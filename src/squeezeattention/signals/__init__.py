@@ -10,6 +10,7 @@ from .far_output import FarOutput
 from .last_queries import LastQueries
 from .locality import Locality
 from .preference import Preference
+from .replay import Replay
 from .sampled import SampledAttention
 from .sharpness import Sharpness
 from .span import Span
@@ -18,6 +19,7 @@ from .top_tokens import TopTokens
 
 SIGNALS: Registry[Signal] = Registry("signal", name=str)
 SIGNALS.register("cosine", Cosine)
+SIGNALS.register("replay", Replay)
 SIGNALS.register("locality", Locality)
 SIGNALS.register("sharpness", Sharpness)
 SIGNALS.register("far_output", FarOutput)
@@ -42,6 +44,7 @@ __all__ = [
     "LastQueries",
     "Locality",
     "Preference",
+    "Replay",
     "SampledAttention",
     "Sharpness",
     "Signal",
