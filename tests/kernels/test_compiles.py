@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that are not here, as a launch would compile it: types, flags, sizes, aligned pointers.
+"""Every kernel compiles for GPUs that are not here, as a launch would compile it: types, flags, sizes.
 
 The interpreter, under which the other tests run, does not type loops and knows nothing of shared memory or registers. A
 process for each target, this file as its program, launches the kernels through their wrappers with a driver that only
@@ -68,7 +68,8 @@ class Compiling:
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 file.write(made["cubin"])
                 file.flush()
-                said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+                command = [tool, "-res-usage", file.name]
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             found |= {name.lower(): int(re.search(rf"{name}:(\d+)", said)[1]) for name in ("REG", "STACK", "LOCAL")}
         return found
 

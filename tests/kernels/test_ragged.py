@@ -19,8 +19,12 @@ if os.environ.get("TRITON_INTERPRET") != "1":
         assert "passed" in run.stdout
 
 else:
+    from squeezeattention import SqueezeCache
+    from squeezeattention.cache import slots
+    from squeezeattention.cache.ragged import RaggedStore
     from squeezeattention.cache.units import Units
     from squeezeattention.kernels import naive, ragged
+    from squeezeattention.testing import teacher_forced, tiny_model
 
     class Case:
         """Units whose slots hold tokens of one row each, newest anywhere, some of them holes full of NaN."""
@@ -147,8 +151,59 @@ else:
 
     def test_what_is_launched():
         """Splits are even in length, few where units are, and never much more than there is work for."""
-        for slots, units, largest in [(1, 1, 1), (10**6, 8, 10**6 - 7), (5 * 10**6, 512, 30_000), (40_000, 512, 30_000)]:
+        sizes = [(1, 1, 1), (10**6, 8, 10**6 - 7), (5 * 10**6, 512, 30_000), (40_000, 512, 30_000)]
+        for slots, units, largest in sizes:
             span, splits = ragged.spans(slots, units, largest)
             assert span % 64 == 0
             assert span * (splits - 1) < largest <= span * splits
             assert units * splits <= 8 * 528 + units
+
+    BUDGETS = [[5, 12], [9, 8], [7, 7], [20, 6]]
+
+    @pytest.mark.parametrize(
+        ("family", "policy"),
+        [
+            ("llama", "h2o"), ("llama", "streaming_llm"), ("gemma2", "h2o"), ("mistral-window", "h2o"),
+            ("gpt-oss", "h2o"), ("gpt-oss", "streaming_llm"),
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("how", ["padded", "static", "beams"])
+    @pytest.mark.filterwarnings("ignore::squeezeattention.errors.CompileWarning")  # the interpreter is not traced
+    def test_a_cache_whose_heads_differ(family, policy, how, monkeypatch):
+        """As without kernels, in one launch a layer and step; the slot that one found is where the next token goes."""
+        if how != "padded" and family != "llama":
+            pytest.skip("one family is enough")
+        model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
+        generator = torch.Generator().manual_seed(5)
+        rows = [torch.randint(3, 101, (n,), generator=generator).tolist() for n in (19, 19 if how == "beams" else 12)]
+        generated = torch.randint(3, 101, (len(rows), 9), generator=generator)
+        launches, searches = [], []
+        kernel, search = ragged.ragged_decode_attention, slots.victim
+        monkeypatch.setattr(ragged, "ragged_decode_attention", lambda *a, **b: launches.append(b) or kernel(*a, **b))
+        monkeypatch.setattr(slots, "victim", lambda *a, **b: searches.append(a) or search(*a, **b))
+
+        def run(**more):
+            cache = SqueezeCache(model, policy=policy, allocator=BUDGETS, **more)
+            steps = []
+
+            def swap():
+                steps.append(None)
+                if how == "beams" and len(steps) in (2, 5):
+                    cache.reorder_cache(torch.tensor([1, 0] if len(steps) == 2 else [1, 1]))
+
+            return cache, teacher_forced(model, cache, rows, generated, after_step=swap)
+
+        plain, want = run()
+        assert not launches
+        searches.clear()
+        cache, got = run(kernels="triton", compile=how == "static")
+        differ = sum(isinstance(layer.store, RaggedStore) for layer in cache.layers)
+        assert differ >= 2
+        assert len(launches) == differ * generated.shape[1]
+        if (family, policy) == ("llama", "h2o"):
+            runs = 2 + 2 + 2 + 1  # of the ragged layers; the third layer's heads agree
+            assert len(searches) <= runs * (3 if how == "beams" else 1)
+            assert all(launch["recent"] is not None for launch in launches)
+        assert max((a - b).abs().max().item() for a, b in zip(got, want, strict=True)) <= 1e-4
+        for layer in range(len(cache.layers)):
+            assert torch.equal(cache.kept_positions(layer), plain.kept_positions(layer))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .accelerated import attend_accelerated, attend_one_accelerated
+from .accelerated import attend_accelerated
 from .core import Scoring, attend
 from .visibility import Visibility
 
@@ -25,7 +25,6 @@ def attend_one_ragged(
     scoring: Scoring,
     *,
     scores: bool,
-    accelerated: bool,
 ) -> torch.Tensor:
     """Attention of a decode step, query ``[B, Hq, 1, D]`` -> ``[B, Hq, 1, Dv]``; the store's scores are added to.
 
@@ -39,13 +38,6 @@ def attend_one_ragged(
     for run, mask in zip(store.runs, masks, strict=True):
         own = slice(run.run.start, run.run.stop)
         given = scoring if sinks is None else replace(scoring, sink_logits=sinks[own])
-        if accelerated and sinks is None:  # the kernel knows one list of sinks for all rows
-            out, _ = attend_one_accelerated(
-                packed[own][:, :, None], run.keys[:, None], run.values[:, None],
-                None if mask is None else mask[:, None], given, _scores(run.scores)[:, None] if scores else None, None,
-            )  # fmt: skip
-            parts.append(out[:, :, 0])
-            continue
         logits = given.logits_of_few(packed[own], run.keys)
         if mask is not None:
             logits.masked_fill_(~mask[:, None], -torch.inf)
@@ -59,6 +51,35 @@ def attend_one_ragged(
             _scores(run.scores).add_(mass[:, 0] if mass.shape[1] == 1 else mass.mean(dim=1))
     out = torch.cat(parts).index_select(0, units.place)
     return out.view(batch, query_heads, 1, -1)
+
+
+def attend_one_ragged_accelerated(
+    query: torch.Tensor,
+    store: RaggedStore,
+    positions: torch.Tensor,
+    window: int | None,
+    scoring: Scoring,
+    *,
+    scores: bool,
+    recent: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As :func:`attend_one_ragged`, all units in one launch: what a query at ``positions`` ``[B or 1, 1]`` sees is
+    found on the way.
+
+    With ``recent`` int64 ``[U]``, how many newest tokens of each unit must stay, the slot that the next token of each
+    takes is returned too, int64 ``[U]``.
+    """
+    from ..kernels.ragged import ragged_decode_attention
+
+    units = store.units
+    out, chosen = ragged_decode_attention(
+        query.reshape(len(units.room), -1, query.shape[-1]), store.keys, store.values, units.begin, units.rooms,
+        store.used, units.heads, scoring.scale, scoring.softcap, scoring.sink_logits,
+        positions=store.positions, query_positions=positions[:, 0], window=window,
+        dense=all(run.full and (window is None or run.ring is not None) for run in store.runs),
+        scores=_scores(store.scores) if scores else None, recent=recent,
+    )  # fmt: skip
+    return out.view(*query.shape[:2], 1, -1), chosen
 
 
 def attend_ragged(

@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..attention.accelerated import NextVictim, attend_accelerated, attend_one_accelerated
 from ..attention.core import Scoring, attend, attend_one, probabilities_of
-from ..attention.ragged import attend_one_ragged, attend_ragged
+from ..attention.ragged import attend_one_ragged, attend_one_ragged_accelerated, attend_ragged
 from ..attention.replay import attend_replayed
 from ..attention.rope import Rerotation
 from ..attention.visibility import Visibility
@@ -22,7 +22,7 @@ from ..signals import AttentionSample
 from .cutting import as_rectangle, cut_units, ring_at
 from .memory import LayerMemory
 from .ragged import RaggedStore, same_room
-from .slots import masks_of, note_fill, note_full, slots_of
+from .slots import masks_of, note_fill, note_full, recents_of, slots_of
 from .step import ACTIVE, Step
 from .store import LayerStore, ring_slots, storage_bytes
 
@@ -253,14 +253,20 @@ class SqueezeLayer(CacheLayerMixin):
     def _insert_ragged(
         self, store: RaggedStore, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
     ) -> None:
-        slots, new = slots_of(store, self.policy, positions, self.window)
+        if self._next_slot is None:
+            slots, new = slots_of(store, self.policy, positions, self.window)
+        else:
+            slots, new = self._next_slot, positions.expand(*store.shape).reshape(-1)
         store.insert(slots, keys, values, new)
         self._place_sinks()
 
     def settle(self, rows: int) -> None:
         """Make all columns of the budget now, empty where there is no token yet, for compiled steps of so many rows."""
         if isinstance(self.store, RaggedStore):
+            if self.accelerated:
+                recents_of(self.store, self.policy, self.window)
             self.store.mark_static()
+            self._settled = True
             return
         if self._settled or self.store.keys is None:
             return
@@ -434,9 +440,15 @@ class SqueezeLayer(CacheLayerMixin):
     def _attend_in_place(self, step: Step, store: RaggedStore, query: torch.Tensor, scoring: Scoring) -> torch.Tensor:
         """Attention over a ragged store's own tokens."""
         positions, scores = step.positions(query.device), self.policy.needs_scores
+        if step.decoding and self.accelerated:
+            recent = recents_of(store, self.policy, self.window) if scores else None
+            out, self._next_slot = attend_one_ragged_accelerated(
+                query, store, positions, self.window, scoring, scores=scores, recent=recent
+            )
+            return out
         if step.decoding:
             masks = masks_of(store, positions, self.window)
-            return attend_one_ragged(query, store, masks, scoring, scores=scores, accelerated=self.accelerated)
+            return attend_one_ragged(query, store, masks, scoring, scores=scores)
         visibility = Visibility(
             positions, store.used_positions(), self.window, fresh=False, ragged=step.real is not None
         )

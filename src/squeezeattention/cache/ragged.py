@@ -51,6 +51,8 @@ class RaggedStore:
         self.units = units
         self.keys, self.values, self.positions, self.scores = keys, values, positions, scores
         self.runs = tuple(RunView(self, run) for run in units.runs)
+        self.recents: torch.Tensor | None = None
+        """[U] int64: newest tokens of each unit that its policy never evicts, once a kernel was to know."""
 
     is_empty = False
 
@@ -178,7 +180,10 @@ class RaggedStore:
 
     def mark_static(self) -> None:
         """A CUDA graph reads and writes these buffers in place."""
-        for buffer in (self.keys, self.values, self.positions, self.scores):
+        units = self.units
+        # What the steps read of the units is made here: a step that is traced cannot make it.
+        index = (units.order, units.place, units.row, units.begin, units.first_slots, units.rooms, self.recents)
+        for buffer in (self.keys, self.values, self.positions, self.scores, *index):
             if buffer is not None and buffer.device.type == "cuda":
                 torch._dynamo.mark_static_address(buffer)
 

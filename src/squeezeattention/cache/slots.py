@@ -48,6 +48,24 @@ def slots_of(
     return (columns + units.first_slots).index_select(0, units.place), new
 
 
+def recents_of(store: RaggedStore, policy: EvictionPolicy, window: int | None) -> torch.Tensor | None:
+    """What a kernel needs to find the slots that the next tokens take; ``None``: they are not to be searched so.
+
+    See :meth:`EvictionPolicy.recent_tokens`; int64 ``[U]``.
+    """
+    if window is not None or store.runs[0].ring is not None:
+        return None
+    if store.recents is None:
+        counts = []
+        for room in store.units.room:
+            count = policy.recent_tokens(room)
+            if count is None:
+                return None
+            counts.append(count)
+        store.recents = torch.tensor(counts, device=store.units.device)
+    return store.recents
+
+
 def _columns_of(run: RunView, policy: EvictionPolicy, positions: torch.Tensor, window: int | None) -> torch.Tensor:
     """[u] column that each of a run's units gives its new token."""
     newest = positions[:, None] if len(positions) == 1 else positions.index_select(0, run.rows)[:, None]

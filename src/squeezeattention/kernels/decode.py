@@ -22,8 +22,8 @@ from . import interpreted
 
 #: Programs that keep a large GPU busy.
 _PROGRAMS = 264
-#: Slots that a program reads together, at most, and bytes of their keys and values: several such pieces are on their way
-#: at a time, and have to fit the shared memory of the smallest GPUs (99 KB).
+#: Slots that a program reads together, at most, and bytes of their keys and values: two such pieces are on their way at
+#: a time, and have to fit the shared memory of small GPUs (99 KB).
 _BLOCK, _BLOCK_BYTES = 64, 2**15
 
 
@@ -150,7 +150,8 @@ def _combine(  # type: ignore[no-untyped-def]
         for start in range(0, tokens, BLOCK):
             slot = start + tl.arange(0, BLOCK)
             # Not `at`: a name has one type and shape in a compiled loop, and that one is taken above.
-            held = tl.load(positions + row * p_row + head * p_head + slot, mask=slot < tokens, other=9223372036854775807)
+            held = tl.load(positions + row * p_row + head * p_head + slot, mask=slot < tokens,
+                           other=9223372036854775807)  # fmt: skip
             score = tl.load(scores + row * s_row + head * s_head + slot, mask=slot < tokens, other=float("inf"))
             score = tl.where(held < 0, -1.0, tl.where(held <= edge, score, float("inf")))
             low = tl.min(score, 0)

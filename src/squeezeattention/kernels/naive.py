@@ -114,7 +114,8 @@ def ragged_victims(
     for unit, (begin, room) in enumerate(zip(begins.tolist(), rooms.tolist(), strict=True)):
         own, row = slice(begin, begin + room), unit // heads if len(query_positions) > 1 else 0
         newest = query_positions[row : row + 1] + 1
-        chosen[unit] = begin + victim(scores[None, None, own], positions[None, None, own], newest, int(recent[unit]))[0, 0]
+        found = victim(scores[None, None, own], positions[None, None, own], newest, int(recent[unit]))
+        chosen[unit] = begin + found[0, 0]
     return chosen
 
 

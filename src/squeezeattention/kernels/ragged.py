@@ -45,7 +45,7 @@ def _partial(  # type: ignore[no-untyped-def]
     room = tl.load(rooms + unit).to(tl.int32)
     first = split * span
     last = tl.minimum(first + span, room)
-    if VICTIM:
+    if VICTIM:  # noqa: SIM102  # one is decided by the compiler
         if split == 0:
             tl.store(ended + unit, 0)  # programs of _combine that are through
     group, wide, out_wide = tl.arange(0, ROWS), tl.arange(0, WIDE), tl.arange(0, OUT_WIDE)
@@ -108,7 +108,8 @@ def _partial(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _combine(  # type: ignore[no-untyped-def]
-    part, most, total, raw, sinks, out, scores, positions, query_at, recent, begins, rooms, ended, ranks, places, chosen,
+    part, most, total, raw, sinks, out, scores, positions, query_at, recent, begins, rooms,
+    ended, ranks, places, chosen,
     o_unit, o_head, a_row,
     heads, slots, span, splits,
     GROUP: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, OUT_WIDE: tl.constexpr,
@@ -177,7 +178,7 @@ def _combine(  # type: ignore[no-untyped-def]
                 nearest = start + tl.argmin(rank, 0).to(tl.int64)
                 place = tl.where(low < best, nearest, place)
                 best = tl.minimum(low, best)
-        if VICTIM:
+        if VICTIM:  # noqa: SIM102  # one is decided by the compiler
             if first < room:
                 tl.store(ranks + unit * splits + split, best)
                 tl.store(places + unit * splits + split, place)
@@ -228,12 +229,15 @@ def ragged_decode_attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One query a unit, ``[U, G, D]``: output ``[U, G, Dv]`` as :func:`naive.ragged_decode_attention` gives it.
 
-    ``keys`` ``[S, D]`` and ``values`` ``[S, Dv]``, of which unit ``u``, KV head ``u % heads`` of row ``u // heads``, has
-    ``rooms[u]`` (at least one) from ``begins[u]`` on; ``largest`` is the largest of ``rooms``. Every slot is seen unless
-    ``positions`` int64 ``[S]`` is given: then those that hold a token (-1 = hole) and lie, with a ``window``, in it as
-    seen from ``query_positions`` int64 ``[B or 1]``; ``dense`` promises that this is every slot. ``scores`` fp32 ``[S]``, not negative: each slot's probability is
-    added in place. With ``recent`` int64 ``[U]`` too, the slot that the next token will take is returned, int64 ``[U]``
-    counted through all slots, as :func:`naive.ragged_victims` chooses it from the new scores.
+    ``keys`` ``[S, D]`` and ``values`` ``[S, Dv]``, of which unit ``u``, KV head ``u % heads`` of row ``u // heads``,
+    has ``rooms[u]`` (at least one) from ``begins[u]`` on, both int64; ``largest`` is the largest of ``rooms``.
+
+    Every slot is seen unless ``positions`` int64 ``[S]`` is given: then those that hold a token (-1 = hole) and lie,
+    with a ``window``, in it as seen from ``query_positions`` int64 ``[B or 1]``. ``dense`` promises that all do.
+
+    ``scores`` fp32 ``[S]``, not negative: each slot's probability is added in place. With all of these and ``recent``
+    int64 ``[U]``, the slot that the next token will take is returned, int64 ``[U]`` counted through all slots, as
+    :func:`naive.ragged_victims` chooses it from the new scores.
     """
     units, group, width = query.shape
     slots, out_width = values.shape
@@ -241,15 +245,16 @@ def ragged_decode_attention(
     query, keys, values = (one if one.stride(-1) == 1 else one.contiguous() for one in (query, keys, values))
     like: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
     part = torch.empty(units, splits, group, out_width, **like)
-    most, total = torch.empty(2, units, splits, group, **like)
-    raw = most if scores is None else torch.empty(group, slots, **like)
+    most, total = (torch.empty(units, splits, group, **like) for _ in range(2))
+    # In place of what is not wanted goes something that nobody writes to, so that torch.compile sees no aliases.
+    raw = query if scores is None else torch.empty(group, slots, **like)
     out = torch.empty(units, group, out_width, dtype=query.dtype, device=query.device)
     wanted = scores is not None and positions is not None and query_positions is not None and recent is not None
     chosen = torch.empty(units, dtype=torch.int64, device=query.device) if wanted else None
-    ended, ranks, places = most, most, most
+    ended = ranks = places = begins
     if wanted:
         ended = torch.empty(units, dtype=torch.int32, device=query.device)
-        ranks, places = torch.empty(2, units, splits, dtype=torch.int64, device=query.device)
+        ranks, places = (torch.empty(units, splits, dtype=torch.int64, device=query.device) for _ in range(2))
     held = begins if positions is None else positions
     query_at = begins if query_positions is None else query_positions
     a_row = 0 if query_at.shape[0] == 1 else query_at.stride(0)
@@ -268,9 +273,9 @@ def ragged_decode_attention(
     )  # fmt: skip
     # Without scores there is nothing to do but the outputs, a query head each.
     _combine[(units, splits if scores is not None else min(splits, group))](
-        part, most, total, raw, most if sink_logits is None else sink_logits, out,
-        most if scores is None else scores, held, query_at, begins if recent is None else recent, begins, rooms,
-        ended, ranks, places, most if chosen is None else chosen,
+        part, most, total, raw, query if sink_logits is None else sink_logits, out,
+        query if scores is None else scores, held, query_at, begins if recent is None else recent, begins, rooms,
+        ended, ranks, places, begins if chosen is None else chosen,
         out.stride(0), out.stride(1), a_row, heads, slots, span, splits,
         GROUP=group, ROWS=rows, OUT=out_width, OUT_WIDE=out_wide, CHUNK=_CHUNK, BLOCK=max(64, 1024 // rows),
         SINKS=sink_logits is not None, SCORES=scores is not None, VICTIM=wanted,
