@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
+import torch
 
 from squeezeattention import POLICIES
 from squeezeattention.allocators import ALLOCATORS
+from squeezeattention.errors import CompileWarning
+from squeezeattention.hf import compiled
 from squeezeattention.testing import FAMILIES
 
 
@@ -36,3 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _turn(case: dict[str, str]) -> int:
     return list(FAMILIES).index(case["family"]) + POLICIES.names().index(case["policy"])
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Traces steps whole and runs them operation by operation; lists what was traced."""
+    traced = []
+
+    def backend(graph, example_inputs):
+        traced.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    call = torch.compile(compiled._forward, fullgraph=True, backend=backend)
+    monkeypatch.setattr(compiled, "_compiler", lambda mode: call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        yield traced
+    torch._dynamo.reset()

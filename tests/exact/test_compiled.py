@@ -27,24 +27,6 @@ def story(seed: int = 3, lengths=LENGTHS) -> tuple[list[list[int]], torch.Tensor
     return rows, torch.randint(3, 101, (len(rows), STEPS), generator=generator)
 
 
-@pytest.fixture
-def graphs(monkeypatch):
-    """Traces steps whole and runs them operation by operation; lists what was traced."""
-    traced = []
-
-    def backend(graph, example_inputs):
-        traced.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    call = torch.compile(compiled._forward, fullgraph=True, backend=backend)
-    monkeypatch.setattr(compiled, "_compiler", lambda mode: call)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", CompileWarning)
-        yield traced
-    torch._dynamo.reset()
-
-
 def assert_same_tokens(one, other):
     for layer in range(len(one.layers)):
         assert torch.equal(one.kept_positions(layer), other.kept_positions(layer))

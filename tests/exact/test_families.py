@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from squeezeattention import POLICIES, SqueezeCache
+from squeezeattention import POLICIES, BudgetPlan, SqueezeCache
 from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.cache.store import LayerStore
 from squeezeattention.hf.layout import inspect_model
@@ -48,15 +48,16 @@ def test_small_budgets_equal_the_reference(family, policy, allocator):
     cache = SqueezeCache(model, budget=17, policy=policy, allocator=allocator)
 
     def held():
-        lengths = cache.lengths()
-        assert all(n <= b for n, b in zip(lengths, cache.plan.budgets, strict=True)), (lengths, cache.plan)
+        for index, plan in enumerate(cache.plans):
+            for layer, heads in enumerate(cache.head_lengths(index)):
+                assert all(n <= b for n, b in zip(heads, plan.heads(layer, len(heads)), strict=True)), (heads, plan)
 
     ours = teacher_forced(model, cache, rows, generated, after_step=held)
     kv_heads = cache.kept_positions(0).shape[1]
     moved = 0.0
     for index, row in enumerate(rows):
         reference = NaiveReference(model, policy, windows, kv_heads)
-        want = reference.run(row, cache.plan.budgets, generated[index].tolist())
+        want = reference.run(row, budgets_of(cache.plans[index]), generated[index].tolist())
         assert (ours[index] - want).abs().max() <= TOLERANCE
         for layer in range(len(windows)):
             kept = [{p for p in head if p >= 0} for head in cache.kept_positions(layer)[index].tolist()]
@@ -70,12 +71,17 @@ def test_small_budgets_equal_the_reference(family, policy, allocator):
     steps = generated[:, :2]
     chunked = SqueezeCache(model, budget=17, policy=policy, allocator=allocator)
     in_chunks = teacher_forced(model, chunked, rows, steps, chunk=11)
-    assert chunked.plan.budgets == cache.plan.budgets
+    assert list(map(budgets_of, chunked.plans)) == list(map(budgets_of, cache.plans))
     for got, want in zip(in_chunks, ours, strict=True):
         assert (got - want[: len(got)]).abs().max() <= TOLERANCE
     whole = SqueezeCache(model, budget=17, policy=policy, allocator=allocator)
     teacher_forced(model, whole, rows, steps)
     assert_same_state(chunked, whole)
+
+
+def budgets_of(plan: BudgetPlan) -> tuple:
+    """By layer, or by layer and head."""
+    return plan.budgets if plan.head_budgets is None else plan.head_budgets
 
 
 def assert_same_state(one: SqueezeCache, other: SqueezeCache) -> None:

@@ -1,13 +1,15 @@
 """Budgets that differ among KV heads and rows, against the naive reference: every family and policy."""
 
+import copy
 import random
 
 import pytest
 import torch
 
 from squeezeattention import POLICIES, SqueezeCache
+from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.hf.layout import inspect_model
-from squeezeattention.testing import FAMILIES, NaiveReference, teacher_forced, tiny_model
+from squeezeattention.testing import FAMILIES, NaiveReference, left_padded, position_ids, teacher_forced, tiny_model
 
 LENGTHS = (41, 29, 37)
 STEPS = 64
@@ -68,3 +70,92 @@ def test_ragged_heads_equal_the_reference(family, policy):
     in_chunks = teacher_forced(model, chunked, rows, generated[:, :3], chunk=11)
     for got, want in zip(in_chunks, ours, strict=True):
         assert (got - want[: len(got)]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+def test_turns_and_picked_rows(family, policy):
+    """Three turns of a padded batch, of several tokens each; then rows are picked, as beam search does."""
+    model, windows = family
+    heads = kv_heads(model)
+    rng = random.Random(f"turns{policy}{type(model).__name__}")
+    rows, _ = story(seed=6)
+    budgets = ragged(rng, len(windows), heads)
+    cache = SqueezeCache(model, policy=policy, allocator=budgets)
+    references = [NaiveReference(model, policy, windows, heads) for _ in rows]
+    mask = torch.zeros(3, 0, dtype=torch.long)
+    for turn in range(3):
+        parts = [row[turn * 13 : turn * 13 + 9 - 2 * index] for index, row in enumerate(rows)] if turn else rows
+        ids, real = left_padded(parts)
+        mask = torch.cat([mask, real], dim=1)
+        ours = forward(model, cache, ids, mask)
+        for row, reference in enumerate(references):
+            want = reference.read(parts[row])
+            assert (ours[row, -len(parts[row]) :] - want).abs().max() <= TOLERANCE
+            reference.cut(budgets)
+        if turn == 1:
+            order = [2, 0, 0]
+            cache.compact()
+            cache.reorder_cache(torch.tensor(order))
+            mask = mask[order]
+            rows = [rows[index] for index in order]
+            references = [copy_of(references[index], model) for index in order]
+        for _ in range(4):
+            tokens = torch.tensor([[rng.randrange(3, 101)] for _ in rows])
+            mask = torch.cat([mask, torch.ones(3, 1, dtype=torch.long)], dim=1)
+            ours = forward(model, cache, tokens, mask)
+            for row, reference in enumerate(references):
+                assert (ours[row, 0] - reference.step(int(tokens[row]))).abs().max() <= TOLERANCE
+
+
+def forward(model, cache, ids, mask):
+    with torch.no_grad():
+        positions = position_ids(mask)[:, -ids.shape[1] :]
+        return model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+
+
+def copy_of(reference: NaiveReference, model) -> NaiveReference:
+    """The same story so far, to be gone on with by itself."""
+    twin = NaiveReference(model, reference.policy, reference.windows, reference.kv_heads)
+    for name in ("tokens", "seen", "kept", "mass", "budgets"):
+        setattr(twin, name, copy.deepcopy(getattr(reference, name)))
+    return twin
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("family", ["llama", "gpt-oss", "mistral-window", "deepseek-v3"], indirect=True)
+def test_compiled_steps_and_copies(family, policy, graphs):
+    model, windows = family
+    budgets = ragged(random.Random(policy), len(windows), kv_heads(model))
+    rows, generated = story(seed=7, steps=12)
+    plain = SqueezeCache(model, policy=policy, allocator=budgets)
+    want = teacher_forced(model, plain, rows, generated)
+    compiled = SqueezeCache(model, policy=policy, allocator=budgets, compile=True)
+    for got, wanted in zip(teacher_forced(model, compiled, rows, generated), want, strict=True):
+        assert (got - wanted).abs().max() <= TOLERANCE
+    assert 1 <= len(graphs) <= 4
+    twin = copy.deepcopy(plain)
+    mask = torch.cat([left_padded(rows)[1], torch.ones(3, 13, dtype=torch.long)], dim=1)
+    token = torch.tensor([[5], [6], [7]])
+    assert torch.equal(forward(model, twin, token, mask), forward(model, plain, token, mask))
+    assert twin.memory() == plain.memory()
+
+
+@pytest.mark.parametrize("policy", POLICIES.names())
+@pytest.mark.parametrize("family", ["llama", "qwen3-window"], indirect=True)
+def test_one_row_alone_has_the_plan_and_the_logits_that_it_has_in_a_batch(family, policy):
+    """With every allocator, a budget by share, and padding of any width."""
+    model, _ = family
+    rows, generated = story(seed=8, steps=6)
+    rows = [row * 3 for row in rows]  # long enough to be replayed
+    for allocator in ALLOCATORS.names():
+        together = SqueezeCache(model, budget=0.3, policy=policy, allocator=allocator, min_tokens=1)
+        batch = teacher_forced(model, together, rows, generated)
+        for index, row in enumerate(rows):
+            alone = SqueezeCache(model, budget=0.3, policy=policy, allocator=allocator, min_tokens=1)
+            (logits,) = teacher_forced(model, alone, [row], generated[index : index + 1])
+            assert budgets_of(alone.plan) == budgets_of(together.plans[index]), allocator
+            assert (logits - batch[index]).abs().max() <= TOLERANCE, allocator
+
+
+def budgets_of(plan):
+    return plan.budgets if plan.head_budgets is None else plan.head_budgets

@@ -153,7 +153,7 @@ def test_heads_that_cannot_be_paid():
 
 
 def test_whole_heads():
-    """Full heads in order of their shares, one that gets the rest, and floors, but for what a whole mean leaves over."""
+    """Full heads in order of their shares, one that gets the rest, and floors, but for what a whole mean leaves."""
     rng = random.Random(2)
     for _ in range(500):
         layers, count, cap, floor = rng.randint(1, 6), rng.randint(1, 4), rng.randint(60, 90), rng.randint(1, 9)

@@ -58,5 +58,5 @@ def test_far_mass_equals_the_models_own_attention(far_mass, family):
     for chunk in (None, 13):
         cache = SqueezeCache(model, budget=0.5, signal="far_mass", policy="streaming_llm")
         teacher_forced(model, cache, rows, chunk=chunk)
-        assert cache.plan.signal == "far_mass"
-        assert cache.plan.signal_values == pytest.approx(want, abs=1e-5)
+        assert all(plan.signal == "far_mass" for plan in cache.plans)  # one list of numbers speaks for all rows
+        assert cache.plans[1].signal_values == pytest.approx(want, abs=1e-5)

@@ -9,7 +9,7 @@ import torch
 from squeezeattention import SqueezeCache
 from squeezeattention.errors import CacheStateError, ConfigError
 from squeezeattention.signals import SIGNALS, Locality, SampledAttention, Sharpness, Span
-from squeezeattention.signals.sampled import sampled_columns
+from squeezeattention.signals.sampled import is_sampled
 from squeezeattention.testing import left_padded, position_ids, teacher_forced, tiny_model
 
 SAMPLED = [name for name in SIGNALS if isinstance(SIGNALS.create(name), SampledAttention)]
@@ -17,9 +17,10 @@ ROWS = [list(range(3, 3 + n)) for n in (97, 70)]
 
 
 def measured(model, signal, rows=ROWS, chunk=None):
+    """Values of the first row's layers, then the second's, ..."""
     cache = SqueezeCache(model, budget=0.5, signal=signal, policy="streaming_llm")
     teacher_forced(model, cache, rows, chunk=chunk)
-    return cache.plan.signal_values
+    return tuple(value for plan in cache.plans for value in plan.signal_values)
 
 
 def weights_of(family, rows):
@@ -45,18 +46,17 @@ def test_what_far_tokens_get_equals_the_models_own_attention(family, signal, nee
     sinks, window = signal.sinks, signal.window
     layers, positions = weights_of(family, ROWS)
     want = []
-    for weights in layers:
-        total = weight_sum = 0.0
-        for row in range(len(ROWS)):
-            for column in range(31, positions.shape[1], 32):
-                here = int(positions[row, column])
-                if here < 0:
+    for row in range(len(ROWS)):
+        for weights in layers:
+            total = weight_sum = 0.0
+            for column, here in enumerate(positions[row].tolist()):
+                if here < 0 or (here + 1) % 32:
                     continue
                 far = [c for c, p in enumerate(positions[row].tolist()) if sinks <= p <= here - window]
                 weight = max(0, here + 1 - sinks - window) / (here + 1)
                 total += weight * need(weights[row, :, column, far]).item()
                 weight_sum += weight
-        want.append(1 - total / weight_sum)
+            want.append(1 - total / weight_sum)
     assert measured(tiny_model(family), signal) == pytest.approx(want, abs=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_a_second_prompt_is_measured_anew(name):
     teacher_forced(model, cache, [list(range(5, 60))])
     cache.reset()
     teacher_forced(model, cache, ROWS)
-    assert cache.plan.signal_values == measured(model, name)
+    assert tuple(value for plan in cache.plans for value in plan.signal_values) == measured(model, name)
 
 
 @pytest.mark.parametrize("name", SIGNALS.names())
@@ -112,12 +112,12 @@ def test_locality_sharpness_and_span_of_known_attention():
     assert [1 - v for v in measured(model, Sharpness(4, 8), rows)] == pytest.approx([want] * 4, abs=1e-5)
 
 
-def test_columns_are_the_same_whole_and_in_chunks():
-    whole = sampled_columns(0, 3000)
-    assert whole[0] == 31
-    assert len(whole) == 32 + (3000 - 1024) // 256
-    for step in (1, 7, 64, 1000):
-        assert [c for start in range(0, 3000, step) for c in sampled_columns(start, min(3000, start + step))] == whole
+def test_which_queries_are_sampled_follows_from_their_position():
+    """So they are the same whole and in chunks, alone and in a batch."""
+    positions = torch.arange(-1, 3000)[None]
+    chosen = positions[is_sampled(positions)].tolist()
+    assert chosen[0] == 31
+    assert len(chosen) == 32 + (3000 - 1024) // 256
 
 
 def test_bad_settings_and_values_before_a_prompt():

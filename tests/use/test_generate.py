@@ -43,12 +43,15 @@ def rich(model, *args, **options):
     return torch.stack(out.logits, dim=1), out.sequences
 
 
+def budgets_of(plan):
+    """By layer, or by layer and head."""
+    return plan.budgets if plan.head_budgets is None else plan.head_budgets
+
+
 def within(cache):
-    lengths = cache.lengths()
-    assert all(n <= b for n, b in zip(lengths, cache.plan.budgets, strict=True)), (
-        lengths,
-        cache.plan.budgets,
-    )
+    for row, plan in enumerate(cache.plans):
+        for layer, heads in enumerate(cache.head_lengths(row)):
+            assert all(n <= b for n, b in zip(heads, plan.heads(layer, len(heads)), strict=True)), (heads, plan)
 
 
 # ------------------------------------------------------------ equal to the stock
@@ -101,7 +104,7 @@ def test_beams_within_small_budgets(model, policy, rows):
     width = max(map(len, rows))
     for beam, score in zip(range(len(out.sequences)), out.sequences_scores.tolist(), strict=True):
         row = rows[beam // 3]
-        alone = SqueezeCache(model, policy=policy, allocator=cache.plan)
+        alone = SqueezeCache(model, policy=policy, allocator=cache.plans[beam])
         text = out.sequences[beam : beam + 1, width:]
         with torch.no_grad():
             logits = [model(input_ids=torch.tensor([row]), past_key_values=alone).logits[:, -1]]
@@ -198,7 +201,7 @@ def test_chunks(model, policy, chunk):
     )
     want, text = rich(model, cache=whole)
     got, again = rich(model, cache=in_chunks, prefill_chunk_size=chunk)
-    assert in_chunks.plan.budgets == whole.plan.budgets
+    assert [plan.budgets for plan in in_chunks.plans] == [plan.budgets for plan in whole.plans]
     assert again.tolist() == text.tolist()
     assert (got - want).abs().max() <= TOLERANCE
     for layer in range(len(whole.layers)):
@@ -261,7 +264,7 @@ def test_turns(family, policy, kind, batch, chunk):
         said = out.sequences[:, text.shape[1] :]
         for row, reference in enumerate(references):
             read = [reference.read(last[row] + new[row])]
-            reference.cut(cache.plan.budgets)
+            reference.cut(budgets_of(cache.plans[row]))
             read += [reference.step(token)[None] for token in said[row, :-1].tolist()]
             ours = torch.stack(out.logits, dim=1)[row]
             first = len(reference.tokens) - len(said[row])
@@ -339,7 +342,7 @@ def test_turns_of_different_length(family, policy, kind, chunk):
             for row, reference in enumerate(references):
                 want = reference.read(turn[row])
                 assert (ours[row, -len(turn[row]) :] - want).abs().max() <= TOLERANCE
-                reference.cut(cache.plan.budgets)
+                reference.cut(budgets_of(cache.plans[row]))
                 want = torch.stack([reference.step(token) for token in fed[row].tolist()])
                 assert (steps[row] - want).abs().max() <= TOLERANCE
                 assert_same_tokens(cache, row, reference)
@@ -470,7 +473,7 @@ def test_prompt_after_prompt(llama, policy, positions):
     want = []
     for rows in prompts:
         cache = SqueezeCache(llama, **options)
-        want.append((*rich(llama, rows, cache), cache.plan, cache.memory()))
+        want.append((*rich(llama, rows, cache), cache.plans, cache.memory()))
     cache = SqueezeCache(llama, **options)
     with squeeze(llama, **options) as handle:
         for rows, (logits, text, plan, memory) in zip(prompts, want, strict=True):
@@ -479,7 +482,7 @@ def test_prompt_after_prompt(llama, policy, positions):
                 assert torch.equal(got, logits)
                 assert torch.equal(said, text)
                 held = current or handle.cache
-                assert held.plan == plan
+                assert held.plans == plan
                 assert held.memory() == memory
             cache.reset()
 
@@ -600,7 +603,7 @@ def test_another_thread_in_the_middle_of_the_first_prompt(family):
     """What the first prompt finds out about a model must not be mixed up with another thread's forward."""
     quiet = tiny_model(family)
     cache = SqueezeCache(quiet, budget=10)
-    want, plan = generate(quiet, cache=cache).tolist(), cache.plan
+    want, plans = generate(quiet, cache=cache).tolist(), cache.plans
     stock = generate(quiet).tolist()
     model, me, said = tiny_model(family), threading.get_ident(), []
 
@@ -620,7 +623,7 @@ def test_another_thread_in_the_middle_of_the_first_prompt(family):
     assert said
     assert all(out[:, -1].tolist() == [row[IDS.shape[1]] for row in stock] for out in said)
     assert got == want
-    assert cache.plan == plan
+    assert cache.plans == plans
 
 
 # ------------------------------------------------------------------ another text

@@ -186,7 +186,10 @@ class SqueezeCache(Cache):
         self._failed: str | None = None
         self._expected: int | None = None
         self._text: torch.Tensor | None = None  # what ``generate`` has read and written, [batch, columns], if it told
-        self._total: int | None = None  # tokens of the longest row when the prompt is over, if known
+        self._totals: list[int] | None = (
+            None  # tokens of each row (or of the longest) when the prompt is over, if known
+        )
+        self._cramped = False  # ... but no room beyond what was held then
         self._is_cut = False  # all layers have budgets that go by everything that was read
         self._trimmed = 0  # leading layers that were cut while the prompt's last piece was still being read
         self._decided = 0  # ... to the plan's own budgets
@@ -204,16 +207,18 @@ class SqueezeCache(Cache):
 
     @property
     def plan(self) -> BudgetPlan | None:
-        """The plan of the current prompt; ``None`` before the first one.
+        """The plan of the current prompt; ``None`` before the first one. Of a batch whose rows have the same budgets,
+        that of the longest row.
 
-        Raises :class:`CacheStateError` where the rows of a batch have plans of their own: see :attr:`plans`.
+        Raises :class:`CacheStateError` where the rows of a batch have budgets of their own: see :attr:`plans`.
         """
         plans = self.plans
         if not plans:
             return None
-        if any(other is not plans[0] and other != plans[0] for other in plans):
+        first = plans[0]
+        if any((other.budgets, other.head_budgets) != (first.budgets, first.head_budgets) for other in plans):
             raise CacheStateError("each row of this batch has a plan of its own: cache.plans has them all")
-        return plans[0]
+        return max(plans, key=lambda plan: plan.prompt_tokens or 0)
 
     @property
     def plans(self) -> list[BudgetPlan]:
@@ -266,11 +271,18 @@ class SqueezeCache(Cache):
             return
         if not self._is_cut:
             self._cut(self._next)
+        elif self._cramped:
+            for layer in (layer for layer in self.layers if layer.is_ragged):
+                self._cut_layer(layer, self._plans, self._next, padded=self._padded)
+            self._cramped = False
         self._open = self._first_turn = False
-        self._total = None
+        self._totals = None
 
-    def _cut(self, prompt_tokens: Sequence[int]) -> None:
-        """Plan each row for a prompt of so many tokens, by what was seen of it so far, and cut every layer."""
+    def _cut(self, prompt_tokens: Sequence[int], *, more: bool = False) -> None:
+        """Plan each row for a prompt of so many tokens, by what was seen of it so far, and cut every layer.
+
+        With ``more`` to come, no room is made beyond what is held.
+        """
         try:
             values = None
             if self._observes:
@@ -278,13 +290,15 @@ class SqueezeCache(Cache):
                 self.signal.see_budget([self._planner.base_tokens(tokens, sizes) for tokens in prompt_tokens])
                 self._replay()
                 values = self.signal.values()
+                if not isinstance(values[0], Sequence):  # one that speaks for all rows
+                    values = [values] * self._rows
             plans = self._make_plans(values, prompt_tokens, self.get_seq_length(), self._next)
         except SqueezeError:
             self._failed = "its prompt could not be planned"
             raise
         for layer in self.layers[self._decided :]:
-            self._cut_layer(layer, plans, self._next, padded=self._padded)
-        self._plans, self._trimmed, self._decided, self._is_cut = plans, 0, 0, True
+            self._cut_layer(layer, plans, self._next, padded=self._padded, more=more)
+        self._plans, self._trimmed, self._decided, self._is_cut, self._cramped = plans, 0, 0, True, more
 
     def _replay(self) -> None:
         """Let the model repeat some of what was read since the last cut, if the signal wants to see that.
@@ -324,7 +338,13 @@ class SqueezeCache(Cache):
         return None if self._expected is None else self._expected - padding
 
     def _cut_layer(
-        self, layer: SqueezeLayer, plans: Sequence[BudgetPlan], after: Sequence[int], *, padded: bool
+        self,
+        layer: SqueezeLayer,
+        plans: Sequence[BudgetPlan],
+        after: Sequence[int],
+        *,
+        padded: bool,
+        more: bool = False,
     ) -> None:
         rows, heads = layer.store.shape
         budget: int | list[tuple[int, ...]]
@@ -333,7 +353,7 @@ class SqueezeCache(Cache):
         else:
             each = [plan.heads(layer.index, heads) for plan in plans]
             budget = each * rows if len(each) == 1 else each
-        layer.compact(budget, [row - 1 for row in after], padded)
+        layer.compact(budget, [row - 1 for row in after], padded, more=more)
         self._note_bytes(layer)
 
     def _trim_before(self, index: int, step: Step) -> None:
@@ -358,10 +378,10 @@ class SqueezeCache(Cache):
     def _final(self, step: Step) -> Final:
         """What is known of the layers' budgets, if it is known that the prompt ends with this step."""
         unknown = Final((), (), decided=False)
-        if self._total is None or step.decoding:
+        if self._totals is None or step.decoding:
             return unknown
         after = self._after(step)
-        if max(after) != self._total:
+        if max(after) != max(self._totals):
             return unknown
         try:
             if self._is_fixed or (not self.allocator.needs_signal and self._planner.budget.kind != "bytes"):
@@ -382,16 +402,20 @@ class SqueezeCache(Cache):
         return Final([BudgetPlan.from_budgets(row) for row in known], after, decided=False)
 
     @contextlib.contextmanager
-    def prefilling(self, total_tokens: int | None = None) -> Iterator[SqueezeCache]:
+    def prefilling(self, total_tokens: int | Sequence[int] | None = None) -> Iterator[SqueezeCache]:
         """Forwards inside are chunks of one prompt, whatever their length; it ends with the block.
 
-        What the cache held before is an earlier turn. ``total_tokens``: real tokens of the longest row at the end,
-        earlier turns included, if known. Layers are then cut while the last chunk is read, as far as their budgets
-        are known (and tokens after it are an :class:`InputError`); with ``prefill="bounded"`` a share of the prompt is
-        of that from the first chunk on, without it of what was read so far.
+        What the cache held before is an earlier turn. ``total_tokens``: real tokens of the longest row, or of each row,
+        at the end, earlier turns included, if known. Layers are then cut while the last chunk is read, as far as their
+        budgets are known (and tokens after it are an :class:`InputError`); with ``prefill="bounded"`` a share of the
+        prompt is of that from the first chunk on, without it of what was read so far.
         """
         self.compact()
-        self._in_prefill, self._total = True, total_tokens
+        self._in_prefill = True
+        if total_tokens is None:
+            self._totals = None
+        else:
+            self._totals = list(total_tokens) if isinstance(total_tokens, Sequence) else [total_tokens]
         try:
             yield self
         finally:
@@ -402,19 +426,19 @@ class SqueezeCache(Cache):
     def _reading_pieces(self, mask: Any, length: int) -> Iterator[None]:
         """Forwards inside are pieces of one that has ``length`` tokens a row and this mask."""
         self._check_usable()
-        before = self._in_prefill, self._total
+        before = self._in_prefill, self._totals
         given = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         if given is not None and not self._in_prefill and given.shape[1] == self.get_seq_length() + length:
             check_rows(given)
         self._in_prefill = True
-        if self._total is None:
+        if self._totals is None:
             new = [length] * len(self._next) if given is None else given[:, -length:].bool().sum(1).tolist()
             rows = self._next * len(new) if len(self._next) == 1 else self._next
-            self._total = max(row + count for row, count in zip(rows, new, strict=True))
+            self._totals = [row + count for row, count in zip(rows, new, strict=True)]
         try:
             yield
         finally:
-            self._in_prefill, self._total = before
+            self._in_prefill, self._totals = before
 
     def reset(self) -> None:
         """Forget everything; the next prompt gets what a fresh cache gives."""
@@ -459,17 +483,19 @@ class SqueezeCache(Cache):
                 f"this cache is unusable because {self._failed}; call cache.reset() or make a new one"
             )
 
-    def _check_new_prompt(self, input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: Any) -> int:
+    def _check_new_prompt(
+        self, input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: Any
+    ) -> list[int]:
         """The prompt of a ``generate`` call, before any chunk of it is read.
 
-        Returns the tokens of the longest row when it has been read, earlier turns included.
+        Returns the tokens of each row, or of all, when it has been read, earlier turns included.
         """
         self._check_usable()
         seen, mask = self.get_seq_length(), model_kwargs.get("attention_mask")
         embeddings = model_kwargs.get("inputs_embeds")
-        total: int | None = None
+        totals: list[int] | None = None
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            columns, total = mask.shape[1], int(mask.sum(1).max())
+            columns, totals = mask.shape[1], mask.sum(1).tolist()
             check_rows(mask)
         else:  # a mask of ones alone is dropped on the way here
             given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
@@ -486,7 +512,7 @@ class SqueezeCache(Cache):
             )
         if seen and embeddings is None and input_ids.shape[1] == columns and self._text is not None:
             check_same_text(self._text[:, :seen], input_ids)
-        return max(self._next) + columns - seen if total is None else total
+        return [row + columns - seen for row in self._next] if totals is None else totals
 
     def _note_text(self, text: torch.Tensor) -> None:
         """What a ``generate`` call returned, prompt and answer."""
@@ -529,8 +555,8 @@ class SqueezeCache(Cache):
         decoding = single and real is None
         if self._trimmed and not decoding:
             raise InputError(
-                f"a prompt of {self._total} tokens was announced and has been cut, but goes on; call cache.reset() and "
-                "give prefilling() the number of tokens of the longest row when the prompt is over"
+                f"a prompt of {max(self._totals or [0])} tokens was announced and has been cut, but goes on; call "
+                "cache.reset() and give prefilling() the number of tokens of the longest row when the prompt is over"
             )
         self._open = self._open or not decoding
         self._rows = rows
@@ -567,8 +593,15 @@ class SqueezeCache(Cache):
         if step.real is not None:
             self._padded = True
         if self.prefill == "bounded" and not step.decoding:
-            to_come = max(0, (self._total or 0) - max(self._next))
-            self._cut([row + to_come for row in self._next])
+            self._cut(self._announced(), more=True)
+
+    def _announced(self) -> list[int]:
+        """Tokens of each row when the prompt is over, as far as known: at least those that were read."""
+        totals = self._totals or [0]
+        if len(totals) == len(self._next):
+            return [max(row, total) for row, total in zip(self._next, totals, strict=True)]
+        to_come = max(0, max(totals) - max(self._next))  # by as much as the longest, each row grows
+        return [row + to_come for row in self._next]
 
     def _after(self, step: Step) -> list[int]:
         """The position of each row's next token when ``step`` is over."""

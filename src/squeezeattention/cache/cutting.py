@@ -31,13 +31,21 @@ def cut_units(
     newest: Sequence[int],
     policy: EvictionPolicy,
     window: int | None,
+    *,
+    more: bool = False,
 ) -> RaggedStore:
-    """Keep ``room[row][head]`` tokens of each KV head; ``newest``: position of each row's last token (or of all)."""
+    """Keep ``room[row][head]`` tokens of each KV head; ``newest``: position of each row's last token (or of all).
+
+    With ``more`` of the prompt to come, slots are made for what there is only, in no certain order.
+    """
     rows, heads = source.shape
     positions, scores = source.used_positions(), source.used_scores()
     device, columns = positions.device, positions.shape[-1]
     positions = positions.expand(rows, heads, columns).flatten(0, 1)
     scores = None if scores is None else scores.flatten(0, 1)
+    if more:
+        held = (positions >= 0).sum(1).view(rows, heads).clamp(min=1).tolist()
+        room = [[min(pair) for pair in zip(*both, strict=True)] for both in zip(room, held, strict=True)]
     units = Units(room, device)
     last = torch.tensor([after for after in newest] if len(newest) > 1 else list(newest) * rows, device=device)
     found = []
@@ -51,7 +59,7 @@ def cut_units(
         index = survivors(policy, tokens, run.room, window).expand(run.units, 1, -1)[:, 0]
         # The extra column swallows those that are absent.
         slots = torch.full((run.units, run.room + 1), -1, dtype=torch.int64, device=device)
-        ring = ring_at(policy, window, run.room)
+        ring = None if more else ring_at(policy, window, run.room)
         if ring is None:
             slots[:, : index.shape[1]] = index
         else:
@@ -59,14 +67,14 @@ def cut_units(
             slots.scatter_(-1, ring_slots(kept, ring, run.room).masked_fill(index < 0, run.room), index)
         found.append(slots[:, : run.room].flatten())
     column = torch.cat(found)
-    hole, column, unit = column < 0, column.clamp(min=0), units.unit_of_slot
+    hole, column, unit = column < 0, column.clamp(min=0), units.of_slot[0]
     keys, values = source.take(unit, column)
     store = RaggedStore(
         units, keys, values, positions[unit, column].masked_fill(hole, -1),
         None if scores is None else scores[unit, column].masked_fill(hole, 0.0),
     )  # fmt: skip
     for run_view in store.runs:
-        run_view.ring = ring_at(policy, window, run_view.room)
+        run_view.ring = None if more else ring_at(policy, window, run_view.room)
     return store
 
 

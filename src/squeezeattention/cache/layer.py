@@ -139,6 +139,11 @@ class SqueezeLayer(CacheLayerMixin):
         return self._direct
 
     @property
+    def is_ragged(self) -> bool:
+        """Whether KV heads or rows hold different numbers of tokens."""
+        return isinstance(self.store, RaggedStore)
+
+    @property
     def _in_place_now(self) -> bool:
         return self._direct and isinstance(self.store, RaggedStore)
 
@@ -265,7 +270,7 @@ class SqueezeLayer(CacheLayerMixin):
         if isinstance(self.store, RaggedStore):
             if self.accelerated:
                 recents_of(self.store, self.policy, self.window)
-            self.store.mark_static()
+            self.store.settle()
             self._settled = True
             return
         if self._settled or self.store.keys is None:
@@ -323,9 +328,11 @@ class SqueezeLayer(CacheLayerMixin):
             self.store.keys[:, :, : self._sink_keys.shape[2]] = self._sink_keys
             self._sink_keys = None
 
-    def compact(self, budget: int | Sequence[Sequence[int]], newest: list[int], padded: bool) -> None:
+    def compact(
+        self, budget: int | Sequence[Sequence[int]], newest: list[int], padded: bool, *, more: bool = False
+    ) -> None:
         """Cut the layer to ``budget`` tokens, or for each row and KV head to so many; ``newest`` is the position of
-        each row's last token."""
+        each row's last token. With ``more`` of the prompt to come, no room is made beyond what is held."""
         limit = self.window
         if not isinstance(budget, int):
             budget = [[tokens if limit is None else min(tokens, limit) for tokens in row] for row in budget]
@@ -337,20 +344,23 @@ class SqueezeLayer(CacheLayerMixin):
         if isinstance(budget, int) and isinstance(self.store, LayerStore):
             self._compact_equal(self.store, budget, newest, padded)
         elif not self.store.is_empty:
-            self._compact_ragged(budget, newest)
+            self._compact_ragged(budget, newest, more)
 
-    def _compact_ragged(self, budget: int | Sequence[Sequence[int]], newest: list[int]) -> None:
+    def _compact_ragged(self, budget: int | Sequence[Sequence[int]], newest: list[int], more: bool) -> None:
         """Cut to budgets that differ, or away from such."""
         rows, heads = self.store.shape
         room = [[budget] * heads] * rows if isinstance(budget, int) else budget
-        store = cut_units(self.store, room, newest, self.policy, self.window)
+        if more:
+            budget = room
+        store = cut_units(self.store, room, newest, self.policy, self.window, more=more)
         self._lossy, self._may_have_holes, self._settled, self._next_slot = True, len(newest) > 1, False, None
         if isinstance(budget, int):
             self.store, self.budget = as_rectangle(store), budget
             self._ring, self._may_have_holes = ring_at(self.policy, self.window, budget), True
         else:
             self.store, self.budget, self._ring = store, None, None
-            note_fill(store, [row + 1 for row in newest], self.seen)
+            if not more:
+                note_fill(store, [row + 1 for row in newest], self.seen)
         self._place_sinks()
 
     def _compact_equal(self, store: LayerStore, budget: int, newest: list[int], padded: bool) -> None:

@@ -123,7 +123,7 @@ class RaggedStore:
     def add_scores(self, scores: torch.Tensor) -> None:
         """Add ``[B, H, N]`` fp32 to the running sums (started at zero)."""
         flat = scores.detach().reshape(len(self.units.room), -1)
-        flat = flat[self.units.unit_of_slot, self.units.column_of_slot]
+        flat = flat[self.units.of_slot]
         if self.scores is None:
             self.scores = torch.zeros_like(flat)
             for run in self.runs:
@@ -172,18 +172,17 @@ class RaggedStore:
         source = (rows.to(self.units.device)[:, None] * heads + torch.arange(heads, device=self.units.device)).flatten()
         same = room == [self.units.room[row * heads : (row + 1) * heads] for row in range(self.units.rows)]
         units = self.units if same else Units(room, self.units.device)
-        slots = self.units.begin[source[units.unit_of_slot]] + units.column_of_slot
+        unit, column = units.of_slot
+        slots = self.units.begin[source[unit]] + column
         scores = None if self.scores is None else self.scores[slots]
         return RaggedStore(
             units, self.keys.index_select(0, slots), self.values.index_select(0, slots), self.positions[slots], scores
         )
 
-    def mark_static(self) -> None:
-        """A CUDA graph reads and writes these buffers in place."""
-        units = self.units
-        # What the steps read of the units is made here: a step that is traced cannot make it.
-        index = (units.order, units.place, units.row, units.begin, units.first_slots, units.rooms, self.recents)
-        for buffer in (self.keys, self.values, self.positions, self.scores, *index):
+    def settle(self) -> None:
+        """From now on a compiler sees the buffers, and a CUDA graph reads and writes them in place."""
+        _ = self.units.of_slot, self.units.padded  # made now, not while steps are traced
+        for buffer in (self.keys, self.values, self.positions, self.scores):
             if buffer is not None and buffer.device.type == "cuda":
                 torch._dynamo.mark_static_address(buffer)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -52,6 +51,21 @@ class Units:
         self.sequence = sorted(range(len(self.room)), key=lambda unit: self.room[unit])
         self.runs = tuple(self._runs())
         self.slots = sum(self.room)
+        self.order = torch.tensor(self.sequence, device=device)
+        """[U] the unit at each place."""
+        self.place = self.order.argsort()
+        """[U] the place of each unit."""
+        self.row = self.order // self.heads
+        """[U] the row of the unit at each place."""
+        self.rooms = torch.tensor(self.room, device=device)
+        """[U] slots of each *unit*."""
+        ordered = self.rooms[self.order]
+        self.first_slots = ordered.cumsum(0) - ordered
+        """[U] the first slot of the unit at each place."""
+        self.begin = self.first_slots[self.place]
+        """[U] the first slot of each *unit*."""
+        self._of_slot: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._padded: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def _runs(self) -> list[Run]:
         runs: list[Run] = []
@@ -68,50 +82,19 @@ class Units:
     def __deepcopy__(self, memo: object) -> Units:
         return self
 
-    @cached_property
-    def order(self) -> torch.Tensor:
-        """[U] the unit at each place."""
-        return torch.tensor(self.sequence, device=self.device)
+    @property
+    def of_slot(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[S] twice: the unit that each slot belongs to, and the how manieth of its slots it is."""
+        if self._of_slot is None:
+            units = self.order.repeat_interleave(self.rooms[self.order], output_size=self.slots)
+            self._of_slot = units, torch.arange(self.slots, device=self.device) - self.begin[units]
+        return self._of_slot
 
-    @cached_property
-    def place(self) -> torch.Tensor:
-        """[U] the place of each unit."""
-        return self.order.argsort()
-
-    @cached_property
-    def row(self) -> torch.Tensor:
-        """[U] the row of the unit at each place."""
-        return self.order // self.heads
-
-    @cached_property
-    def begin(self) -> torch.Tensor:
-        """[U] the first slot of each *unit*."""
-        return self.first_slots[self.place]
-
-    @cached_property
-    def first_slots(self) -> torch.Tensor:
-        """[U] the first slot of the unit at each place."""
-        room = torch.tensor([self.room[unit] for unit in self.sequence], device=self.device)
-        return room.cumsum(0) - room
-
-    @cached_property
-    def rooms(self) -> torch.Tensor:
-        """[U] slots of each *unit*."""
-        return torch.tensor(self.room, device=self.device)
-
-    @cached_property
-    def unit_of_slot(self) -> torch.Tensor:
-        """[S] the unit that each slot belongs to."""
-        return self.order.repeat_interleave(self.rooms[self.order], output_size=self.slots)
-
-    @cached_property
-    def column_of_slot(self) -> torch.Tensor:
-        """[S] the how manieth of its unit's slots each slot is."""
-        return torch.arange(self.slots, device=self.device) - self.begin[self.unit_of_slot]
-
-    @cached_property
+    @property
     def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``[U, N]`` slot of each unit's columns, N the largest room, and which of them there are (bool)."""
-        columns = torch.arange(max(self.room), device=self.device)
-        inside = columns < self.rooms[:, None]
-        return torch.where(inside, self.begin[:, None] + columns, 0), inside
+        if self._padded is None:
+            columns = torch.arange(max(self.room), device=self.device)
+            inside = columns < self.rooms[:, None]
+            self._padded = torch.where(inside, self.begin[:, None] + columns, 0), inside
+        return self._padded

@@ -40,8 +40,13 @@ class Handle:
 
     @property
     def plan(self) -> BudgetPlan | None:
-        """The plan of the latest prompt."""
+        """The plan of the latest prompt; see :attr:`SqueezeCache.plan`."""
         return None if self.cache is None else self.cache.plan
+
+    @property
+    def plans(self) -> list[BudgetPlan]:
+        """The plans of the latest prompt's rows."""
+        return [] if self.cache is None else self.cache.plans
 
     def detach(self) -> None:
         """Leave the model as it was. Calling it again does nothing."""

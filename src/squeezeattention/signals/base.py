@@ -31,6 +31,11 @@ class AttentionSample:
     """queries [B, Hq, R, D], of this or an earlier chunk, and their positions int64 [B or 1, R] (-1 = none) ->
     probabilities [B, Hq, R, N] fp32, their log-sum-exp [B, Hq, R]; with the layer's mask, window, softcap and scale."""
 
+    def probabilities(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of these rows of :attr:`queries`, int64 ``[R]``, any device."""
+        rows = rows.to(self.queries.device)
+        return self.probabilities_of(self.queries[:, :, rows], self.query_positions[:, rows])
+
 
 class Signal(ABC):
     """Accumulates over the chunks of one prompt; ``values()`` is the only synchronisation with a device."""
