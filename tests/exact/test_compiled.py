@@ -70,20 +70,6 @@ def test_layers_that_fill_up_while_decoding(model, policy, lengths, graphs):
     assert cache.memory().bytes == len(lengths) * sum(cache.plan.budgets) * token
 
 
-@pytest.mark.parametrize("policy", ["h2o", "streaming_llm"])
-def test_heads_that_differ(model, policy, graphs):
-    """Full ones, ones that fill up while decoding, and ones that never do."""
-    rows, generated = story()
-    budgets = [[8, 30], [90, 12]]
-    plain = SqueezeCache(model, allocator=budgets, policy=policy)
-    want = teacher_forced(model, plain, rows, generated)
-    cache = SqueezeCache(model, allocator=budgets, policy=policy, compile=True)
-    got = teacher_forced(model, cache, rows, generated)
-    assert max((a - b).abs().max().item() for a, b in zip(got, want, strict=True)) <= TOLERANCE
-    assert_same_tokens(cache, plain)
-    assert 1 <= len(graphs) <= 3
-
-
 @pytest.mark.parametrize("policy", ["h2o", pytest.param("streaming_llm", marks=pytest.mark.matrix)])
 def test_steps_do_not_trace_again(model, policy, graphs):
     """Nor does a second prompt with budgets of the same size; other budgets once, and then no more."""
