@@ -19,12 +19,12 @@ from ..errors import CacheStateError, UnsupportedFeatureError, UnsupportedModelE
 from ..policies import EvictionPolicy, Tokens
 from ..policies.ranking import survivors, victim
 from ..signals import AttentionSample
-from .cutting import as_rectangle, cut_units, ring_at
+from .cutting import as_rectangle, cut_units
 from .memory import LayerMemory
 from .ragged import RaggedStore, same_room
 from .slots import masks_of, note_fill, note_full, slots_of
 from .step import ACTIVE, Step
-from .store import LayerStore, ring_slots, storage_bytes
+from .store import LayerStore, ring_at, ring_slots, storage_bytes
 
 if TYPE_CHECKING:
     from ..hf.replay import Replayed
@@ -213,8 +213,7 @@ class SqueezeLayer(CacheLayerMixin):
         if isinstance(self.store, RaggedStore):
             self._restore_sinks()
             before, self.store = self.store, self.store.selected(rows)
-            for run in self.store.runs:
-                run.ring = ring_at(self.policy, self.window, run.room)
+            self.store.note_policy(self.policy, self.window)
             if self.store.units is before.units and not self._may_have_holes:
                 self.store.follow(before)
             self._place_sinks()

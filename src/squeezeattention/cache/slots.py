@@ -44,8 +44,30 @@ def slots_of(
         if ring == 0:
             return begin + new % rooms, new
         return begin + torch.where(new < ring, new, ring + (new - ring) % (rooms - ring)), new
-    columns = torch.cat([_columns_of(run, policy, positions, window) for run in store.runs])
+    if store.recent is not None and store.scores is not None and window is None:
+        columns = _columns_by_score(store, store.recent, store.scores, positions)
+    else:
+        columns = torch.cat([_columns_of(run, policy, positions, window) for run in store.runs])
     return (columns + units.first_slots).index_select(0, units.place), new
+
+
+def _columns_by_score(
+    store: RaggedStore, recent: torch.Tensor, scores: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """[U] columns of the lowest scores that are not among each unit's newest, the oldest among equals, by place.
+
+    All slots are ranked together, and each run's are then searched: few operations, however many the runs.
+    """
+    held = store.positions
+    newest = positions[0] if len(positions) == 1 else positions[store.units.of_slot[0] // store.units.heads, 0]
+    spared = held + recent > newest
+    if not all(run.full for run in store.runs):
+        spared &= held >= 0
+    # Score and age as one number: floats that are not negative are ordered as their bits are.
+    rank = torch.add(held, scores.view(torch.int32), alpha=2**32)
+    rank.masked_fill_(spared, torch.iinfo(torch.int64).max)
+    found = [rank[run.run.slots].view(run.run.units, run.room).argmin(dim=-1) for run in store.runs]
+    return torch.cat(found)
 
 
 def _columns_of(run: RunView, policy: EvictionPolicy, positions: torch.Tensor, window: int | None) -> torch.Tensor:
