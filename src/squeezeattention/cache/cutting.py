@@ -9,20 +9,8 @@ import torch
 from ..policies import EvictionPolicy, Tokens
 from ..policies.ranking import survivors
 from .ragged import RaggedStore
-from .store import LayerStore, ring_slots
+from .store import LayerStore, ring_at, ring_slots
 from .units import Units
-
-
-def ring_at(policy: EvictionPolicy, window: int | None, budget: int) -> int | None:
-    """Leading tokens with a slot of their own, or ``None`` where slots must be searched.
-
-    A natively windowed layer has no use for a sink that its window has left behind. With room for the
-    whole window a plain ring is just that; with less, the sinks must go as they leave it: search.
-    """
-    ring = policy.ring
-    if not ring or window is None:
-        return ring
-    return 0 if budget >= window else None
 
 
 def cut_units(
@@ -73,8 +61,8 @@ def cut_units(
         units, keys, values, positions[unit, column].masked_fill(hole, -1),
         None if scores is None else scores[unit, column].masked_fill(hole, 0.0),
     )  # fmt: skip
-    for run_view in store.runs:
-        run_view.ring = None if more else ring_at(policy, window, run_view.room)
+    if not more:
+        store.note_policy(policy, window)
     return store
 
 

@@ -19,12 +19,12 @@ from ..errors import CacheStateError, UnsupportedFeatureError, UnsupportedModelE
 from ..policies import EvictionPolicy, Tokens
 from ..policies.ranking import survivors, victim
 from ..signals import AttentionSample
-from .cutting import as_rectangle, cut_units, ring_at
+from .cutting import as_rectangle, cut_units
 from .memory import LayerMemory
 from .ragged import RaggedStore, same_room
-from .slots import masks_of, note_fill, note_full, recents_of, slots_of
+from .slots import masks_of, note_fill, note_full, slots_of
 from .step import ACTIVE, Step
-from .store import LayerStore, ring_slots, storage_bytes
+from .store import LayerStore, ring_at, ring_slots, storage_bytes
 
 if TYPE_CHECKING:
     from ..hf.replay import Replayed
@@ -213,8 +213,7 @@ class SqueezeLayer(CacheLayerMixin):
         if isinstance(self.store, RaggedStore):
             self._restore_sinks()
             before, self.store = self.store, self.store.selected(rows)
-            for run in self.store.runs:
-                run.ring = ring_at(self.policy, self.window, run.room)
+            self.store.note_policy(self.policy, self.window)
             if self.store.units is before.units and not self._may_have_holes:
                 self.store.follow(before)
             self._place_sinks()
@@ -268,8 +267,6 @@ class SqueezeLayer(CacheLayerMixin):
     def settle(self, rows: int) -> None:
         """Make all columns of the budget now, empty where there is no token yet, for compiled steps of so many rows."""
         if isinstance(self.store, RaggedStore):
-            if self.accelerated:
-                recents_of(self.store, self.policy, self.window)
             self.store.settle()
             self._settled = True
             return
@@ -451,10 +448,10 @@ class SqueezeLayer(CacheLayerMixin):
         """Attention over a ragged store's own tokens."""
         positions, scores = step.positions(query.device), self.policy.needs_scores
         if step.decoding and self.accelerated:
-            recent = recents_of(store, self.policy, self.window) if scores else None
             out, self._next_slot = attend_one_ragged_accelerated(
-                query, store, positions, self.window, scoring, scores=scores, recent=recent
-            )
+                query, store, positions, self.window, scoring, scores=scores,
+                recent=store.recent_of_unit if self.window is None else None,
+            )  # fmt: skip
             return out
         if step.decoding:
             masks = masks_of(store, positions, self.window)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .store import storage_bytes
+from ..policies import EvictionPolicy
+from .store import ring_at, storage_bytes
 from .units import Run, Units
 
 
@@ -51,8 +52,10 @@ class RaggedStore:
         self.units = units
         self.keys, self.values, self.positions, self.scores = keys, values, positions, scores
         self.runs = tuple(RunView(self, run) for run in units.runs)
-        self.recents: torch.Tensor | None = None
-        """[U] int64: newest tokens of each unit that its policy never evicts, once a kernel was to know."""
+        self.recent: torch.Tensor | None = None
+        """[S] int64: how many newest tokens of a slot's unit stay whatever their score, where a policy goes by that."""
+        self.recent_of_unit: torch.Tensor | None = None
+        """[U] the same of each *unit*."""
 
     is_empty = False
 
@@ -67,6 +70,7 @@ class RaggedStore:
 
     def follow(self, other: RaggedStore) -> None:
         """What is known of another store's runs holds of mine, which are as those were."""
+        self.recent, self.recent_of_unit = other.recent, other.recent_of_unit
         for mine, theirs in zip(self.runs, other.runs, strict=True):
             mine.ring, mine.full, mine.full_at = theirs.ring, theirs.full, theirs.full_at
 
@@ -178,6 +182,19 @@ class RaggedStore:
         return RaggedStore(
             units, self.keys.index_select(0, slots), self.values.index_select(0, slots), self.positions[slots], scores
         )
+
+    def note_policy(self, policy: EvictionPolicy, window: int | None) -> None:
+        """What decode steps need to know of how tokens are chosen."""
+        for run in self.runs:
+            run.ring = ring_at(policy, window, run.room)
+        spared = [policy.recent_tokens(run.room) for run in self.runs]
+        if None not in spared and policy.needs_scores:
+            counts = torch.tensor(spared, device=self.units.device)
+            units = torch.tensor([run.run.units for run in self.runs], device=self.units.device)
+            by_place = counts.repeat_interleave(units, output_size=len(self.units.room))
+            self.recent_of_unit = by_place.index_select(0, self.units.place)
+            slots = torch.tensor([run.run.units * run.room for run in self.runs], device=self.units.device)
+            self.recent = counts.repeat_interleave(slots, output_size=self.units.slots)
 
     def settle(self) -> None:
         """From now on a compiler sees the buffers, and a CUDA graph reads and writes them in place."""

@@ -44,26 +44,30 @@ def slots_of(
         if ring == 0:
             return begin + new % rooms, new
         return begin + torch.where(new < ring, new, ring + (new - ring) % (rooms - ring)), new
-    columns = torch.cat([_columns_of(run, policy, positions, window) for run in store.runs])
+    if store.recent is not None and store.scores is not None and window is None:
+        columns = _columns_by_score(store, store.recent, store.scores, positions)
+    else:
+        columns = torch.cat([_columns_of(run, policy, positions, window) for run in store.runs])
     return (columns + units.first_slots).index_select(0, units.place), new
 
 
-def recents_of(store: RaggedStore, policy: EvictionPolicy, window: int | None) -> torch.Tensor | None:
-    """What a kernel needs to find the slots that the next tokens take; ``None``: they are not to be searched so.
+def _columns_by_score(
+    store: RaggedStore, recent: torch.Tensor, scores: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """[U] columns of the lowest scores that are not among each unit's newest, the oldest among equals, by place.
 
-    See :meth:`EvictionPolicy.recent_tokens`; int64 ``[U]``.
+    All slots are ranked together, and each run's are then searched: few operations, however many the runs.
     """
-    if window is not None or store.runs[0].ring is not None:
-        return None
-    if store.recents is None:
-        counts = []
-        for room in store.units.room:
-            count = policy.recent_tokens(room)
-            if count is None:
-                return None
-            counts.append(count)
-        store.recents = torch.tensor(counts, device=store.units.device)
-    return store.recents
+    held = store.positions
+    newest = positions[0] if len(positions) == 1 else positions[store.units.of_slot[0] // store.units.heads, 0]
+    spared = held + recent > newest
+    if not all(run.full for run in store.runs):
+        spared &= held >= 0
+    # Score and age as one number: floats that are not negative are ordered as their bits are.
+    rank = torch.add(held, scores.view(torch.int32), alpha=2**32)
+    rank.masked_fill_(spared, torch.iinfo(torch.int64).max)
+    found = [rank[run.run.slots].view(run.run.units, run.room).argmin(dim=-1) for run in store.runs]
+    return torch.cat(found)
 
 
 def _columns_of(run: RunView, policy: EvictionPolicy, positions: torch.Tensor, window: int | None) -> torch.Tensor:

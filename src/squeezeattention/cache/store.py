@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import torch
 
+from ..policies import EvictionPolicy
+
 #: Spare room when an unfilled layer runs out of columns: at least this many tokens, at most an eighth.
 _GROWTH = 32
 
@@ -38,6 +40,18 @@ def storage_bytes(*tensors: torch.Tensor | None) -> int:
 def ring_slots(positions: torch.Tensor, sinks: int, budget: int) -> torch.Tensor:
     """Slot of each position in a ring store (empty positions give a slot, too: mask them)."""
     return torch.where(positions < sinks, positions, sinks + (positions - sinks) % (budget - sinks))
+
+
+def ring_at(policy: EvictionPolicy, window: int | None, budget: int) -> int | None:
+    """Leading tokens with a slot of their own, or ``None`` where slots must be searched.
+
+    A natively windowed layer has no use for a sink that its window has left behind. With room for the
+    whole window a plain ring is just that; with less, the sinks must go as they leave it: search.
+    """
+    ring = policy.ring
+    if not ring or window is None:
+        return ring
+    return 0 if budget >= window else None
 
 
 class LayerStore:
