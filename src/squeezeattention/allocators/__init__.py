@@ -19,6 +19,7 @@ from .inverted import Inverted
 from .lazy import Lazy
 from .lookup import Lookup
 from .measured import Measured, is_measured
+from .over_all import OverAll
 from .probe import Probe
 from .proportional import Proportional
 from .pyramid import Pyramid
@@ -42,6 +43,7 @@ __all__ = [
     "Lazy",
     "Lookup",
     "Measured",
+    "OverAll",
     "Probe",
     "Proportional",
     "Pyramid",
@@ -60,7 +62,7 @@ __all__ = [
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator", name=str, needs_signal=bool)
 for _allocator in (
-    Squeeze, Probe, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV,
+    Squeeze, Probe, OverAll, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV,
 ):  # fmt: skip
     ALLOCATORS.register(_allocator.name, _allocator)
 

@@ -202,6 +202,8 @@ class SqueezeCache(Cache):
         self._held = [0] * len(self.layers)
         self._peak = 0
         self.signal.start(len(self.layers))
+        self._prober = self.signal if isinstance(self.signal, Replay) else Replay()
+        self._prober.start(len(self.layers))
 
     # ---------------------------------------------------------------- reading
 
@@ -283,12 +285,17 @@ class SqueezeCache(Cache):
 
         With ``more`` to come, no room is made beyond what is held.
         """
+        self._replay()
         try:
             values = None
             if self._observes:
                 sizes = [layer.store.bytes_per_token for layer in self.layers]
-                self.signal.see_budget([self._planner.base_tokens(tokens, sizes) for tokens in prompt_tokens])
-                self._replay()
+                bases = [self._planner.base_tokens(tokens, sizes) for tokens in prompt_tokens]
+                self.signal.see_budget(bases)
+                if self.signal.wants_scores:
+                    for layer in self.layers:
+                        layer.rescore()
+                        self.signal.see_scores(layer.index, *layer.ranking(self._next, bases))
                 values = self.signal.values()
                 if not isinstance(values[0], Sequence):  # one that speaks for all rows
                     values = [values] * self._rows
@@ -305,12 +312,17 @@ class SqueezeCache(Cache):
 
         Needs hardly change along a text: of the pieces of a bounded prefill the first, second, fourth ... are asked.
         """
-        if not isinstance(self.signal, Replay):
+        if not self._wants_replay:
             return
         self._cuts += 1
         if self._reading and self._cuts & (self._cuts - 1) == 0:
-            replay_prompt(self, self.signal, self._reading, self._from, self._next)
+            replay_prompt(self, self._prober, self._reading, self._from, self._next)
         self._reading = []
+
+    @property
+    def _wants_replay(self) -> bool:
+        """Whether the prompt's tokens will be asked for again at its end."""
+        return self.policy.wants_replay or (self._observes and self.signal.wants_replay)
 
     def _make_plans(
         self, values: Sequence[Any] | None, prompt_tokens: Sequence[int], columns: int, after: Sequence[int]
@@ -378,7 +390,8 @@ class SqueezeCache(Cache):
     def _final(self, step: Step) -> Final:
         """What is known of the layers' budgets, if it is known that the prompt ends with this step."""
         unknown = Final((), (), decided=False)
-        if self._totals is None or step.decoding:
+        # What is still to be asked of the whole text needs it whole.
+        if self._totals is None or step.decoding or self._wants_replay:
             return unknown
         after = self._after(step)
         if max(after) != max(self._totals):
@@ -386,8 +399,7 @@ class SqueezeCache(Cache):
         try:
             if self._is_fixed or (not self.allocator.needs_signal and self._planner.budget.kind != "bytes"):
                 return Final(self._make_plans(None, after, step.columns, after), after, decided=True)
-            # Whatever is still to be asked of the whole text needs it whole.
-            if self.signal.wants_replay or not self.policy.nested:
+            if not self.policy.nested or self.signal.wants_scores:
                 return unknown
             most = [
                 self._planner.most(prompt_tokens=row, total_tokens=self._expected_tokens(row, step.columns - row))
@@ -563,7 +575,7 @@ class SqueezeCache(Cache):
         step = Step(
             self, length, self._next, real, decoding, observe=not decoding and self._observes,
             columns=self.get_seq_length() + length,
-            given=given if not decoding and self._observes and self.signal.wants_replay else None,
+            given=given if not decoding and self._wants_replay else None,
         )  # fmt: skip
         if decoding and self.compile:
             self._static.enter(step, self.layers)

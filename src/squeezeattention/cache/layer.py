@@ -15,13 +15,15 @@ from ..attention.ragged import attend_one_ragged, attend_one_ragged_accelerated,
 from ..attention.replay import attend_replayed
 from ..attention.rope import Rerotation
 from ..attention.visibility import Visibility
-from ..errors import CacheStateError, UnsupportedFeatureError, UnsupportedModelError
-from ..policies import EvictionPolicy, Tokens
+from ..errors import CacheStateError, ConfigError, UnsupportedFeatureError, UnsupportedModelError
+from ..policies import EvictionPolicy, Scored, Tokens
 from ..policies.ranking import survivors, victim
+from ..policies.scored import SURE
 from ..signals import AttentionSample
 from .cutting import as_rectangle, cut_units
 from .memory import LayerMemory
 from .ragged import RaggedStore, same_room
+from .scorer import TokenScorer
 from .slots import masks_of, note_fill, note_full, slots_of
 from .step import ACTIVE, Step
 from .store import LayerStore, ring_at, ring_slots, storage_bytes
@@ -82,6 +84,7 @@ class SqueezeLayer(CacheLayerMixin):
         self._had_holes = False  # ... before the empty columns came
         self._handed: tuple[object, ...] = ()  # what the model was handed last
         self._direct = True  # the model attends to the very tensors that it is handed
+        self.scorer = TokenScorer(self.policy, self.window) if isinstance(self.policy, Scored) else None
         self.is_initialized = False
 
     # -------------------------------------------------- called by transformers
@@ -210,6 +213,8 @@ class SqueezeLayer(CacheLayerMixin):
 
     def select_rows(self, rows: torch.Tensor) -> None:
         self._next_slot = None
+        if self.scorer is not None:
+            self.scorer.select_rows(rows)
         if isinstance(self.store, RaggedStore):
             self._restore_sinks()
             before, self.store = self.store, self.store.selected(rows)
@@ -224,6 +229,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     def _insert(self, step: Step, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
         """Put one token a row in its place, evicting one where the layer is full."""
+        self._rescore_if_due()
         if isinstance(self.store, RaggedStore):
             note_full(self.store, self.seen)
             self._insert_ragged(self.store, keys, values, positions)
@@ -251,7 +257,7 @@ class SqueezeLayer(CacheLayerMixin):
         if store.reserve(columns, budget):
             step.cache._note_bytes(self)
         store.used = columns
-        store.insert(slot, keys, values, positions)
+        store.insert(slot, keys, values, positions, self._score_of_new(keys, values, positions))
         self._place_sinks()
 
     def _insert_ragged(
@@ -261,7 +267,7 @@ class SqueezeLayer(CacheLayerMixin):
             slots, new = slots_of(store, self.policy, positions, self.window)
         else:
             slots, new = self._next_slot, positions.expand(*store.shape).reshape(-1)
-        store.insert(slots, keys, values, new)
+        store.insert(slots, keys, values, new, self._score_of_new(keys, values, positions))
         self._place_sinks()
 
     def settle(self, rows: int) -> None:
@@ -278,6 +284,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     def note_full(self, step: Step) -> None:
         """Before a compiled step: whether every slot holds a token that is seen, so that no mask is needed."""
+        self._rescore_if_due()
         if isinstance(self.store, RaggedStore):
             note_full(self.store, self.seen)
             return
@@ -297,7 +304,31 @@ class SqueezeLayer(CacheLayerMixin):
         else:
             tokens = Tokens(store.used_positions(), positions[:, None], store.used_scores())
             slot = victim(self.policy, tokens, budget, self.window, dense=self._full)
-        store.insert(slot, keys, values, positions)
+        store.insert(slot, keys, values, positions, self._score_of_new(keys, values, positions))
+
+    def rescore(self) -> None:
+        """Score all tokens held, where the policy goes by that."""
+        if self.scorer is not None:
+            self.scorer.rescore(self.store, self.seen)
+
+    def ranking(self, after: Sequence[int], budgets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores fp32 and positions int64 of all tokens held, ``[B, H, N]`` twice; what the policy keeps in any case has
+        infinite scores. ``after``: position of each row's next token, or of all rows'; ``budgets`` likewise."""
+        held, scores = self.store.used_positions(), self.store.used_scores()
+        if scores is None:
+            raise ConfigError(f"policy {self.policy.name!r} has no scores to rank the tokens of all layers by")
+        positions = held.expand(*self.store.shape, -1)
+        spared = [self.policy.recent_tokens(budget) or 0 for budget in budgets]
+        newest, recent = (torch.tensor(rows, device=held.device)[:, None, None] for rows in (after, spared))
+        sure = (positions >= newest - recent) | (scores >= SURE)
+        return scores.masked_fill(sure, torch.inf), positions
+
+    def _rescore_if_due(self) -> None:
+        if self.scorer is not None and self.scorer.is_due(self.seen):
+            self.scorer.rescore(self.store, self.seen)
+
+    def _score_of_new(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
+        return None if self.scorer is None else self.scorer.of_new(keys, values, positions)
 
     def _place_sinks(self) -> None:
         """Turn the sinks' keys so that they sit right before the oldest token of the window."""
@@ -338,6 +369,7 @@ class SqueezeLayer(CacheLayerMixin):
         elif limit is not None:
             budget = min(budget, limit)
         self._restore_sinks()
+        self.rescore()
         if isinstance(budget, int) and isinstance(self.store, LayerStore):
             self._compact_equal(self.store, budget, newest, padded)
         elif not self.store.is_empty:
@@ -409,6 +441,8 @@ class SqueezeLayer(CacheLayerMixin):
             return self._attend_replayed(step.replayed, query, key, value, scoring)
         if not step.decoding and isinstance(store, LayerStore):
             self._direct = self._handed == _identity(key, value)
+        if self.scorer is not None:
+            self.scorer.see_queries(query, step.positions(query.device), scoring, direct=self._direct)
         score_heads = None
         if self.policy.needs_scores:
             score_heads = store.shape[1]
@@ -450,7 +484,7 @@ class SqueezeLayer(CacheLayerMixin):
         if step.decoding and self.accelerated:
             out, self._next_slot = attend_one_ragged_accelerated(
                 query, store, positions, self.window, scoring, scores=scores,
-                recent=store.recent_of_unit if self.window is None else None,
+                recent=store.recent_of_unit if scores and self.window is None else None,
             )  # fmt: skip
             return out
         if step.decoding:

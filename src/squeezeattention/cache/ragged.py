@@ -134,6 +134,16 @@ class RaggedStore:
                 run.scores = self.scores[run.run.slots].view(run.run.units, run.room)
         self.scores.add_(flat)
 
+    def set_scores(self, scores: torch.Tensor) -> None:
+        """Scores fp32 ``[B, H, N]`` instead of those there are; in place, where there are any."""
+        flat = scores.reshape(len(self.units.room), -1)[self.units.of_slot]
+        if self.scores is None:
+            self.scores = flat
+            for run in self.runs:
+                run.scores = self.scores[run.run.slots].view(run.run.units, run.room)
+        else:
+            self.scores.copy_(flat)
+
     def take(self, units: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values ``[n, D]`` of units' columns, int64 ``[n]`` twice."""
         slots = self.units.begin[units] + columns
@@ -160,13 +170,24 @@ class RaggedStore:
         columns = [torch.cat(part) if part else None for part in parts]
         return RaggedStore(units, *columns)  # type: ignore[arg-type]
 
-    def insert(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
-        """Write one token a unit in place: slots int64 ``[U]`` by unit, ``[B, H, 1, D]`` twice, positions ``[U]``."""
+    def insert(
+        self,
+        slots: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor,
+        score: torch.Tensor | None = None,
+    ) -> None:
+        """Write one token a unit in place: slots int64 ``[U]`` by unit, ``[B, H, 1, D]`` twice, positions ``[U]``, and
+        its score ``[B, H, 1]``, 0 if not given."""
         self.keys.index_copy_(0, slots, keys.detach().reshape(len(slots), -1))
         self.values.index_copy_(0, slots, values.detach().reshape(len(slots), -1))
         self.positions.index_copy_(0, slots, positions)
         if self.scores is not None:
-            self.scores.index_fill_(0, slots, 0.0)
+            if score is None:
+                self.scores.index_fill_(0, slots, 0.0)
+            else:
+                self.scores.index_copy_(0, slots, score.reshape(-1))
 
     def selected(self, rows: torch.Tensor) -> RaggedStore:
         """A store of these rows: int64 indices into the batch. Re-rotated sinks must be back in their place."""
@@ -188,7 +209,7 @@ class RaggedStore:
         for run in self.runs:
             run.ring = ring_at(policy, window, run.room)
         spared = [policy.recent_tokens(run.room) for run in self.runs]
-        if None not in spared and policy.needs_scores:
+        if None not in spared and (policy.needs_scores or policy.scores_tokens):
             counts = torch.tensor(spared, device=self.units.device)
             units = torch.tensor([run.run.units for run in self.runs], device=self.units.device)
             by_place = counts.repeat_interleave(units, output_size=len(self.units.room))

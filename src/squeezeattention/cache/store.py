@@ -159,6 +159,12 @@ class LayerStore:
         else:
             held.add_(scores)
 
+    def set_scores(self, scores: torch.Tensor) -> None:
+        """Scores fp32 ``[B, H, used]`` instead of those there are; in place, where there are any."""
+        if self.scores is None or self.scores.shape[-1] != self.capacity:
+            self.scores = scores.new_zeros(*scores.shape[:2], self.capacity)
+        self.scores[..., : self.used] = scores
+
     def keep(self, index: torch.Tensor, slots: torch.Tensor | None = None, columns: int | None = None) -> None:
         """Keep only the tokens ``index`` (``[B or 1, H or 1, m]`` columns, -1 = none), freeing the rest.
 
@@ -221,9 +227,14 @@ class LayerStore:
                 torch._dynamo.mark_static_address(buffer)
 
     def insert(
-        self, slot: int | torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
+        self,
+        slot: int | torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor,
+        score: torch.Tensor | None = None,
     ) -> None:
-        """Write one token a row in place: ``[B, H, 1, D]`` twice, positions ``[B or 1, 1]``.
+        """Write one token a row in place: ``[B, H, 1, D]`` twice, positions ``[B or 1, 1]``, score ``[B, H, 1]`` (0).
 
         ``slot`` is a column for all, or int64 ``[B or 1, H or 1, 1]``.
         """
@@ -236,7 +247,7 @@ class LayerStore:
             self.values[:, :, slot : slot + 1] = values
             self.positions[:, :, slot : slot + 1] = positions
             if self.scores is not None:
-                self.scores[:, :, slot] = 0.0
+                self.scores[:, :, slot] = 0.0 if score is None else score[..., 0]
             return
         if slot.numel() == 1:
             column = slot.flatten()
@@ -244,7 +255,10 @@ class LayerStore:
             self.values.index_copy_(2, column, values)
             self.positions.index_copy_(-1, column, positions.expand(*self.positions.shape[:2], 1))
             if self.scores is not None:
-                self.scores.index_fill_(-1, column, 0.0)
+                if score is None:
+                    self.scores.index_fill_(-1, column, 0.0)
+                else:
+                    self.scores.index_copy_(-1, column, score)
             return
         batch, heads, _, width = keys.shape
         index = slot[..., None].expand(batch, heads, 1, width)
@@ -257,7 +271,8 @@ class LayerStore:
             self.positions = self.positions.expand(*shape, -1).contiguous()
         self.positions.scatter_(-1, slot.expand(*shape, 1), positions.expand(*shape, 1))
         if self.scores is not None:
-            self.scores.scatter_(-1, slot.expand(batch, heads, 1), 0.0)
+            column = slot.expand(batch, heads, 1)
+            self.scores.scatter_(-1, column, torch.zeros_like(column, dtype=torch.float32) if score is None else score)
 
     # ------------------------------------------------------------------- rows
 

@@ -77,7 +77,10 @@ def replay_prompt(
         replayed = Replayed(at, asked[:, some], lambda layer, found: received[layer].append(found))
         _forward(cache, pieces[:, some].flatten(0, 1), replayed)
     for layer in layers:
-        signal.see_replay(layer.index, torch.cat(received[layer.index], dim=2), told)
+        found = torch.cat(received[layer.index], dim=2)
+        signal.see_replay(layer.index, found, told)
+        if layer.scorer is not None and layer.policy.wants_replay:
+            layer.scorer.fit(layer.store, asked.flatten(1), found.flatten(2), told)
 
 
 def _begins(cache: SqueezeCache, after: Sequence[int], length: int) -> list[int]:

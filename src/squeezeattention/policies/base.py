@@ -48,6 +48,10 @@ class EvictionPolicy(ABC):
     name: ClassVar[str]
     #: Whether attention mass per token has to be gathered (costs a score pass in prefill).
     needs_scores: ClassVar[bool] = False
+    #: Whether tokens are scored by what the layer holds of them, see :class:`Scored`.
+    scores_tokens: ClassVar[bool] = False
+    #: Whether the model is to repeat some of its prompt at the prompt's end.
+    wants_replay: ClassVar[bool] = False
     #: Whether what stays in a small budget would stay in a larger one too, so that cutting twice is cutting once. A
     #: class with a priority() of its own has to say so itself.
     nested: ClassVar[bool] = False

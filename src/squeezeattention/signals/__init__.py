@@ -15,6 +15,7 @@ from .sampled import SampledAttention
 from .sharpness import Sharpness
 from .span import Span
 from .streaming_mass import StreamingMass
+from .top_scores import TopScores
 from .top_tokens import TopTokens
 
 SIGNALS: Registry[Signal] = Registry("signal", name=str)
@@ -28,6 +29,7 @@ SIGNALS.register("entropy", Entropy)
 SIGNALS.register("preference", Preference)
 SIGNALS.register("streaming_mass", StreamingMass)
 SIGNALS.register("top_tokens", TopTokens)
+SIGNALS.register("top_scores", TopScores)
 
 
 def resolve_signal(spec: str | Signal) -> Signal:
@@ -50,6 +52,7 @@ __all__ = [
     "Signal",
     "Span",
     "StreamingMass",
+    "TopScores",
     "TopTokens",
     "resolve_signal",
 ]

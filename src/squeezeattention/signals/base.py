@@ -51,6 +51,9 @@ class Signal(ABC):
     #: Whether :meth:`see_replay` wants the prompt's own tokens read again over the whole of it, at its end.
     wants_replay: ClassVar[bool] = False
 
+    #: Whether :meth:`see_scores` wants the scores of the tokens that each layer holds, at the prompt's end.
+    wants_scores: ClassVar[bool] = False
+
     @abstractmethod
     def start(self, n_layers: int) -> None:
         """Forget everything; a prompt for a model of ``n_layers`` layers follows."""
@@ -60,6 +63,10 @@ class Signal(ABC):
 
     def see_attention(self, layer: int, sample: AttentionSample) -> None:  # noqa: B027 (optional)
         """Attention of the prompt tokens just read."""
+
+    def see_scores(self, layer: int, scores: torch.Tensor, positions: torch.Tensor) -> None:  # noqa: B027 (optional)
+        """What the policy would keep first: fp32 ``[B, H, N]``, infinite for what stays in any case, and the positions
+        of these tokens, int64 ``[B, H, N]``, -1 = no token."""
 
     def see_budget(self, tokens: Sequence[int]) -> None:  # noqa: B027 (optional)
         """Each row's average budget of a layer, told right before :meth:`values`, for ranks over all layers' tokens."""

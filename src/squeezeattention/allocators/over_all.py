@@ -1,0 +1,32 @@
+"""Budgets as the policy's own scores have them, ranked over all layers and KV heads (KVzip, Layer-DefensiveKV)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Allocation, Allocator, check_signal_values
+
+
+@dataclass(frozen=True)
+class OverAll(Allocator):
+    """Each KV head gets as many tokens as it has among the best of all layers and heads; ``floor`` at least.
+
+    For policies with scores that compare across heads: "echo", "snapkv", "h2o".
+    """
+
+    name: ClassVar[str] = "global"
+    signal: ClassVar[str] = "top_scores"
+    needs_signal: ClassVar[bool] = True
+    per_head: ClassVar[bool] = True
+    floor: int = 36
+
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
+        """With a signal of layers: in proportion to it."""
+        values = check_signal_values(self.name, signal_values, n_layers)
+        return self.allocate_heads([[value] for value in values], n_layers)
+
+    def allocate_heads(self, signal_values: Sequence[Sequence[float]], n_layers: int) -> Allocation:
+        shares = tuple(tuple(max(0.0, 1.0 - value) for value in layer) for layer in signal_values)
+        return Allocation((1.0,) * n_layers, (1,) * n_layers, floor=self.floor, heads=shares)

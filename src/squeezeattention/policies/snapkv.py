@@ -1,0 +1,37 @@
+"""SnapKV (Li et al., NeurIPS 2024, arXiv 2404.14469): tokens that the prompt's last queries look at."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from .scored import Scored
+from .view import LayerView
+
+
+class SnapKV(Scored):
+    """Keeps the tokens that the newest ``32`` queries look at, and their neighbours.
+
+    Score = attention of the newest queries, mean over them and over the query heads of a group, averaged over 5
+    neighbouring tokens. The paper stops at the prompt's end; here all is scored anew every 128 generated tokens, by the
+    newest queries then.
+    """
+
+    name = "snapkv"
+    last_queries = 32
+    every = 128
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        return pooled(view.attention().mean(dim=(2, 3)), view.positions)
+
+
+def pooled(scores: torch.Tensor, positions: torch.Tensor, width: int = 5) -> torch.Tensor:
+    """Mean over ``width`` neighbours in the order of the text, scores ``[B, H, N]``; holes count nothing."""
+    positions = positions.expand_as(scores)
+    order = positions.argsort(dim=-1)
+    there = (positions >= 0).gather(-1, order).float()
+    ordered = scores.gather(-1, order) * there
+    summed, count = (
+        F.avg_pool1d(one, width, stride=1, padding=width // 2, count_include_pad=True) for one in (ordered, there)
+    )
+    return torch.zeros_like(scores).scatter_(-1, order, summed / count.clamp(min=1e-6))
