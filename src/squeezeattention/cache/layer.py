@@ -312,8 +312,8 @@ class SqueezeLayer(CacheLayerMixin):
             self.scorer.rescore(self.store, self.seen)
 
     def ranking(self, after: Sequence[int], budgets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores fp32 and positions int64 of all tokens held, ``[B, H, N]`` twice; what the policy keeps in any case has
-        infinite scores. ``after``: position of each row's next token, or of all rows'; ``budgets`` likewise."""
+        """Scores fp32 and positions int64 of all tokens held, ``[B, H, N]`` twice; what the policy keeps in any case
+        has infinite scores. ``after``: position of each row's next token, or of all rows'; ``budgets`` likewise."""
         held, scores = self.store.used_positions(), self.store.used_scores()
         if scores is None:
             raise ConfigError(f"policy {self.policy.name!r} has no scores to rank the tokens of all layers by")

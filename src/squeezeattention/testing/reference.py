@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+#: Layer, head, positions held, budget, newest position -> positions that stay.
+Choice = Callable[[int, int, set[int], int, int], set[int]]
 
 
 class NaiveReference:
@@ -26,12 +29,13 @@ class NaiveReference:
 
     Args:
         model: a transformers model; a float64 eager copy of it is used.
-        policy: "sliding_window", "streaming_llm" (4 sinks) or "h2o".
+        policy: "sliding_window", "streaming_llm" (4 sinks), "h2o", or a function of layer, head, the positions held,
+            budget and newest position that gives those that stay.
         windows: native window of each layer or ``None``.
         kv_heads: heads that the cache stores.
     """
 
-    def __init__(self, model: Any, policy: str, windows: Sequence[int | None], kv_heads: int) -> None:
+    def __init__(self, model: Any, policy: str | Choice, windows: Sequence[int | None], kv_heads: int) -> None:
         self.model = copy.deepcopy(model).double()
         for module in self.model.modules():
             if hasattr(module, "config"):
@@ -171,6 +175,8 @@ class NaiveReference:
         window = self.windows[layer]
         if window is not None:
             budget = min(budget, window)
+        if callable(self.policy):
+            return self.policy(layer, head, held, budget, newest)
         if len(held) <= budget:
             return set(held)
         held = self._in_window(layer, held, newest)
