@@ -80,6 +80,8 @@ def model():
 @pytest.mark.parametrize("allocator", ALLOCATORS.names())
 @pytest.mark.parametrize("policy", POLICIES.names())
 def test_a_long_forward_is_cut_into_pieces_by_itself(model, policy, allocator):
+    if allocator == "global" and not POLICIES.create(policy).scores_tokens and policy != "h2o":
+        pytest.skip("refused: no scores")
     rows, generated = story()
     options = {"budget": 0.3, "policy": policy, "allocator": allocator, "prefill": "bounded", "chunk_size": PIECE}
     by_hand = SqueezeCache(model, **options)
@@ -97,7 +99,8 @@ def test_a_long_forward_is_cut_into_pieces_by_itself(model, policy, allocator):
 @pytest.mark.parametrize("signal", SIGNALS.names())
 def test_every_signal_can_be_read_in_pieces(model, signal):
     rows, generated = story()
-    cache = SqueezeCache(model, budget=BUDGET, signal=signal, prefill="bounded", chunk_size=PIECE)
+    policy = "h2o" if SIGNALS.create(signal).wants_scores else "streaming_llm"
+    cache = SqueezeCache(model, budget=BUDGET, policy=policy, signal=signal, prefill="bounded", chunk_size=PIECE)
     teacher_forced(model, cache, rows, generated)
     for plan in cache.plans:
         assert plan.total == BUDGET * 4
@@ -241,7 +244,9 @@ def test_known_budgets_are_cut_while_the_prompt_is_read(model, policy, allocator
         assert torch.equal(told.kept_positions(layer), untold.kept_positions(layer))
     full = 4 * max(LENGTHS)
     assert highest == pytest.approx(told.memory().full_bytes * full / (full + 4 * STEPS), rel=1e-6)
-    if chunk is None:
+    if POLICIES.create(policy).wants_replay:  # the whole text is asked for again
+        assert peak == highest
+    elif chunk is None:
         held = sum(plan.total for plan in told.plans) / len(rows)
         assert peak <= highest * (held + 2 * max(LENGTHS)) / full
     else:
@@ -305,7 +310,7 @@ def test_what_no_plan_could_keep_goes_while_the_prompt_is_read(family, policy):
         assert torch.equal(got, want)
         assert all(map(torch.equal, kept, told[0]))
         assert told[1] == plan
-        assert peak < highest
+        assert peak == highest if POLICIES.create(policy).wants_replay else peak < highest
 
 
 @pytest.mark.parametrize("allocator", ["squeeze", "reach", "random"])

@@ -42,7 +42,11 @@ def test_arguments_without_effect_are_refused(model, use, arguments, words):
 def test_a_signal_goes_with_rules_that_measure(model, name):
     rule = ALLOCATORS.create(name)
     for signal in SIGNALS:
-        if rule.needs_signal:
+        if rule.needs_signal and SIGNALS.factory(signal).wants_scores:
+            with pytest.raises(ConfigError, match="has none: use a policy that scores tokens"):
+                SqueezeCache(model, allocator=name, signal=signal, policy="streaming_llm")
+            assert SqueezeCache(model, allocator=name, signal=signal, policy="h2o").signal.name == signal
+        elif rule.needs_signal:
             assert SqueezeCache(model, allocator=name, signal=signal).signal.name == signal
         else:
             with pytest.raises(ConfigError, match=f"{name!r} measures nothing"):

@@ -459,7 +459,9 @@ def test_half_precision(family, policy, dtype):
     for layer in cache.layers:
         store = layer.store
         assert store.keys.dtype == store.values.dtype == dtype
-        assert (store.scores is not None) == (policy == "h2o")
+        assert (store.scores is not None) == (
+            POLICIES.create(policy).needs_scores or POLICIES.create(policy).scores_tokens
+        )
         if store.scores is not None:
             assert store.scores.dtype == torch.float32
             assert torch.isfinite(store.scores).all()

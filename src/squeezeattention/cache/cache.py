@@ -34,6 +34,7 @@ from .checks import check_rows, check_same_text, new_padding
 from .layer import SqueezeLayer
 from .memory import MemoryReport
 from .options import (
+    check_has_scores,
     check_used,
     checked_compile,
     checked_kernels,
@@ -125,6 +126,7 @@ class SqueezeCache(Cache):
         check_used(self.allocator, budget=budget, signal=signal)
         # A copy: its sums are this cache's own.
         self.signal = copy.deepcopy(resolve_signal(self.allocator.signal if signal is None else signal))
+        check_has_scores(self.policy, self.signal)
         self._new_tokens = checked_new_tokens(new_tokens)
         min_tokens = checked_tokens("min_tokens", min_tokens)
         self.prefill = checked_prefill(prefill)

@@ -442,7 +442,9 @@ class SqueezeLayer(CacheLayerMixin):
         if not step.decoding and isinstance(store, LayerStore):
             self._direct = self._handed == _identity(key, value)
         if self.scorer is not None:
-            self.scorer.see_queries(query, step.positions(query.device), scoring, direct=self._direct)
+            self.scorer.see_queries(query, step.positions(query.device), scoring)
+            if not self._direct and (not step.decoding or self.scorer.is_due(self.seen)):
+                self.scorer.see_expanded(key, store)
         score_heads = None
         if self.policy.needs_scores:
             score_heads = store.shape[1]

@@ -11,6 +11,7 @@ from ..hf import compat
 from ..kernels import CHOICES
 from ..kernels import check as check_kernels
 from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
+from ..signals import Signal
 
 #: Ways to read a prompt.
 PREFILLS = ("exact", "bounded")
@@ -38,6 +39,15 @@ def check_used(allocator: Allocator, *, budget: object, signal: object) -> None:
         raise ConfigError(
             f"signal={signal!r} has no effect: allocator {allocator.name!r} measures nothing; leave it out, or use "
             "another allocator"
+        )
+
+
+def check_has_scores(policy: EvictionPolicy, signal: Signal) -> None:
+    """:class:`ConfigError` where budgets are to follow scores that the policy does not have."""
+    if signal.wants_scores and not (policy.needs_scores or policy.scores_tokens):
+        raise ConfigError(
+            f"signal {signal.name!r} ranks all tokens by the policy's scores, and {policy.name!r} has none: use a "
+            'policy that scores tokens, such as "echo", "snapkv" or "h2o", or another allocator'
         )
 
 

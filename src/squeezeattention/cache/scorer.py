@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 
 from ..attention.core import Scoring, probabilities_of
 from ..attention.visibility import Visibility
-from ..errors import UnsupportedModelError
 from ..policies import LayerView, Scored
 from ..policies.scored import SURE, scores_of
 from .ragged import RaggedStore
@@ -28,18 +28,14 @@ class TokenScorer:
         self.queries: torch.Tensor | None = None
         self.query_positions: torch.Tensor | None = None
         self._scoring: Scoring | None = None
+        self._expanded: torch.Tensor | None = None
         self._scored_at = -1  # columns seen when all was scored last
 
-    def see_queries(self, query: torch.Tensor, positions: torch.Tensor, scoring: Scoring, *, direct: bool) -> None:
+    def see_queries(self, query: torch.Tensor, positions: torch.Tensor, scoring: Scoring) -> None:
         """Queries ``[B, Hq, q, D]`` at ``positions`` int64 ``[B or 1, q]``, -1 = padding."""
         most = self.policy.last_queries
         if not most:
             return
-        if not direct:
-            raise UnsupportedModelError(
-                f"policy {self.policy.name!r} looks at the newest queries, and this model makes its keys anew from "
-                'what is cached; use a policy that does not, such as "echo" or "keydiff"'
-            )
         batch, heads, _, width = query.shape
         query, positions = query.detach()[:, :, -most:], positions[:, -most:].expand(batch, -1)
         if self.queries is None or self.query_positions is None:
@@ -49,6 +45,13 @@ class TokenScorer:
         self.queries.scatter_(2, column[:, None, :, None].expand_as(query), query)
         self.query_positions.scatter_(1, column, positions)
         self._scoring = scoring
+
+    def see_expanded(self, keys: torch.Tensor, store: LayerStore | RaggedStore) -> None:
+        """``keys`` ``[B, H', N, D]`` that the model has made of what is cached (MLA): there is no other moment to look
+        at them, so the newest queries' attention over them is taken now."""
+        if self.policy.last_queries:
+            with torch.no_grad():
+                self._expanded = self._attention(keys, store.used_positions(), store.shape[1])
 
     def select_rows(self, rows: torch.Tensor) -> None:
         if self.queries is not None and self.query_positions is not None:
@@ -64,7 +67,7 @@ class TokenScorer:
         with torch.no_grad():
             view = self._view(*store.view(), store.used_positions())
             store.set_scores(scores_of(self.policy, view))
-        self._scored_at = seen
+        self._scored_at, self._expanded = seen, None
 
     def is_due(self, seen: int) -> bool:
         """Whether it is time to score everything anew, while text is generated."""
@@ -97,15 +100,18 @@ class TokenScorer:
         self._scored_at = -1
 
     def _view(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> LayerView:
-        attention = None
-        if self.queries is not None:
-            attention = functools.partial(self._attention, keys, positions)
+        attention: Callable[[], torch.Tensor] | None = None
+        if self._expanded is not None:
+            expanded = self._expanded
+            attention = lambda: expanded  # noqa: E731
+        elif self.queries is not None:
+            attention = functools.partial(self._attention, keys, positions, keys.shape[1])
         return LayerView(keys, values, positions, attention, self.fitted)
 
-    def _attention(self, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _attention(self, keys: torch.Tensor, positions: torch.Tensor, heads: int) -> torch.Tensor:
         if self.queries is None or self.query_positions is None or self._scoring is None:
             raise RuntimeError("no queries were kept")
         queries, at = self.queries[:, :, :-1], self.query_positions[:, :-1]
         visibility = Visibility(at, positions, self.window, fresh=False, ragged=True)
         found, _ = probabilities_of(keys, visibility, self._scoring, queries, at)
-        return found.unflatten(1, (keys.shape[1], -1))
+        return found.unflatten(1, (heads, -1))

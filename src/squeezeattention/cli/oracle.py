@@ -69,7 +69,7 @@ def oracle(
     from ..evaluation import Settings
     from ..evaluation.runner import make_sample, token_counter
     from ..hf.layout import inspect_model
-    from ..oracle import case_of, measure_layers, rank_signals
+    from ..oracle import case_of, measure_layers, rank_signals, shown_by
     from ..plots import oracle_figure, save
     from ..policies import resolve_policy
     from ..signals import SIGNALS
@@ -80,7 +80,7 @@ def oracle(
         require("matplotlib", "plot")  # before the work, not after
     chosen = resolve_policy(policy)
     size = Budget.parse(budget)
-    names = signals or list(SIGNALS)
+    names = signals or shown_by(chosen)
     for name in names:
         SIGNALS.factory(name)
     if keep < chosen.minimum:

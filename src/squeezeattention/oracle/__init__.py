@@ -3,7 +3,7 @@
 from .cases import Case, case_of
 from .losses import reply_losses
 from .search import Losses, Progress, measure_layers
-from .signals import SignalRank, rank_signals
+from .signals import SignalRank, rank_signals, shown_by
 
 __all__ = [
     "Case",
@@ -14,4 +14,5 @@ __all__ = [
     "measure_layers",
     "rank_signals",
     "reply_losses",
+    "shown_by",
 ]

@@ -28,6 +28,12 @@ class SignalRank:
     """Spearman with the order in which layers were cut greedily, 1 = the same."""
 
 
+def shown_by(policy: EvictionPolicy) -> list[str]:
+    """Signals that can be measured with this policy: some go by its scores."""
+    scores = policy.needs_scores or policy.scores_tokens
+    return [name for name in SIGNALS if scores or not SIGNALS.create(name).wants_scores]
+
+
 def rank_signals(
     model: Any,
     cases: Sequence[Case],
@@ -39,8 +45,8 @@ def rank_signals(
     signals: Sequence[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SignalRank]:
-    """Read the contexts once for each signal (all registered ones), best rank correlation first."""
-    names = list(SIGNALS) if signals is None else list(signals)
+    """Read the contexts once for each signal (all that the policy can show), best rank correlation first."""
+    names = shown_by(policy) if signals is None else list(signals)
     found = []
     for done, name in enumerate(names):
         rows = []

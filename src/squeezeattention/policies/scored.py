@@ -24,6 +24,7 @@ class Scored(ByScore):
     """
 
     scores_tokens: ClassVar[bool] = True
+    nested: ClassVar[bool] = True
     #: Newest queries that :meth:`LayerView.attention` is to show.
     last_queries: ClassVar[int] = 0
     #: Decode steps after which everything held is scored anew; ``None``: never.

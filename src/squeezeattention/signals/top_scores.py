@@ -45,6 +45,9 @@ class TopScores(Signal):
                 for head in range(scores.shape[1])
             ]
             whole = torch.cat(units)
+            if not len(whole):  # nothing but padding so far
+                values.append([[1.0] * scores.shape[1] for scores, _ in found])
+                continue
             most = min(len(whole), self._budgets[row if len(self._budgets) > 1 else 0] * len(units))
             threshold = whole.kthvalue(len(whole) - most + 1).values
             longest = max(map(len, units))

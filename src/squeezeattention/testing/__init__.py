@@ -2,6 +2,16 @@
 
 from .driver import left_padded, position_ids, teacher_forced
 from .families import FAMILIES, tiny_model
-from .reference import NaiveReference
+from .recorded import Recorded
+from .reference import REFERENCE_POLICIES, NaiveReference
 
-__all__ = ["FAMILIES", "NaiveReference", "left_padded", "position_ids", "teacher_forced", "tiny_model"]
+__all__ = [
+    "FAMILIES",
+    "REFERENCE_POLICIES",
+    "NaiveReference",
+    "Recorded",
+    "left_padded",
+    "position_ids",
+    "teacher_forced",
+    "tiny_model",
+]

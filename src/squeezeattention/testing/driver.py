@@ -37,6 +37,8 @@ def teacher_forced(
 ) -> list[torch.Tensor]:
     """Read a batch of prompts (whole or in chunks), then feed ``generated`` [B, S] token by token.
 
+    ``after_step`` is called before the first of these and after each.
+
     Returns each row's logits ``[T + S, V]``, its padding left out.
     """
     ids, mask = left_padded(rows)
@@ -51,6 +53,8 @@ def teacher_forced(
                     parts.append(_forward(model, cache, ids[:, start:stop], mask[:, :stop], start))
         if generated is not None:
             mask = torch.cat([mask, torch.ones_like(generated)], dim=1)
+            if after_step is not None:
+                after_step()
             for index in range(generated.shape[1]):
                 start = ids.shape[1] + index
                 tokens = generated[:, index : index + 1]

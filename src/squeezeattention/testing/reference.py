@@ -20,6 +20,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from ..errors import ConfigError
+
+#: Policies that it knows by name.
+REFERENCE_POLICIES = ("sliding_window", "streaming_llm", "h2o")
 #: Layer, head, positions held, budget, newest position -> positions that stay.
 Choice = Callable[[int, int, set[int], int, int], set[int]]
 
@@ -41,6 +45,8 @@ class NaiveReference:
             if hasattr(module, "config"):
                 module.config._attn_implementation_internal = "eager"
                 module.config._experts_implementation_internal = "eager"
+        if not callable(policy) and policy not in REFERENCE_POLICIES:
+            raise ConfigError(f"the reference knows {', '.join(REFERENCE_POLICIES)}, not {policy!r}: give a function")
         self.policy, self.windows, self.kv_heads = policy, list(windows), kv_heads
         self.n_layers = len(self.windows)
         #: Set it where the attention of a step decides nothing (every policy but H2O): then reading and steps give no
