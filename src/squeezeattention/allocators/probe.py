@@ -1,4 +1,4 @@
-"""This project's rule: whole KV heads, those that look back first."""
+"""This project's rule: budgets for the KV heads that look back."""
 
 from __future__ import annotations
 
@@ -7,39 +7,50 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..errors import ConfigError
+from ..plan.budget import is_real
 from .base import Allocation, Allocator, check_signal_values
+
+
+#: What a head is worth that did not look back at all: a sample is a sample.
+_SLEEPING = 0.02
 
 
 @dataclass(frozen=True)
 class Probe(Allocator):
-    """The whole text for the KV heads that retrieve, a floor for all others.
+    """Most of the budget for the KV heads that retrieve, a floor for all others.
 
-    Which heads retrieve the signal says (``replay``: the model reads some of its own prompt again). Half of what such
-    a head wants is worth next to nothing, so budgets are not shared in proportion: every head gets ``floor`` tokens,
-    sinks and a short window, which is what fluency takes, and what is left fills head after head, the one that needs
-    most first, each up to all that it can use. The floor takes half of the budget at most.
+    Which heads retrieve the signal says (``replay``: the model reads some of its own prompt again). Every head gets
+    ``floor`` tokens, sinks and a short window, which is what fluency takes; the rest is shared out by need to the power
+    of ``power``: above 1, since half of what such a head wants is worth less than half. The floor takes half of the
+    budget at most, and nothing is given that a head cannot use.
+
+    Raises :class:`ConfigError` for settings that cannot work.
     """
 
     name: ClassVar[str] = "probe"
     signal: ClassVar[str] = "replay"
     needs_signal: ClassVar[bool] = True
     per_head: ClassVar[bool] = True
-    floor: int = 96
+    floor: int = 64
+    power: float = 1.5
 
     def __post_init__(self) -> None:
         if isinstance(self.floor, bool) or not isinstance(self.floor, int) or self.floor < 1:
             raise ConfigError(f"floor must be a whole number of at least 1 token, got {self.floor!r}")
+        if not is_real(self.power) or not self.power > 0:
+            raise ConfigError(f"power must be a number above 0, got {self.power!r}")
 
     def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
-        """With a signal of layers: whole layers."""
+        """With a signal of layers: each layer's heads alike."""
         values = check_signal_values(self.name, signal_values, n_layers)
         return self.allocate_heads([[value] for value in values], n_layers)
 
     def allocate_heads(self, signal_values: Sequence[Sequence[float]], n_layers: int) -> Allocation:
-        needs = tuple(tuple(max(0.0, 1.0 - value) for value in layer) for layer in signal_values)
+        needs = [[max(0.0, 1.0 - value) for value in layer] for layer in signal_values]
         groups = (1,) * n_layers
         if max(need for layer in needs for need in layer) <= 0:
             even = tuple((1.0,) * len(layer) for layer in needs)
             warning = "no KV head looked back (the prompt may be too short to tell): uniform budgets"
             return Allocation((1.0,) * n_layers, groups, (warning,), heads=even)
-        return Allocation((1.0,) * n_layers, groups, floor=self.floor, floor_share=0.5, heads=needs, whole=True)
+        shares = tuple(tuple((need + _SLEEPING) ** self.power for need in layer) for layer in needs)
+        return Allocation((1.0,) * n_layers, groups, floor=self.floor, floor_share=0.5, heads=shares)
