@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .allocators import ALLOCATORS, Allocator
     from .cache.cache import SqueezeCache
     from .cache.memory import LayerMemory, MemoryReport
+    from .calibration import Calibration, calibrate
     from .embedded import load_embedded
     from .gguf_models import load_gguf
     from .hf.handle import Handle, squeeze
@@ -34,12 +35,14 @@ _HOMES = {
     "Allocator": ".allocators",
     "Budget": ".plan",
     "BudgetPlan": ".plan",
+    "Calibration": ".calibration",
     "EvictionPolicy": ".policies",
     "Handle": ".hf.handle",
     "LayerMemory": ".cache.memory",
     "MemoryReport": ".cache.memory",
     "Signal": ".signals",
     "SqueezeCache": ".cache.cache",
+    "calibrate": ".calibration",
     "load_embedded": ".embedded",
     "load_gguf": ".gguf_models",
     "load_smollm2": ".smollm2",
@@ -53,6 +56,7 @@ __all__ = [
     "Allocator",
     "Budget",
     "BudgetPlan",
+    "Calibration",
     "EvictionPolicy",
     "Handle",
     "LayerMemory",
@@ -60,6 +64,7 @@ __all__ = [
     "Signal",
     "SqueezeCache",
     "SqueezeError",
+    "calibrate",
     "load_embedded",
     "load_gguf",
     "load_smollm2",

@@ -15,6 +15,7 @@ import transformers
 
 from squeezeattention import SqueezeCache, errors, gguf_models, load_gguf, load_smollm2
 from squeezeattention.gguf_models import gguf_config, gguf_folder, model, store
+from squeezeattention.user_cache import cache_home
 
 from ..gguf_writer import tiny_llama, write_gguf
 
@@ -203,10 +204,10 @@ def test_a_conversion_that_was_replaced_meanwhile_stays(file: Path) -> None:
 def test_where_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SQUEEZE_CACHE_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert store.cache_home() == Path("/somewhere/squeezeattention/gguf")
+    assert cache_home() == Path("/somewhere/squeezeattention")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/none")
-    assert store.cache_home() == Path("/home/none/.cache/squeezeattention/gguf")
+    assert cache_home() == Path("/home/none/.cache/squeezeattention")
 
 
 @pytest.mark.usefixtures("strict")

@@ -12,6 +12,7 @@ from ..plan.plan import BudgetPlan
 from ..registry import Registry
 from .base import Allocation, Allocator, check_p
 from .cake import Cake
+from .calibrated import Calibrated
 from .dynamickv import DynamicKV
 from .fixed import Fixed
 from .focus import Focus
@@ -36,6 +37,7 @@ __all__ = [
     "Allocation",
     "Allocator",
     "Cake",
+    "Calibrated",
     "DynamicKV",
     "Fixed",
     "Focus",
@@ -62,7 +64,8 @@ __all__ = [
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator", name=str, needs_signal=bool)
 for _allocator in (
-    Squeeze, Probe, OverAll, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV,
+    Squeeze, Probe, Calibrated, OverAll, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy,
+    DynamicKV,
 ):  # fmt: skip
     ALLOCATORS.register(_allocator.name, _allocator)
 
@@ -72,8 +75,9 @@ def names_file(text: str) -> bool:
     return text.endswith(".json") or (text not in ALLOCATORS and Path(text).is_file())
 
 
-def name_or_plan(text: str | None) -> str | BudgetPlan | Measured | None:
-    """What a command line means by an allocator: a name, or what was saved in a file: a plan or measured losses.
+def name_or_plan(text: str | None) -> str | BudgetPlan | Measured | Calibrated | None:
+    """What a command line means by an allocator: a name, or what was saved in a file: a plan, measured losses, or a
+    calibration.
 
     ``None``, where none was named, stays ``None``.
 
@@ -81,7 +85,11 @@ def name_or_plan(text: str | None) -> str | BudgetPlan | Measured | None:
     """
     if text is None or not names_file(text):
         return text
-    return Measured.load(text) if is_measured(text) else BudgetPlan.load(text)
+    if is_measured(text):
+        return Measured.load(text)
+    from ..calibration.record import Calibration, is_calibration
+
+    return Calibrated(calibration=Calibration.load(text)) if is_calibration(text) else BudgetPlan.load(text)
 
 
 def takes(name: str, option: str) -> bool:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from ..plan.budget import is_real
@@ -35,6 +35,11 @@ class Allocator(ABC):
     signal: ClassVar[str] = "cosine"  # the signal it is made for, used unless another is asked for
     per_head: ClassVar[bool] = False  # whether the signal has a number for each KV head of a layer
     p: float | None = None  # share that the least important group keeps; None: the rule has no such cut
+
+    def for_model(self, model: Any) -> Allocator:
+        """The rule for caches of this model: itself, unless it has to know more. Raises :class:`PlanError` if it is of
+        another model."""
+        return self
 
     @abstractmethod
     def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:

@@ -150,6 +150,7 @@ class SqueezeCache(Cache):
     def _make_layers(self, min_tokens: int) -> list[SqueezeLayer]:
         """The layers for the model's layout, once it is sure that plan and options fit it."""
         layout = self._attachment.layout
+        self.allocator = self.allocator.for_model(self._attachment.model)
         plan = self.allocator.allocate(None, layout.n_layers).plan if self._is_fixed else None
         if plan is not None:
             plan.check_model(layout.fingerprint, layout.n_layers)

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import SqueezeError
-from . import bench, demo, evaluate, export, generate, listing, oracle, plan, serve, vllm
+from . import bench, calibrate, demo, evaluate, export, generate, listing, oracle, plan, serve, vllm
 from .console import complain, notice
 
 
@@ -68,6 +68,7 @@ def _root(
 
 app.command("generate")(generate.generate)
 app.command("plan")(plan.plan)
+app.command("calibrate")(calibrate.calibrate)
 app.command("oracle")(oracle.oracle)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)

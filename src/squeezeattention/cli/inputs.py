@@ -66,11 +66,11 @@ def _checked(source: str, text: str) -> Prompt:
 
 
 def tokenize(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 0, *, truncate: bool = False) -> list[int]:
-    """The prompt's tokens; see :func:`fit` for those that are too many."""
+    """The prompt's tokens; see :func:`fit` for those that are too many. ``model=None``: none are."""
     tokens: list[int] = list(tokenizer(prompt.text, verbose=False).input_ids)
     if not tokens:
         raise InputError(f"the prompt has no tokens: {prompt.source}")
-    return fit(model, tokens, prompt.source, new_tokens, truncate=truncate)
+    return tokens if model is None else fit(model, tokens, prompt.source, new_tokens, truncate=truncate)
 
 
 def fit(model: Any, tokens: list[int], source: str, new_tokens: int = 0, *, truncate: bool = False) -> list[int]:

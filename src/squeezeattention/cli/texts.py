@@ -67,13 +67,14 @@ class Texts:
             settings = Settings(model_name, tuple(tasks), **chosen)
         return cls(prompts, lines, settings, {} if settings is None else settings.make_tasks())
 
-    def tokenized(self, model: Any, tokenizer: Any, *, truncate: bool = False) -> list[Text]:
-        """All texts, those of one task together, cut to the model's positions if ``truncate``.
+    def tokenized(self, model: Any, tokenizer: Any, *, truncate: bool = False, in_parts: bool = False) -> list[Text]:
+        """All texts, those of one task together, cut to the model's positions if ``truncate``; of any length if they
+        are to be read ``in_parts``.
 
         Samples have the size and the text that `squeeze eval` gives them.
         """
         found = [
-            Text(one.source, task, tokenize(model, tokenizer, one, truncate=truncate))
+            Text(one.source, task, tokenize(None if in_parts else model, tokenizer, one, truncate=truncate))
             for task, one in [*((FILES, one) for one in self.prompts), *self.lines]
         ]
         if self.settings is not None:

@@ -10,22 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..user_cache import cache_home
+
 _MANIFEST = "conversion.json"
 _FORMAT = 1  # of what is kept: counted up when an older conversion will not do
-
-
-def cache_home() -> Path:
-    """Where conversions go. Raises :class:`OSError` if the user has no home and no variable says where."""
-    for variable in ("SQUEEZE_CACHE_HOME", "XDG_CACHE_HOME"):
-        if given := os.environ.get(variable):
-            base = Path(given).expanduser()
-            break
-    else:
-        try:
-            base = Path.home() / ".cache"
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
-    return base / "squeezeattention" / "gguf"
 
 
 @dataclass(frozen=True)
@@ -39,7 +27,7 @@ class Kept:
         """Also by the release of transformers: what one has written may be beyond another, or its error."""
         import transformers
 
-        return cls(cache_home() / f"{key}-transformers-{transformers.__version__}-{_FORMAT}")
+        return cls(cache_home() / "gguf" / f"{key}-transformers-{transformers.__version__}-{_FORMAT}")
 
     def check(self) -> list[str]:
         """The remarks that were kept with it. Raises :class:`OSError` or :class:`ValueError` if files are not whole."""

@@ -74,8 +74,12 @@ class Replay(Signal):
         elif not self._sums:
             raise CacheStateError("nothing was replayed: the layers did not run")
         self._received = [None] * len(self._received)
+        return [[[1.0 - need for need in layer] for layer in row] for row in self.needs()]
+
+    def needs(self) -> list[list[list[float]]]:
+        """For each row, layer and KV head: its need by all that was replayed so far, from 0 to 1."""
         return [
-            [[1.0 - need / max(1, count) for need in layer] for layer in row]
+            [[need / max(1, count) for need in layer] for layer in row]
             for row, count in zip(self._sums, self._counts, strict=True)
         ]
 
