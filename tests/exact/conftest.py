@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from squeezeattention import POLICIES
-from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.errors import CompileWarning
 from squeezeattention.hf import compiled
-from squeezeattention.testing import FAMILIES
+from squeezeattention.testing import FAMILIES, rules_for
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,14 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         case = item.callspec.params if hasattr(item, "callspec") else {}
         if name == "test_small_budgets_equal_the_reference":
             allocator = case["allocator"]
-            left_out = (_turn(case) + ALLOCATORS.names().index(allocator)) % 6 and allocator != "squeeze"
+            left_out = (_turn(case) + rules_for().index(allocator)) % 6 and allocator != "squeeze"
         elif name == "test_every_family_decodes_in_graphs":
             family = list(FAMILIES).index(case["family"])
             left_out = family % 5 or _turn(case) % 3
         elif name == "test_every_piece_equals_the_reference":
             left_out = _turn(case) % 3
         elif name == "test_a_long_forward_is_cut_into_pieces_by_itself":
-            left_out = (ALLOCATORS.names().index(case["allocator"]) + POLICIES.names().index(case["policy"])) % 3
+            left_out = (rules_for().index(case["allocator"]) + POLICIES.names().index(case["policy"])) % 3
         else:
             continue
         if left_out:

@@ -4,11 +4,18 @@ import pytest
 import torch
 
 from squeezeattention import POLICIES, BudgetPlan, EvictionPolicy, SqueezeCache, squeeze
-from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.errors import ConfigError, InputError, UnsupportedFeatureError
 from squeezeattention.hf.layout import inspect_model
 from squeezeattention.signals import SIGNALS
-from squeezeattention.testing import FAMILIES, NaiveReference, left_padded, position_ids, teacher_forced, tiny_model
+from squeezeattention.testing import (
+    FAMILIES,
+    NaiveReference,
+    left_padded,
+    position_ids,
+    rules_for,
+    teacher_forced,
+    tiny_model,
+)
 
 LENGTHS = (41, 22, 37)
 STEPS, PIECE, BUDGET = 20, 7, 12
@@ -77,10 +84,10 @@ def model():
     return tiny_model("llama")
 
 
-@pytest.mark.parametrize("allocator", ALLOCATORS.names())
+@pytest.mark.parametrize("allocator", rules_for())
 @pytest.mark.parametrize("policy", POLICIES.names())
 def test_a_long_forward_is_cut_into_pieces_by_itself(model, policy, allocator):
-    if allocator == "global" and not POLICIES.create(policy).scores_tokens and policy != "h2o":
+    if allocator not in rules_for(policy):
         pytest.skip("refused: no scores")
     rows, generated = story()
     options = {"budget": 0.3, "policy": policy, "allocator": allocator, "prefill": "bounded", "chunk_size": PIECE}

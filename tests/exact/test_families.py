@@ -5,11 +5,10 @@ import torch
 from transformers import DynamicCache
 
 from squeezeattention import POLICIES, BudgetPlan, SqueezeCache
-from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.cache.store import LayerStore
 from squeezeattention.errors import ConfigError
 from squeezeattention.hf.layout import inspect_model
-from squeezeattention.testing import FAMILIES, NaiveReference, left_padded, teacher_forced, tiny_model
+from squeezeattention.testing import FAMILIES, NaiveReference, left_padded, rules_for, teacher_forced, tiny_model
 
 LENGTHS = (41, 29, 37)
 STEPS = 64
@@ -41,11 +40,11 @@ def test_enough_budget_equals_the_stock_cache(family):
 
 
 @pytest.mark.parametrize("policy", ["sliding_window", "streaming_llm", "h2o"])
-@pytest.mark.parametrize("allocator", ALLOCATORS.names())
+@pytest.mark.parametrize("allocator", rules_for())
 def test_small_budgets_equal_the_reference(family, policy, allocator):
     """A left-padded batch, 64 steps; budgets hold after every one. The prompt in chunks leaves the same cache."""
     model, windows = family
-    if allocator == "global" and policy != "h2o":
+    if allocator not in rules_for(policy):
         with pytest.raises(ConfigError, match="has none"):
             SqueezeCache(model, budget=17, policy=policy, allocator=allocator)
         return

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from squeezeattention import POLICIES, SqueezeCache
-from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.hf.layout import inspect_model
 from squeezeattention.testing import (
     FAMILIES,
@@ -16,6 +15,7 @@ from squeezeattention.testing import (
     Recorded,
     left_padded,
     position_ids,
+    rules_for,
     teacher_forced,
     tiny_model,
 )
@@ -159,9 +159,7 @@ def test_one_row_alone_has_the_plan_and_the_logits_that_it_has_in_a_batch(family
     model, _ = family
     rows, generated = story(seed=8, steps=6)
     rows = [row * 3 for row in rows]  # long enough to be replayed
-    for allocator in ALLOCATORS.names():
-        if allocator == "global" and not has_scores(policy):
-            continue
+    for allocator in rules_for(policy):
         together = SqueezeCache(model, budget=0.3, policy=policy, allocator=allocator, min_tokens=1)
         batch = teacher_forced(model, together, rows, generated)
         for index, row in enumerate(rows):
@@ -169,11 +167,6 @@ def test_one_row_alone_has_the_plan_and_the_logits_that_it_has_in_a_batch(family
             (logits,) = teacher_forced(model, alone, [row], generated[index : index + 1])
             assert budgets_of(alone.plan) == budgets_of(together.plans[index]), allocator
             assert (logits - batch[index]).abs().max() <= TOLERANCE, allocator
-
-
-def has_scores(name):
-    policy = POLICIES.create(name)
-    return policy.needs_scores or policy.scores_tokens
 
 
 def budgets_of(plan):

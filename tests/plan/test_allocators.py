@@ -36,8 +36,9 @@ from squeezeattention.allocators import (
 from squeezeattention.allocators.dynamickv import capped
 from squeezeattention.errors import BudgetError, ConfigError, PlanError, UnknownNameError
 from squeezeattention.plan import BudgetPlan, build_plan
+from squeezeattention.testing import rules_for
 
-NAMES = ALLOCATORS.names()
+NAMES = rules_for()
 CUTTING = [Squeeze, Random, Inverted]
 # a small model whose first two layers are outliers; layer 9 is the one that recalls
 COSINES = [0.30, 0.88, 0.96, 0.985, 0.97, 0.975, 0.98, 0.965, 0.988, 0.99]
@@ -347,6 +348,7 @@ def test_bad_settings_of_the_papers_rules(allocator: type[Allocator], options: d
 
 
 def test_names() -> None:
+    assert ALLOCATORS.names() == sorted([*NAMES, "calibrated"])
     assert NAMES == [
         "cake", "dynamickv", "focus", "global", "inverted", "lazy", "lookup", "probe", "pyramid", "random", "reach",
         "squeeze", "uniform", "zigzag",

@@ -4,14 +4,15 @@ import random
 
 import pytest
 
-from squeezeattention.allocators import ALLOCATORS, resolve_allocator, takes
+from squeezeattention.allocators import resolve_allocator, takes
 from squeezeattention.plan import build_plan
+from squeezeattention.testing import rules_for
 
 
 @pytest.mark.parametrize("worker", range(4))
 def test_invariants_hold(worker):
     rng = random.Random(worker)
-    names = ALLOCATORS.names()
+    names = rules_for()
     for _ in range(12_000):
         layers = rng.randint(1, 12)
         base, floor = rng.randint(5, 300), rng.randint(1, 5)

@@ -8,7 +8,7 @@ from squeezeattention.allocators import ALLOCATORS, Uniform
 from squeezeattention.errors import ConfigError
 from squeezeattention.hf import attachment
 from squeezeattention.signals import SIGNALS
-from squeezeattention.testing import tiny_model
+from squeezeattention.testing import rules_for, tiny_model
 
 FIXED = [10, 30, 8, 12]
 
@@ -38,7 +38,7 @@ def test_arguments_without_effect_are_refused(model, use, arguments, words):
         use(model, **arguments)
 
 
-@pytest.mark.parametrize("name", ALLOCATORS.names())
+@pytest.mark.parametrize("name", rules_for())
 def test_a_signal_goes_with_rules_that_measure(model, name):
     rule = ALLOCATORS.create(name)
     for signal in SIGNALS:

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from squeezeattention import POLICIES, SqueezeCache, squeeze
-from squeezeattention.allocators import ALLOCATORS
 from squeezeattention.defaults import MIN_TOKENS
 from squeezeattention.errors import ConfigError
-from squeezeattention.testing import tiny_model
+from squeezeattention.testing import rules_for, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def test_defaults_keep_a_short_prompt_and_its_answer(model, policy, length):
     assert "nothing saved" in str(cache.memory())
 
 
-@pytest.mark.parametrize("allocator", ALLOCATORS.names())
+@pytest.mark.parametrize("allocator", rules_for())
 def test_a_share_never_goes_below_the_floor(model, allocator):
     """On average: what a layer gets is the allocator's choice."""
     for length, asked in ((40, 20), (200, 40), (90, 20)):

@@ -33,6 +33,7 @@ class Allocator(ABC):
     name: ClassVar[str]
     needs_signal: ClassVar[bool]  # whether allocate() must be given what a signal measured
     signal: ClassVar[str] = "cosine"  # the signal it is made for, used unless another is asked for
+    needs_calibration: ClassVar[bool] = False  # whether a file about the model must be at hand
     per_head: ClassVar[bool] = False  # whether the signal has a number for each KV head of a layer
     p: float | None = None  # share that the least important group keeps; None: the rule has no such cut
 

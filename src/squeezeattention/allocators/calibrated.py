@@ -26,6 +26,7 @@ class Calibrated(Probe):
     name: ClassVar[str] = "calibrated"
     signal: ClassVar[str] = "cosine"
     needs_signal: ClassVar[bool] = False
+    needs_calibration: ClassVar[bool] = True
     calibration: Calibration | None = None
 
     def for_model(self, model: Any) -> Calibrated:

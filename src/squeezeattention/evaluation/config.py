@@ -9,10 +9,11 @@ from typing import Any
 from transformers import DynamicCache
 
 from .. import SqueezeCache
-from ..allocators import ALLOCATORS, Allocator, Measured, Scaled, names_file
+from ..allocators import ALLOCATORS, Allocator, Calibrated, Measured, Scaled, names_file
 from ..allocators import takes as takes_option
 from ..allocators.measured import is_measured
 from ..cache.options import checked_prefill
+from ..calibration import Calibration, is_calibration
 from ..errors import BudgetError, ConfigError
 from ..plan import Budget, BudgetPlan
 from ..policies import resolve_policy
@@ -76,12 +77,14 @@ class Config:
 def takes(allocator: Spec, option: str) -> bool:
     """Whether an allocator has an option of this name."""
     if names_file(allocator.name):
-        return is_measured(allocator.name) and option in _FILE_OPTIONS
+        return option in (
+            _MEASURED if is_measured(allocator.name) else _CALIBRATED if is_calibration(allocator.name) else ()
+        )
     return takes_option(allocator.name, option)
 
 
-#: Of files with measured losses; a saved plan has none.
-_FILE_OPTIONS = ("by", "floor")
+#: Of files with measured losses, and of calibrations; a saved plan has none.
+_MEASURED, _CALIBRATED = ("by", "floor"), ("floor", "power")
 
 
 #: Options of the cache that are written beside the allocator's own: ``squeeze:prefill=bounded``.
@@ -91,7 +94,7 @@ _CACHE_OPTIONS = ("signal", "prefill", "chunk_size")
 def _make(spec: Spec) -> tuple[Allocator, dict[str, Any]]:
     """The allocator, and the options of the cache that are given with it.
 
-    A file is a plan, whose shares are scaled to each budget, or measured losses.
+    A file is a plan, whose shares are scaled to each budget, measured losses, or a calibration.
     """
     options: dict[str, Any] = dict(spec.options)
     given = {name: options.pop(name) for name in _CACHE_OPTIONS if name in options and not takes(spec, name)}
@@ -99,7 +102,11 @@ def _make(spec: Spec) -> tuple[Allocator, dict[str, Any]]:
         return ALLOCATORS.create(spec.name, **options), given
     if wrong := sorted(name for name in options if not takes(spec, name)):
         raise ConfigError(f"{spec.name} has no option {', '.join(wrong)}")
-    return Measured.load(spec.name, **options) if is_measured(spec.name) else Scaled(BudgetPlan.load(spec.name)), given
+    if is_measured(spec.name):
+        return Measured.load(spec.name, **options), given
+    if is_calibration(spec.name):
+        return Calibrated(calibration=Calibration.load(spec.name), **options), given
+    return Scaled(BudgetPlan.load(spec.name)), given
 
 
 def budget_text(value: object) -> str:

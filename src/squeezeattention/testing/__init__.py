@@ -4,6 +4,7 @@ from .driver import left_padded, position_ids, teacher_forced
 from .families import FAMILIES, tiny_model
 from .recorded import Recorded
 from .reference import REFERENCE_POLICIES, NaiveReference
+from .rules import rules_for
 
 __all__ = [
     "FAMILIES",
@@ -12,6 +13,7 @@ __all__ = [
     "Recorded",
     "left_padded",
     "position_ids",
+    "rules_for",
     "teacher_forced",
     "tiny_model",
 ]
