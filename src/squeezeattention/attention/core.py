@@ -41,7 +41,11 @@ class Scoring:
 
     def logits_of_few(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         """The same for few rows, [BH, R, D] x [BH, N, D]: keys times queries streams the keys a third faster."""
-        return self._capped(torch.bmm(key, (query * self.scale).transpose(1, 2)).transpose(1, 2).float())
+        return self.logits_of_turned((query * self.scale).transpose(1, 2), key)
+
+    def logits_of_turned(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """The same of queries that are scaled and turned already, [BH, D, R]."""
+        return self._capped(torch.bmm(key, query).transpose(1, 2).float())
 
     def _capped(self, logits: torch.Tensor) -> torch.Tensor:
         if self.softcap is not None:

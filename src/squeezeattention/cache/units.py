@@ -50,6 +50,7 @@ class Units:
         self.room = tuple(slots for row in room for slots in row)
         self.sequence = sorted(range(len(self.room)), key=lambda unit: self.room[unit])
         self.runs = tuple(self._runs())
+        self.counts = [run.units for run in self.runs]
         self.slots = sum(self.room)
         self.order = torch.tensor(self.sequence, device=device)
         """[U] the unit at each place."""
