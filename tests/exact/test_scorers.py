@@ -1,9 +1,11 @@
 """Scorers against naive twins: what they keep of a prompt, from the stock model's own keys, values and attention."""
 
 import copy
+import sys
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from squeezeattention import POLICIES, SqueezeCache
@@ -88,7 +90,174 @@ def echo(family, row):
     return found
 
 
-TWINS = {"snapkv": snapkv, "keydiff": keydiff, "echo": echo}
+def tova(family, row):
+    """The newest query, over all query heads: the same for every KV head."""
+    _, cache, attentions = stock(family, row)
+    return [
+        weights[:, -1].mean(0).expand(layer.keys.shape[1], -1)
+        for layer, weights in zip(cache.layers, attentions, strict=True)
+    ]
+
+
+def moved(family, row):
+    """L1 norm of what each token's value adds to the residual stream through each query head: [Hq, N] by layer."""
+    eager, cache, attentions = stock(family, row)
+    found = []
+    for module, layer, weights in zip(inspect_model(eager).attentions, cache.layers, attentions, strict=True):
+        project = next(getattr(module, name) for name in ("o_proj", "c_proj", "dense") if hasattr(module, name))
+        values, heads = layer.values[0], len(weights)
+        norms = []
+        for head in range(heads):
+            alone = torch.zeros(len(row), heads, values.shape[-1])
+            alone[:, head] = values[head * len(values) // heads]
+            with torch.no_grad():
+                norms.append((project(alone.flatten(1)) - project(torch.zeros_like(alone.flatten(1)))).abs().sum(-1))
+        found.append(torch.stack(norms))
+    return found
+
+
+def criticalkv(family, row):
+    """Two lists, read down side by side."""
+    found = []
+    for attention, norms in zip(snapkv(family, row), moved(family, row), strict=True):
+        heads = len(attention)
+        attention = attention / (32 * len(norms) // heads)
+        weighed = (attention + 1e-4) * group(norms, heads).mean(1)
+        scores = torch.zeros_like(attention)
+        for head in range(heads):
+            lists = [one[head].argsort(descending=True).tolist() for one in (attention, weighed)]
+            merged = dict.fromkeys(token for pair in zip(*lists, strict=True) for token in pair)
+            for place, token in enumerate(merged):
+                scores[head, token] = len(row) - place
+        found.append(scores)
+    return found
+
+
+def queries(family, row, monkeypatch):
+    """Of each layer, before and after rotary embedding [Hq, N, D], and the rotations at the next 512 positions."""
+    eager = tiny_model(family, attn_implementation="eager")
+    attentions = inspect_model(eager).attentions
+    seen, turned = [], []
+    if family == "gpt2":
+        for module in attentions:
+            module.c_attn.register_forward_hook(lambda m, a, out: seen.append(out[0, :, :32].unflatten(-1, (4, 8))))
+        with torch.no_grad():
+            eager(torch.tensor([row]))
+        own = [one.transpose(0, 1) for one in seen]
+        return own, own, [torch.eye(8)[None]] * len(own)
+    namespace = sys.modules[type(attentions[0]).__module__]
+    rotate = namespace.apply_rotary_pos_emb
+
+    def recorded(q, k, cos, sin, *args, **kwargs):
+        out = rotate(q, k, cos, sin, *args, **kwargs)
+        seen.append(q[0])
+        turned.append(out[0][0])
+        return out
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(namespace, "apply_rotary_pos_emb", recorded)
+        eager(torch.tensor([row]))
+        at = torch.arange(len(row), len(row) + 512)[None]
+        cos, sin = inspect_model(eager).decoder.rotary_emb(torch.zeros(1), at)
+        width = seen[0].shape[-1]
+        basis = torch.eye(width)[None, :, None].expand(-1, -1, 512, -1)  # a unit vector in place of a head
+        matrices = rotate(basis, basis, cos, sin)[0][0].permute(1, 2, 0)  # [512, D, D]: columns are what they become
+    return seen, turned, [matrices] * len(seen)
+
+
+def expected_attention(family, row, monkeypatch):
+    _, cache, _ = stock(family, row)
+    before, _, rotations = queries(family, row, monkeypatch)
+    found = []
+    for layer, own, matrices in zip(cache.layers, before, rotations, strict=True):
+        keys, values = layer.keys[0].double(), layer.values[0].double()
+        turn = matrices.double().mean(0)
+        scores = torch.zeros(len(own), len(row)).double()
+        for head, asked in enumerate(own[:, 4:].double()):
+            kv = head * len(keys) // len(own)
+            mean, covariance = turn @ asked.mean(0), turn @ asked.T.cov(correction=0) @ turn.T
+            z = [k @ mean / len(k) ** 0.5 + k @ covariance @ k / (2 * len(k)) for k in keys[kv, 4:]]
+            scores[head, 4:] = torch.stack(z).softmax(0)
+        found.append((group(scores, len(keys)).mean(1) + 0.02) * values.norm(dim=-1))
+    return found
+
+
+def rkv(family, row, monkeypatch):
+    eager, cache, _ = stock(family, row)
+    _, after, _ = queries(family, row, monkeypatch)
+    cap = getattr(eager.config, "attn_logit_softcapping", None)
+    found = []
+    for layer, own in zip(cache.layers, after, strict=True):
+        keys = layer.keys[0].double()
+        past = len(row) - 8
+        logits = group(own[:, past:].double(), len(keys)) @ keys[:, None, :past].mT / keys.shape[-1] ** 0.5
+        if cap:
+            logits = cap * (logits / cap).tanh()
+        looked = torch.zeros(len(keys), len(row)).double()
+        looked[:, :past] = logits.amax(1).softmax(-1).mean(1)
+        importance = torch.stack([looked[:, max(0, i - 3) : i + 4].amax(1) for i in range(len(row))], dim=1)
+        redundancy = []
+        for head in keys:
+            cosines = torch.cosine_similarity(head[:, None], head[None], dim=-1).fill_diagonal_(0)
+            for one in cosines:
+                if (one > 0.5).any():
+                    one[(one > 0.5).nonzero().max()] = 0
+            redundancy.append(cosines.mean(0).softmax(0))
+        found.append(1 + 0.1 * importance - 0.9 * torch.stack(redundancy))
+    return found
+
+
+def defensivekv(family, row):
+    _, cache, attentions = stock(family, row)
+    found = []
+    past = len(row) - 32
+    for layer, weights, norms in zip(cache.layers, attentions, moved(family, row), strict=True):
+        heads = layer.keys.shape[1]
+        rows = group(weights[:, past:, :past].double(), heads)  # [H, G, 32, past]
+        spread = torch.stack([rows[..., max(0, i - 2) : min(past, i + 3)].mean(-1) for i in range(past)], dim=-1)
+        risk = (spread * rows.sum(-1, keepdim=True) / spread.sum(-1, keepdim=True)).amax((1, 2))
+        risk = torch.maximum(risk, risk.mean(-1, keepdim=True))
+        size = group(norms, heads).mean(1)[:, :past]
+        scores = risk * size / size.sum(0)
+        top = scores.max()
+        mean = rows.mean((1, 2))
+        for head in range(heads):
+            told = 0.0
+            for token in mean[head].argsort(descending=True).tolist():
+                told += mean[head, token]
+                if told >= 0.9 * mean[head].sum():
+                    break
+                scores[head, token] = top + mean[head, token]
+        found.append(F.pad(scores, (0, 32)))
+    return found
+
+
+def kvzip(family, row):
+    """Pieces of 64, the text read as a ring."""
+    eager, cache, _ = stock(family, row)
+    found = [torch.zeros(layer.keys.shape[1], len(row)) for layer in cache.layers]
+    for start in range(0, len(row), 64):
+        piece = [row[place % len(row)] for place in range(start - 8, start + 64)]
+        at = torch.arange(len(row), len(row) + len(piece))[None]
+        with torch.no_grad():
+            out = eager(
+                torch.tensor([piece]), position_ids=at, past_key_values=copy.deepcopy(cache), output_attentions=True
+            )
+        columns = range(start, min(start + 64, len(row)))
+        for scores, weights in zip(found, out.attentions, strict=True):
+            scores[:, columns] = group(weights[0][..., columns], len(scores)).amax((1, 2))
+    return found
+
+
+TWINS = {
+    "snapkv": snapkv, "keydiff": keydiff, "echo": echo, "tova": tova, "criticalkv": criticalkv, "kvzip": kvzip,
+    "expected_attention": expected_attention, "rkv": rkv, "defensivekv": defensivekv,
+}  # fmt: skip
+
+
+def twin(name, family, row, monkeypatch):
+    more = (monkeypatch,) if name in ("expected_attention", "rkv") else ()
+    return TWINS[name](family, row, *more)
 
 
 def choice(scores: list[float], budget: int, newest: int) -> set[int]:
@@ -101,7 +270,7 @@ def choice(scores: list[float], budget: int, newest: int) -> set[int]:
 
 @pytest.mark.parametrize("name", SCORERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_kept_of_a_prompt_equals_the_naive_choice(name, family):
+def test_what_is_kept_of_a_prompt_equals_the_naive_choice(name, family, monkeypatch):
     """Alone, in chunks, and as a left-padded row of a batch."""
     model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
     windows = inspect_model(model).windows
@@ -111,7 +280,7 @@ def test_what_is_kept_of_a_prompt_equals_the_naive_choice(name, family):
         teacher_forced(model, cache, rows, chunk=chunk)
         cache.compact()
         for index, row in enumerate(rows):
-            for layer, scores in enumerate(TWINS[name](family, row)):
+            for layer, scores in enumerate(twin(name, family, row, monkeypatch)):
                 if windows[layer] is not None:
                     continue  # with a window smaller than the budget there is nothing to choose
                 kept = cache.kept_positions(layer)[index].tolist()

@@ -45,4 +45,4 @@ class DefensiveKV(Scored):
         ordered, order = mean.sort(dim=-1, descending=True)
         first = ordered.cumsum(dim=-1) < _SURE * mean.sum(dim=-1, keepdim=True)
         sure = torch.zeros_like(first).scatter_(-1, order, first)
-        return score + sure * (score.amax(dim=(1, 2), keepdim=True) + mean)
+        return torch.where(sure, score.amax(dim=(1, 2), keepdim=True) + mean, score)
