@@ -80,7 +80,7 @@ def model():
 @pytest.mark.parametrize("allocator", ALLOCATORS.names())
 @pytest.mark.parametrize("policy", POLICIES.names())
 def test_a_long_forward_is_cut_into_pieces_by_itself(model, policy, allocator):
-    if allocator == "global" and not POLICIES.create(policy).scores_tokens and policy != "h2o":
+    if allocator in ("global", "adakv") and not POLICIES.create(policy).scores_tokens and policy != "h2o":
         pytest.skip("refused: no scores")
     rows, generated = story()
     options = {"budget": 0.3, "policy": policy, "allocator": allocator, "prefill": "bounded", "chunk_size": PIECE}

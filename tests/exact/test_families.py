@@ -34,6 +34,8 @@ def test_enough_budget_equals_the_stock_cache(family):
     rows, generated = story()
     stock = teacher_forced(model, DynamicCache(config=model.config), rows, generated)
     for policy in POLICIES:
+        if model.config.model_type == "deepseek_v3" and policy in ("criticalkv", "defensivekv", "expected_attention"):
+            continue  # refused: see test_heads.py
         cache = SqueezeCache(model, budget=max(LENGTHS) + STEPS, policy=policy)
         ours = teacher_forced(model, cache, rows, generated)
         for got, want in zip(ours, stock, strict=True):
@@ -45,7 +47,7 @@ def test_enough_budget_equals_the_stock_cache(family):
 def test_small_budgets_equal_the_reference(family, policy, allocator):
     """A left-padded batch, 64 steps; budgets hold after every one. The prompt in chunks leaves the same cache."""
     model, windows = family
-    if allocator == "global" and policy != "h2o":
+    if allocator in ("global", "adakv") and policy != "h2o":
         with pytest.raises(ConfigError, match="has none"):
             SqueezeCache(model, budget=17, policy=policy, allocator=allocator)
         return

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from squeezeattention import POLICIES, SqueezeCache
+from squeezeattention.errors import ConfigError
 from squeezeattention.hf.layout import inspect_model
 from squeezeattention.policies import Scored
-from squeezeattention.signals import Replay
+from squeezeattention.signals import LayerScores, Replay
 from squeezeattention.testing import NaiveReference, left_padded, position_ids, teacher_forced, tiny_model
 
 SCORERS = [name for name in POLICIES if isinstance(POLICIES.create(name), Scored)]
@@ -355,3 +356,88 @@ def test_ranking_over_all_layers_and_heads():
             assert abs(tokens - max(36 if 36 < 50 // 4 else 50 // 4, int(counts[layer, head]))) <= 6
     ids, mask = left_padded([row])
     assert position_ids(mask).max() == ids.shape[1] - 1
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-mha", "gpt-oss"])
+def test_heads_share_their_layers_budget(family):
+    """AdaKV: each layer has the same, and its heads as many as they have among its best; a fifth is everyone's own."""
+    model = tiny_model(family)
+    row, budget = text(200), 50
+    cache = SqueezeCache(model, budget=budget, allocator="adakv", policy="snapkv", min_tokens=1)
+    teacher_forced(model, cache, [row])
+    plan = cache.plan
+    windows = inspect_model(model).windows
+    differ = False
+    for layer, scores in enumerate(snapkv(family, row)):
+        if windows[layer] is not None:
+            continue
+        heads = len(scores)
+        told = [list(one) for one in scores.tolist()]
+        sure = [sorted(range(len(row)), key=lambda p, own=own: (4 <= p < 177, -own[p]))[:27] for own in told]
+        rest = sorted(
+            ((score, head) for head, own in enumerate(told) for p, score in enumerate(own) if p not in sure[head]),
+            reverse=True,
+        )[: heads * (budget - 27)]
+        want = [27 + sum(head == own for _, own in rest) for head in range(heads)]
+        if not any(windows):
+            assert plan.budgets[layer] == budget
+            got = plan.heads(layer, heads)
+            assert sum(got) == heads * budget
+            assert all(abs(one - other) <= 1 for one, other in zip(got, want, strict=True)), (got, want)
+        differ = differ or len(set(want)) > 1
+    assert differ
+    assert plan.total == budget * len(windows)
+
+
+def test_what_no_head_of_a_layer_looks_at_still_leaves_a_fifth_to_each():
+    signal = LayerScores()
+    signal.start(1)
+    signal.see_budget([20])
+    scores = torch.stack([torch.full((1, 100), 1.0), torch.full((1, 100), 0.1)], dim=1)
+    signal.see_scores(0, scores, torch.arange(100).expand(1, 2, -1))
+    assert signal.values() == [[[1 - 36 / 40, 1 - 4 / 40]]]
+    for wrong in (-0.1, 1.5, True, "a"):
+        with pytest.raises(ConfigError, match="safeguard"):
+            LayerScores(wrong)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-oss", "falcon-new", "deepseek-v3"])
+@pytest.mark.parametrize("budgets", ["equal", "by head"])
+def test_tova_follows_the_newest_query(family, budgets):
+    """While decoding: what the query before looked at least, over all heads, makes room."""
+    model = tiny_model(family)
+    windows = inspect_model(model).windows
+    probe = SqueezeCache(model, budget=8)
+    teacher_forced(model, probe, [text(5)])
+    heads = probe.kept_positions(0).shape[1]
+    room = [[20 if budgets == "equal" else 14 + 5 * ((layer + head) % 3) for head in range(heads)]
+            for layer in range(len(windows))]  # fmt: skip
+    row = text(60)
+
+    def follow(layer, head, held, budget, newest):
+        if len(held) <= budget:
+            return set(held)
+        looks = reference._weights[layer]  # [H, T, T]: mean over the query heads of a group
+        before = looks[:, min(newest - 1, looks.shape[1] - 1) if newest >= len(row) else newest].mean(0).tolist()
+        recent = max(1, min(32, (budget - 4) // 2))
+        sure = {p for p in held if p < 4 or p > newest - recent}
+        window = windows[layer]
+        rest = sorted((p for p in held - sure if window is None or p > newest - window), key=lambda p: (-before[p], -p))
+        sure = {p for p in sure if window is None or p > newest - window}
+        return sure | set(rest[: budget - len(sure)])
+
+    reference = NaiveReference(model, follow, windows, heads)
+    cache = SqueezeCache(model, policy="tova", allocator=room)
+    with torch.no_grad():
+        model(torch.tensor([row]), past_key_values=cache)
+        reference.read(row)
+        reference.cut(room)
+        for token in text(25, seed=4):
+            got = model(torch.tensor([[token]]), past_key_values=cache).logits[0, 0]
+            want = reference.step(token)
+            assert (got - want).abs().max() <= 1e-4
+            for layer in range(len(windows)):
+                kept = [{p for p in head if p >= 0} for head in cache.kept_positions(layer)[0].tolist()]
+                assert kept == reference.kept[layer]
+                if windows[layer] is None and budgets == "equal":
+                    assert all(own == kept[0] for own in kept)

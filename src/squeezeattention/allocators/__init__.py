@@ -10,6 +10,7 @@ from ..defaults import DEFAULT_ALLOCATOR
 from ..errors import ConfigError
 from ..plan.plan import BudgetPlan
 from ..registry import Registry
+from .adakv import AdaKV
 from .base import Allocation, Allocator, check_p
 from .cake import Cake
 from .dynamickv import DynamicKV
@@ -33,6 +34,7 @@ from .zigzag import ZigZag
 __all__ = [
     "ALLOCATORS",
     "DEFAULT_ALLOCATOR",
+    "AdaKV",
     "Allocation",
     "Allocator",
     "Cake",
@@ -62,7 +64,7 @@ __all__ = [
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator", name=str, needs_signal=bool)
 for _allocator in (
-    Squeeze, Probe, OverAll, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV,
+    Squeeze, Probe, OverAll, AdaKV, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV,
 ):  # fmt: skip
     ALLOCATORS.register(_allocator.name, _allocator)
 

@@ -33,7 +33,7 @@ class DefensiveKV(Scored):
         past = (view.positions >= 0) & (view.positions <= newest - self.last_queries)
         attention = view.attention() * past[:, :, None, None]
         mass = attention.sum(dim=-1, keepdim=True)
-        spread = pooled(attention, view.positions) * past[:, :, None, None]
+        spread = pooled(attention, view.positions.masked_fill(~past, -1)) * past[:, :, None, None]
         risk = (spread * (mass / spread.sum(dim=-1, keepdim=True).clamp(min=1e-12))).amax(dim=(2, 3))
         count = past.sum(dim=-1, keepdim=True).clamp(min=1)
         risk = risk.maximum(risk.sum(dim=-1, keepdim=True) / count)
