@@ -64,7 +64,8 @@ __all__ = [
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator", name=str, needs_signal=bool)
 for _allocator in (
-    Squeeze, Probe, OverAll, AdaKV, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV,
+    Squeeze, Probe, OverAll, AdaKV, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy,
+    DynamicKV,
 ):  # fmt: skip
     ALLOCATORS.register(_allocator.name, _allocator)
 

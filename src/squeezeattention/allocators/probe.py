@@ -10,7 +10,6 @@ from ..errors import ConfigError
 from ..plan.budget import is_real
 from .base import Allocation, Allocator, check_signal_values
 
-
 #: What a head is worth that did not look back at all: a sample is a sample.
 _SLEEPING = 0.02
 

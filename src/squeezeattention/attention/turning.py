@@ -48,25 +48,28 @@ class Turning:
         return cos / scaling, sin / scaling
 
     @classmethod
-    def build(cls, policy: str, decoder: torch.nn.Module, attention: torch.nn.Module, index: int, config: Any) -> Turning:
-        """That of one layer; raises :class:`UnsupportedModelError`, in the name of ``policy``, where it is not exact."""
+    def build(
+        cls, policy: str, decoder: torch.nn.Module, attention: torch.nn.Module, index: int, config: Any
+    ) -> Turning:
+        """That of one layer; raises :class:`UnsupportedModelError`, naming ``policy``, where it is not exact."""
         family = type(attention).__name__
         rotary = getattr(decoder, "rotary_emb", None) or getattr(attention, "rotary_emb", None)
         namespace = vars(sys.modules[type(attention).__module__])
         rotate = namespace.get("apply_rotary_pos_emb")
         if rotary is None and rotate is None and not _mentions_rope(decoder, namespace):
-            return cls(lambda at: (torch.ones(1, 1, 1, device=at.device), torch.zeros(1, 1, 1, device=at.device)),
-                       lambda states, cos, sin: states)  # fmt: skip
+            return cls(_no_angles, lambda states, cos, sin: states)
         if rotary is None or rotate is None:
             raise UnsupportedModelError(
-                f"policy {policy!r} undoes the queries' rotary embedding, which is not of the usual form in {family}; use "
-                'another policy, such as "snapkv"'
+                f"policy {policy!r} undoes the queries' rotary embedding, which is not of the usual form in {family}; "
+                'use another policy, such as "snapkv"'
             )
-        if getattr(rotary, "rope_type", "default") in _REFUSED_TYPES:
-            raise UnsupportedModelError(
-                f"policy {policy!r} undoes the queries' rotary embedding, and {rotary.rope_type!r} RoPE has frequencies "
-                'that change with the length; use another policy, such as "snapkv"'
-            )
+        kinds = getattr(rotary, "rope_type", "default")
+        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
+            if kind in _REFUSED_TYPES:
+                raise UnsupportedModelError(
+                    f"policy {policy!r} undoes the queries' rotary embedding, and {kind!r} RoPE has frequencies that "
+                    'change with the length; use another policy, such as "snapkv"'
+                )
         angles = _angles_of(rotary, attention, index, config)
         for whole in (True, False):
             turning = cls(angles, _apply_of(rotate, whole))
@@ -89,6 +92,11 @@ class Turning:
             return bool((self.back(turned, here) - want).abs().max() < 1e-3)
         except (TypeError, RuntimeError, ValueError, AttributeError):
             return False
+
+
+def _no_angles(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    one = torch.ones(1, 1, 1, device=positions.device)
+    return one, torch.zeros_like(one)
 
 
 def _mentions_rope(decoder: torch.nn.Module, namespace: dict[str, Any]) -> bool:

@@ -632,10 +632,11 @@ class SqueezeLayer(CacheLayerMixin):
 
     def memory(self, rows: int) -> LayerMemory:
         seen = self.seen if self.window is None else min(self.seen, self.window)
+        scorer = 0 if self.scorer is None else self.scorer.kept_bytes()
         return LayerMemory(
             tokens=self.tokens_held(),
             bytes=self.store.kv_bytes(),
-            index_bytes=self.store.index_bytes() + storage_bytes(self._sink_keys),
+            index_bytes=self.store.index_bytes() + storage_bytes(self._sink_keys) + scorer,
             full_bytes=rows * seen * self.store.bytes_per_token,
         )
 

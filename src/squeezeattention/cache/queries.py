@@ -38,9 +38,13 @@ class NewestQueries:
         """Queries ``[B, Hq, most, D]`` and their positions ``[B, most]``, -1 = none."""
         return self._queries[:, :, :-1], self._positions[:, :-1]
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that is kept."""
+        return self._queries, self._positions
+
     def select_rows(self, rows: torch.Tensor) -> None:
         rows = rows.to(self._queries.device)
-        self._queries, self._positions = self._queries.index_select(0, rows), self._positions.index_select(0, rows)
+        self._queries, self._positions = (one.index_select(0, rows) for one in self.tensors())
 
 
 class QueryStatistics:
@@ -75,6 +79,10 @@ class QueryStatistics:
             covariance = turned[:, :, 0].unflatten(1, covariance.shape[1:3]).transpose(-1, -2)
         return mean.unflatten(1, (heads, -1)), covariance.unflatten(1, (heads, -1))
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that is kept."""
+        return self._count, self._sum, self._outer
+
     def select_rows(self, rows: torch.Tensor) -> None:
         rows = rows.to(self._count.device)
-        self._count, self._sum, self._outer = (one.index_select(0, rows) for one in (self._count, self._sum, self._outer))
+        self._count, self._sum, self._outer = (one.index_select(0, rows) for one in self.tensors())

@@ -14,7 +14,7 @@ from ..policies.scored import SURE, scores_of
 from .parts import Parts
 from .queries import NewestQueries, QueryStatistics
 from .ragged import RaggedStore
-from .store import LayerStore
+from .store import LayerStore, storage_bytes
 
 
 class TokenScorer:
@@ -56,6 +56,11 @@ class TokenScorer:
                 kept.select_rows(rows)
         if self.fitted is not None:
             self.fitted = self.fitted.index_select(0, rows.to(self.fitted.device))
+
+    def kept_bytes(self) -> int:
+        """Bytes of what is kept beside the tokens' scores, measured."""
+        kept = [tensor for part in (self.newest, self.statistics) if part is not None for tensor in part.tensors()]
+        return storage_bytes(self.fitted, *kept)
 
     # ---------------------------------------------------------------- scores
 

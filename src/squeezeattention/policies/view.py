@@ -63,9 +63,9 @@ class LayerView:
         """
         if self.output is None:
             raise ConfigError("this scorer looks at projected values: give its class weighs_values = True")
-        heads, width = self.values.shape[1], self.values.shape[3]
+        batch, heads, tokens, width = self.values.shape
         weight = self.output().detach().unflatten(0, (heads, -1, width))  # [H, G, Dv, W]
-        found = self.values.new_empty(*self.values.shape[:2], weight.shape[1], self.values.shape[2], dtype=torch.float32)
+        found = self.values.new_empty(batch, heads, weight.shape[1], tokens, dtype=torch.float32)
         for head, own in enumerate(weight):
             for group, matrix in enumerate(own.to(self.values.device).float()):
                 parts = [part.float() @ matrix for part in self.values[:, head].split(_TOKENS, dim=1)]

@@ -91,11 +91,12 @@ class LayerScores(ByScores):
         found = []
         for layer in layers:
             ranked = [unit.sort(descending=True).values for unit in layer]
-            whole = torch.cat([torch.cat([one[:own].new_full((len(one[:own]),), torch.inf), one[own:]]) for one in ranked])
-            head = torch.arange(len(layer), device=whole.device).repeat_interleave(
-                torch.tensor([len(unit) for unit in ranked], device=whole.device)
-            )
+            for unit in ranked:
+                unit[:own] = torch.inf
+            whole = torch.cat(ranked)
+            counts = torch.tensor([len(unit) for unit in ranked], device=whole.device)
+            heads = torch.arange(len(layer), device=whole.device).repeat_interleave(counts)
             best = whole.sort(descending=True, stable=True).indices[: budget * len(layer)]
-            counts = head[best].bincount(minlength=len(layer)).tolist()
-            found.append([count / max(1, sum(counts)) for count in counts])
+            chosen = heads[best].bincount(minlength=len(layer)).tolist()
+            found.append([count / max(1, sum(chosen)) for count in chosen])
         return found
