@@ -18,6 +18,15 @@ from squeezeattention.testing import NaiveReference, left_padded, position_ids, 
 SCORERS = [name for name in POLICIES if isinstance(POLICIES.create(name), Scored)]
 FAMILIES = ["llama", "llama-mha", "qwen3", "gpt2", "gemma2", "gpt-oss", "falcon-7b"]
 BUDGET, SINKS = 40, 4
+#: Groups of three and seven query heads.
+GROUPS = {
+    "llama-3": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8},
+    "llama-7": {"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 8},
+}
+
+
+def make(family, **changes):
+    return tiny_model(family.split("-")[0] if family in GROUPS else family, **GROUPS.get(family, {}), **changes)
 
 
 def text(length: int, seed: int = 1) -> list[int]:
@@ -26,7 +35,7 @@ def text(length: int, seed: int = 1) -> list[int]:
 
 def stock(family, row):
     """Keys and values [H, N, D] of each layer, and attention [Hq, N, N], as the stock model has them."""
-    eager = tiny_model(family, attn_implementation="eager")
+    eager = make(family, attn_implementation="eager")
     cache = DynamicCache()  # plain layers: windows hide, they do not cut
     with torch.no_grad():
         out = eager(torch.tensor([row]), past_key_values=cache, output_attentions=True)
@@ -136,7 +145,7 @@ def criticalkv(family, row):
 
 def queries(family, row, monkeypatch):
     """Of each layer, before and after rotary embedding [Hq, N, D], and the rotations at the next 512 positions."""
-    eager = tiny_model(family, attn_implementation="eager")
+    eager = make(family, attn_implementation="eager")
     attentions = inspect_model(eager).attentions
     seen, turned = [], []
     if family == "gpt2":
@@ -270,10 +279,10 @@ def choice(scores: list[float], budget: int, newest: int) -> set[int]:
 
 
 @pytest.mark.parametrize("name", SCORERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *GROUPS])
 def test_what_is_kept_of_a_prompt_equals_the_naive_choice(name, family, monkeypatch):
     """Alone, in chunks, and as a left-padded row of a batch."""
-    model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
+    model = make(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
     windows = inspect_model(model).windows
     rows = [text(97), text(120, seed=2)]
     for chunk in (None, 25):
@@ -441,3 +450,77 @@ def test_tova_follows_the_newest_query(family, budgets):
                 assert kept == reference.kept[layer]
                 if windows[layer] is None and budgets == "equal":
                     assert all(own == kept[0] for own in kept)
+
+
+def impatient(name):
+    """The scorer, scoring anew every 5 steps if it does so at all."""
+    policy = POLICIES.create(name)
+    if policy.every is not None:
+        policy.every = 5
+    return policy
+
+
+def told(model, cache, ids, mask):
+    with torch.no_grad():
+        positions = position_ids(mask)[:, -ids.shape[1] :]
+        return model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-oss"])
+@pytest.mark.parametrize("budgets", ["equal", "by head"])
+def test_rows_of_a_batch_are_what_they_are_alone(name, family, budgets):
+    """Three turns of padded rows, which are picked and repeated on the way, as beam search does; a copy goes on alone."""
+    model = tiny_model(family)
+    probe = SqueezeCache(model, budget=8)
+    teacher_forced(model, probe, [text(5)])
+    heads = probe.kept_positions(0).shape[1]
+    room = [
+        [24 if budgets == "equal" else 14 + 7 * ((layer + head) % 3) for head in range(heads)] for layer in range(4)
+    ]
+    order, parts = [2, 0, 0], [[text(n, seed=n + turn) for n in (61, 48, 55)] for turn in range(3)]
+    generated = [torch.randint(3, 101, (3, 7), generator=torch.Generator().manual_seed(turn)) for turn in range(3)]
+    parts[2], generated[2] = [parts[2][row] for row in order], generated[2][order]
+    together, mask = SqueezeCache(model, policy=impatient(name), allocator=room), torch.zeros(3, 0, dtype=torch.long)
+    alone = [SqueezeCache(model, policy=impatient(name), allocator=room) for _ in range(3)]
+    seen = [0, 0, 0]
+    for turn in range(3):
+        ids, real = left_padded(parts[turn])
+        steps = [(ids, real), *((generated[turn][:, [step]], torch.ones(3, 1, dtype=torch.long)) for step in range(7))]
+        for step, (tokens, new) in enumerate(steps):
+            mask = torch.cat([mask, new], dim=1)
+            got = told(model, together, tokens, mask)
+            for row, own in enumerate(alone):
+                one = tokens[row, new[row].bool()][None]
+                seen[row] += one.shape[1]
+                want = told(model, own, one, torch.ones(1, seen[row], dtype=torch.long))
+                assert (got[row, -one.shape[1] :] - want[0]).abs().max() <= 1e-4, (turn, step, row)
+            if (turn, step) == (1, 4):
+                together.reorder_cache(torch.tensor(order))
+                mask, seen = mask[order], [seen[row] for row in order]
+                alone = [copy.deepcopy(alone[row]) for row in order]
+                generated[1] = generated[1][order]
+                steps[5:] = [(tokens[order], new) for tokens, new in steps[5:]]
+            for layer in range(4):
+                assert all(
+                    length <= most for length, most in zip(together.head_lengths()[layer], room[layer], strict=True)
+                )
+    for layer in range(4):
+        for row, own in enumerate(alone):
+            kept = [sorted(p for p in head if p >= 0) for head in together.kept_positions(layer)[row].tolist()]
+            assert kept == [sorted(p for p in head if p >= 0) for head in own.kept_positions(layer)[0].tolist()]
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "gpt-oss"])
+def test_compiled_steps_score_alike(name, family, graphs):
+    model = tiny_model(family)
+    rows, generated = [text(61), text(48, seed=2)], torch.randint(3, 101, (2, 14))
+    plain = SqueezeCache(model, budget=20, allocator="uniform", policy=impatient(name))
+    compiled = SqueezeCache(model, budget=20, allocator="uniform", policy=impatient(name), compile=True)
+    want = teacher_forced(model, plain, rows, generated)
+    for got, wanted in zip(teacher_forced(model, compiled, rows, generated), want, strict=True):
+        assert (got - wanted).abs().max() <= 1e-4
+    for layer in range(4):
+        assert torch.equal(plain.kept_positions(layer), compiled.kept_positions(layer))
+    assert 1 <= len(graphs) <= 4

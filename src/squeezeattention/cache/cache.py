@@ -67,10 +67,12 @@ class SqueezeCache(Cache):
         budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of each row's own; 1.0
             holds the answer too, where ``generate`` or ``new_tokens`` tell its length); text such as "512MiB" = bytes
             of keys and values per sequence. ``None`` is a share of 0.2.
-        policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
+        policy: "sliding_window", "streaming_llm", "h2o", a scorer ("snapkv", "criticalkv", "defensivekv", "tova",
+            "keydiff", "rkv", "expected_attention", "kvzip", "echo") or an :class:`EvictionPolicy`.
         allocator: "lookup" (the default: what won across tasks and models), "squeeze" (the paper; the default where
             ``p`` or ``outliers``, which are its parameters, are given), "reach", "focus",
-            "uniform", "random", "inverted", those of other papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
+            "probe", "adakv" and "global", which divide among KV heads, "uniform", "random", "inverted", those of other
+            papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
             :class:`BudgetPlan` or a list of tokens per layer, or per layer a list of tokens per KV head (these fix the
             budgets: give no ``budget``).
         p: share of the average budget that the least important group keeps, in (0, 1].
