@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from squeezeattention import POLICIES, SqueezeCache
-from squeezeattention.errors import ConfigError
+from squeezeattention.errors import ConfigError, UnsupportedModelError
 from squeezeattention.hf.layout import inspect_model
 from squeezeattention.policies import Scored
 from squeezeattention.signals import LayerScores, Replay
@@ -20,8 +20,8 @@ FAMILIES = ["llama", "llama-mha", "qwen3", "gpt2", "gemma2", "gpt-oss", "falcon-
 BUDGET, SINKS = 40, 4
 #: Groups of three and seven query heads.
 GROUPS = {
-    "llama-3": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8},
-    "llama-7": {"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 8},
+    "llama-3": {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2},
+    "llama-7": {"hidden_size": 56, "num_attention_heads": 7, "num_key_value_heads": 1},
 }
 
 
@@ -337,6 +337,25 @@ def test_attention_sees_what_is_kept_and_no_step_exceeds_the_budget(name, family
             assert (got - want).abs().max() <= 1e-4
 
 
+def test_what_a_scorer_cannot_read_is_refused():
+    """In its own name, when the cache is made."""
+    half = tiny_model("llama")
+    half.model.layers[2].self_attn.o_proj.weight.data = torch.zeros(16, 16)
+    nameless = tiny_model("llama")
+    nameless.model.layers[1].self_attn.into = nameless.model.layers[1].self_attn.o_proj
+    del nameless.model.layers[1].self_attn.o_proj
+    longer = tiny_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    for policy in ("criticalkv", "defensivekv"):
+        with pytest.raises(
+            UnsupportedModelError, match=rf"'{policy}' weighs values by .*o_proj.* no plain matrix of 32"
+        ):
+            SqueezeCache(half, budget=20, policy=policy)
+        with pytest.raises(UnsupportedModelError, match=rf"'{policy}' weighs values .* has none of o_proj"):
+            SqueezeCache(nameless, budget=20, policy=policy)
+    with pytest.raises(UnsupportedModelError, match="'expected_attention' undoes .* 'dynamic' RoPE"):
+        SqueezeCache(longer, budget=20, policy="expected_attention")
+
+
 def test_any_two_scorers_differ():
     model = tiny_model("llama")
     kept = {}
@@ -467,10 +486,9 @@ def told(model, cache, ids, mask):
 
 
 @pytest.mark.parametrize("name", SCORERS)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt-oss"])
-@pytest.mark.parametrize("budgets", ["equal", "by head"])
+@pytest.mark.parametrize(("family", "budgets"), [("llama", "equal"), ("llama", "by head"), ("gpt-oss", "by head")])
 def test_rows_of_a_batch_are_what_they_are_alone(name, family, budgets):
-    """Three turns of padded rows, which are picked and repeated on the way, as beam search does; a copy goes on alone."""
+    """Three turns of padded rows, which are picked and repeated on the way, as beam search does; copies go on alone."""
     model = tiny_model(family)
     probe = SqueezeCache(model, budget=8)
     teacher_forced(model, probe, [text(5)])
@@ -511,9 +529,11 @@ def test_rows_of_a_batch_are_what_they_are_alone(name, family, budgets):
             assert kept == [sorted(p for p in head if p >= 0) for head in own.kept_positions(layer)[0].tolist()]
 
 
-@pytest.mark.parametrize("name", SCORERS)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "gpt-oss"])
-def test_compiled_steps_score_alike(name, family, graphs):
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*(("llama", name) for name in SCORERS), ("gpt-oss", "tova"), ("gpt-oss", "expected_attention")],
+)
+def test_compiled_steps_score_alike(family, name, graphs):
     model = tiny_model(family)
     rows, generated = [text(61), text(48, seed=2)], torch.randint(3, 101, (2, 14))
     plain = SqueezeCache(model, budget=20, allocator="uniform", policy=impatient(name))

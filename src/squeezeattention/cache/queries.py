@@ -28,7 +28,10 @@ class NewestQueries:
 
     def see(self, query: torch.Tensor, positions: torch.Tensor) -> None:
         """Queries ``[B, Hq, q, D]`` at ``positions`` int64 ``[B or 1, q]``, -1 = padding."""
-        query, positions = query[:, :, -self._most :], positions[:, -self._most :].expand(len(query), -1)
+        positions = positions.expand(len(query), -1)
+        if query.shape[2] > self._most:  # padding may lie between a row's tokens
+            positions, newest = positions.topk(self._most, dim=1)
+            query = query.gather(2, newest[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
         column = torch.where(positions >= 0, positions % self._most, self._most)
         self._queries.scatter_(2, column[:, None, :, None].expand_as(query), query)
         self._positions.scatter_(1, column, positions)

@@ -37,8 +37,9 @@ class OutputProjection:
 
 def inwards(module: nn.Module) -> torch.Tensor:
     """A linear layer's weight, [in, out]."""
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    return weight if type(module).__name__ == "Conv1D" else weight.T
+    plain: Any = getattr(module, "base_layer", module)  # inside an adapter, whose own part is left out
+    weight: torch.Tensor = plain.weight
+    return weight if type(plain).__name__ == "Conv1D" else weight.T
 
 
 def parts_for(policy: EvictionPolicy, layout: Layout) -> list[Parts]:

@@ -27,12 +27,12 @@ def highest(scores: torch.Tensor, positions: torch.Tensor, width: int = 7) -> to
 
 
 def _in_order(scores: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places of the tokens in the order of the text, and 1.0 where there is one."""
+    """Places of the tokens in the order of the text, and 1.0 where there is one, for all that agree."""
     between = scores.ndim - positions.ndim
     positions = positions.view(*positions.shape[:2], *[1] * between, -1)
     order = positions.argsort(dim=-1)
     there = (positions >= 0).gather(-1, order).float()
-    return order.expand_as(scores), there.expand_as(scores)
+    return order.expand_as(scores), there
 
 
 def _windows(ordered: torch.Tensor, width: int, pool: Callable[..., torch.Tensor]) -> torch.Tensor:

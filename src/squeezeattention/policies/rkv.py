@@ -9,8 +9,8 @@ from .pooling import highest
 from .scored import Scored
 from .view import LayerView
 
-#: Weight of attention against redundancy; cosine from which on two keys say the same; rows of cosines made at once.
-_MIX, _SAME, _ROWS = 0.1, 0.5, 256
+#: Weight of attention against redundancy; cosine from which on two keys say the same; cosines that are made at once.
+_MIX, _SAME, _ELEMENTS = 0.1, 0.5, 2**23
 
 
 class RKV(Scored):
@@ -47,8 +47,9 @@ def redundancy_of(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     positions = positions.expand(keys.shape[:3])
     unit = F.normalize(keys, dim=-1) * held[..., None]
     total = torch.zeros(keys.shape[:3], device=keys.device)
-    for start in range(0, keys.shape[2], _ROWS):
-        cosines = unit[:, :, start : start + _ROWS] @ unit.transpose(-1, -2)
+    rows = max(1, _ELEMENTS // held.numel())
+    for start in range(0, keys.shape[2], rows):
+        cosines = unit[:, :, start : start + rows] @ unit.transpose(-1, -2)
         own = torch.arange(cosines.shape[2], device=keys.device)
         cosines[:, :, own, own + start] = 0.0
         when = torch.where(cosines > _SAME, positions[:, :, None], -1)
