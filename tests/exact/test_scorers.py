@@ -352,7 +352,7 @@ def test_what_a_scorer_cannot_read_is_refused():
             SqueezeCache(half, budget=20, policy=policy)
         with pytest.raises(UnsupportedModelError, match=rf"'{policy}' weighs values .* has none of o_proj"):
             SqueezeCache(nameless, budget=20, policy=policy)
-    with pytest.raises(UnsupportedModelError, match="'expected_attention' undoes .* 'dynamic' RoPE"):
+    with pytest.raises(UnsupportedModelError, match=r"'expected_attention' undoes .* 'dynamic' RoPE"):
         SqueezeCache(longer, budget=20, policy="expected_attention")
 
 
