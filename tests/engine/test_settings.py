@@ -39,6 +39,8 @@ def test_refusals(tmp_path):
         ({"plan": plan, "policy": "h2o", "prefill": "windowed"}, UnsupportedFeatureError, "reads prompts in full"),
         ({"plan": plan, "design": "loose"}, ConfigError, "design must be one of compact, slab, got 'loose'"),
         ({"plan": plan, "policy": "newest"}, ConfigError, "newest"),
+        ({"plan": plan, "policy": "snapkv"}, UnsupportedFeatureError, "'snapkv' scores tokens.*one of h2o, sliding"),
+        ({"plan": plan, "policy": "kvzip", "design": "slab"}, UnsupportedFeatureError, "'kvzip' scores tokens"),
         (str(tmp_path / "none.json"), PlanError, "none.json"),
         (str(damaged), PlanError, "damaged.json"),
         ({"plan": {}}, PlanError, "plan"),

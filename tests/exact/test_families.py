@@ -33,6 +33,8 @@ def test_enough_budget_equals_the_stock_cache(family):
     rows, generated = story()
     stock = teacher_forced(model, DynamicCache(config=model.config), rows, generated)
     for policy in POLICIES:
+        if model.config.model_type == "deepseek_v3" and policy in ("criticalkv", "defensivekv", "expected_attention"):
+            continue  # refused: see test_heads.py
         cache = SqueezeCache(model, budget=max(LENGTHS) + STEPS, policy=policy)
         ours = teacher_forced(model, cache, rows, generated)
         for got, want in zip(ours, stock, strict=True):

@@ -128,7 +128,13 @@ else:
 
     @pytest.mark.parametrize(
         ("family", "policy"),
-        [("llama", "h2o"), ("gemma2", "h2o"), ("mistral-window", "h2o"), ("gpt-oss", "streaming_llm")],
+        [
+            ("llama", "h2o"),
+            ("gemma2", "h2o"),
+            ("mistral-window", "h2o"),
+            ("gpt-oss", "streaming_llm"),
+            ("llama", "tova"),
+        ],
     )
     @pytest.mark.parametrize("static", [False, True])
     @pytest.mark.filterwarnings("ignore::squeezeattention.errors.CompileWarning")  # the interpreter is not traced

@@ -165,7 +165,7 @@ else:
         ("family", "policy"),
         [
             ("llama", "h2o"), ("llama", "streaming_llm"), ("gemma2", "h2o"), ("mistral-window", "h2o"),
-            ("gpt-oss", "h2o"), ("gpt-oss", "streaming_llm"),
+            ("gpt-oss", "h2o"), ("gpt-oss", "streaming_llm"), ("llama", "tova"), ("gpt-oss", "tova"),
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("how", ["padded", "static", "beams"])
@@ -183,8 +183,10 @@ else:
         monkeypatch.setattr(ragged, "ragged_decode_attention", lambda *a, **b: launches.append(b) or kernel(*a, **b))
         monkeypatch.setattr(slots, "_columns_by_score", lambda *a, **b: searches.append(a) or search(*a, **b))
 
+        budgets = [[tokens + 2 for tokens in heads] for heads in BUDGETS] if policy == "tova" else BUDGETS
+
         def run(**more):
-            cache = SqueezeCache(model, policy=policy, allocator=BUDGETS, **more)
+            cache = SqueezeCache(model, policy=policy, allocator=budgets, **more)
             steps = []
 
             def swap():

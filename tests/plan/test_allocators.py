@@ -350,8 +350,8 @@ def test_bad_settings_of_the_papers_rules(allocator: type[Allocator], options: d
 def test_names() -> None:
     assert ALLOCATORS.names() == sorted([*NAMES, "calibrated"])
     assert NAMES == [
-        "cake", "dynamickv", "focus", "global", "inverted", "lazy", "lookup", "probe", "pyramid", "random", "reach",
-        "squeeze", "uniform", "zigzag",
+        "adakv", "cake", "dynamickv", "focus", "global", "inverted", "lazy", "lookup", "probe", "pyramid", "random",
+        "reach", "squeeze", "uniform", "zigzag",
     ]  # fmt: skip
     for name in NAMES:
         assert resolve_allocator(name).name == name

@@ -399,6 +399,8 @@ def test_a_callback_that_dies_leaves_the_cache_usable():
 @pytest.mark.parametrize("policy", POLICIES.names())
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS], ids=["one", "padded"])
 def test_memory(family, policy, rows):
+    if family == "deepseek-v3" and policy in ("criticalkv", "defensivekv", "expected_attention"):
+        pytest.skip("refused: one latent for all heads")
     model = tiny_model(family)
     cache = SqueezeCache(model, budget=12, policy=policy)
     assert cache.memory().bytes == cache.memory().full_bytes == cache.memory().peak_bytes == 0
@@ -433,7 +435,8 @@ def test_memory(family, policy, rows):
         for t in (layer.store.positions, layer.store.scores)
         if t is not None
     )
-    assert memory.index_bytes == index > 0
+    scorers = sum(layer.scorer.kept_bytes() for layer in cache.layers if layer.scorer is not None)
+    assert memory.index_bytes == index + scorers > 0
     assert memory.saved == pytest.approx(1 - memory.bytes / memory.full_bytes)
     cache.reset()
     assert cache.memory().bytes == cache.memory().peak_bytes == 0

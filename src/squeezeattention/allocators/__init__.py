@@ -10,6 +10,7 @@ from ..defaults import DEFAULT_ALLOCATOR
 from ..errors import ConfigError
 from ..plan.plan import BudgetPlan
 from ..registry import Registry
+from .adakv import AdaKV
 from .base import Allocation, Allocator, check_p
 from .cake import Cake
 from .calibrated import Calibrated
@@ -34,6 +35,7 @@ from .zigzag import ZigZag
 __all__ = [
     "ALLOCATORS",
     "DEFAULT_ALLOCATOR",
+    "AdaKV",
     "Allocation",
     "Allocator",
     "Cake",
@@ -64,7 +66,8 @@ __all__ = [
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator", name=str, needs_signal=bool)
 for _allocator in (
-    Squeeze, Probe, Calibrated, OverAll, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy,
+    Squeeze, Probe, Calibrated, OverAll, AdaKV, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag,
+    Lazy,
     DynamicKV,
 ):  # fmt: skip
     ALLOCATORS.register(_allocator.name, _allocator)

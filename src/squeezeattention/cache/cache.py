@@ -26,7 +26,8 @@ from ..errors import (
 )
 from ..hf import compat
 from ..hf.attachment import attach
-from ..hf.replay import Replayed, replay_prompt
+from ..hf.parts import parts_for
+from ..hf.replay import Replayed, replay_prompt, replay_sample
 from ..plan import Budget, BudgetPlan
 from ..policies import EvictionPolicy, StreamingLLM
 from ..signals import Replay, Signal, resolve_signal
@@ -66,10 +67,12 @@ class SqueezeCache(Cache):
         budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of each row's own; 1.0
             holds the answer too, where ``generate`` or ``new_tokens`` tell its length); text such as "512MiB" = bytes
             of keys and values per sequence. ``None`` is a share of 0.2.
-        policy: "sliding_window", "streaming_llm", "h2o" or an :class:`EvictionPolicy`.
+        policy: "sliding_window", "streaming_llm", "h2o", a scorer ("snapkv", "criticalkv", "defensivekv", "tova",
+            "keydiff", "rkv", "expected_attention", "kvzip", "echo") or an :class:`EvictionPolicy`.
         allocator: "lookup" (the default: what won across tasks and models), "squeeze" (the paper; the default where
             ``p`` or ``outliers``, which are its parameters, are given), "reach", "focus",
-            "uniform", "random", "inverted", those of other papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
+            "probe", "adakv" and "global", which divide among KV heads, "uniform", "random", "inverted", those of other
+            papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
             :class:`BudgetPlan` or a list of tokens per layer, or per layer a list of tokens per KV head (these fix the
             budgets: give no ``budget``).
         p: share of the average budget that the least important group keeps, in (0, 1].
@@ -163,7 +166,11 @@ class SqueezeCache(Cache):
             self._budget, self.allocator, self.policy, self.signal.name, layout.windows, layout.fingerprint,
             min_tokens,
         )  # fmt: skip
-        return [SqueezeLayer(i, w, self.policy, rerotation, self._accelerated) for i, w in enumerate(layout.windows)]
+        parts = parts_for(self.policy, layout)
+        return [
+            SqueezeLayer(index, window, self.policy, rerotation, self._accelerated, own)
+            for index, (window, own) in enumerate(zip(layout.windows, parts, strict=True))
+        ]
 
     def _lease(self, model: nn.Module) -> None:
         """Attach to the model for as long as this cache lives."""
@@ -311,20 +318,30 @@ class SqueezeCache(Cache):
         self._plans, self._trimmed, self._decided, self._is_cut, self._cramped = plans, 0, 0, True, more
 
     def _replay(self) -> None:
-        """Let the model repeat some of what was read since the last cut, if the signal wants to see that.
+        """Let the model repeat some of what was read since the last cut, or all, if somebody wants to see that.
 
-        Needs hardly change along a text: of the pieces of a bounded prefill the first, second, fourth ... are asked.
+        Needs hardly change along a text: of the pieces of a bounded prefill the first, second, fourth ... are asked for
+        samples.
         """
         if not self._wants_replay:
             return
         self._cuts += 1
-        if self._reading and self._cuts & (self._cuts - 1) == 0:
-            replay_prompt(self, self._prober, self._reading, self._from, self._next)
+        if self._reading:
+            read = self._reading, self._from, self._next
+            if self._wants_sample and self._cuts & (self._cuts - 1) == 0:
+                replay_sample(self, self._prober, *read)
+            if self.policy.replays_all:
+                replay_prompt(self, *read)
         self._reading = []
 
     @property
     def _wants_replay(self) -> bool:
         """Whether the prompt's tokens will be asked for again at its end."""
+        return self.policy.replays_all or self._wants_sample
+
+    @property
+    def _wants_sample(self) -> bool:
+        """... or some of them."""
         return self.policy.wants_replay or (self._observes and self.signal.wants_replay)
 
     def _make_plans(

@@ -22,6 +22,7 @@ from ..policies.scored import SURE
 from ..signals import AttentionSample
 from .cutting import as_rectangle, cut_units
 from .memory import LayerMemory
+from .parts import Parts
 from .ragged import RaggedStore, same_room
 from .scorer import TokenScorer
 from .slots import masks_of, note_fill, note_full, slots_of
@@ -59,6 +60,7 @@ class SqueezeLayer(CacheLayerMixin):
         policy: EvictionPolicy,
         rerotation: Rerotation | None = None,
         accelerated: bool = False,
+        parts: Parts | None = None,
     ) -> None:
         super().__init__()
         self.index = index
@@ -66,6 +68,7 @@ class SqueezeLayer(CacheLayerMixin):
         self.policy = policy
         self.rerotation = rerotation
         self.accelerated = accelerated  # by Triton kernels
+        self.parts = parts or Parts()
         self.clear()
 
     def clear(self) -> None:
@@ -84,7 +87,7 @@ class SqueezeLayer(CacheLayerMixin):
         self._had_holes = False  # ... before the empty columns came
         self._handed: tuple[object, ...] = ()  # what the model was handed last
         self._direct = True  # the model attends to the very tensors that it is handed
-        self.scorer = TokenScorer(self.policy, self.window) if isinstance(self.policy, Scored) else None
+        self.scorer = TokenScorer(self.policy, self.window, self.parts) if isinstance(self.policy, Scored) else None
         self.is_initialized = False
 
     # -------------------------------------------------- called by transformers
@@ -145,6 +148,11 @@ class SqueezeLayer(CacheLayerMixin):
     def is_ragged(self) -> bool:
         """Whether KV heads or rows hold different numbers of tokens."""
         return isinstance(self.store, RaggedStore)
+
+    @property
+    def _follows(self) -> bool:
+        """Whether a decode step's attention becomes the tokens' scores."""
+        return self.scorer is not None and self.scorer.policy.follows
 
     @property
     def _in_place_now(self) -> bool:
@@ -374,6 +382,8 @@ class SqueezeLayer(CacheLayerMixin):
             self._compact_equal(self.store, budget, newest, padded)
         elif not self.store.is_empty:
             self._compact_ragged(budget, newest, more)
+        if self.scorer is not None:
+            self.scorer.note_heads(self.store)
 
     def _compact_ragged(self, budget: int | Sequence[Sequence[int]], newest: list[int], more: bool) -> None:
         """Cut to budgets that differ, or away from such."""
@@ -446,17 +456,21 @@ class SqueezeLayer(CacheLayerMixin):
             if not self._direct and (not step.decoding or self.scorer.is_due(self.seen)):
                 self.scorer.see_expanded(key, store)
         score_heads = None
-        if self.policy.needs_scores:
-            score_heads = store.shape[1]
-            self._check_scorable(key, score_heads)
+        if self.policy.needs_scores or self._follows:
+            self._check_scorable(key, store.shape[1])
+            score_heads = store.shape[1] if self.policy.needs_scores or step.decoding else None
         if isinstance(store, RaggedStore) and self._in_place_now:
             return self._attend_in_place(step, store, query, scoring)
         heads_agree = score_heads in (None, key.shape[1]) and isinstance(store, LayerStore)
         if step.decoding and self.accelerated and heads_agree:
+            scores = store.used_scores() if score_heads is not None else None
+            if scores is not None and self._follows:
+                scores = torch.zeros_like(scores)
             out, self._next_slot = attend_one_accelerated(
-                query, key, value, self._decode_mask(step), scoring,
-                store.used_scores() if score_heads is not None else None, self._following(step),
-            )  # fmt: skip
+                query, key, value, self._decode_mask(step), scoring, scores, self._following(step)
+            )
+            if scores is not None:
+                self._gather(scores, added=True)
             return out
         if step.decoding:
             out, mass = attend_one(query, key, value, self._decode_mask(step), scoring, score_heads=score_heads)
@@ -477,27 +491,45 @@ class SqueezeLayer(CacheLayerMixin):
             else:
                 out, mass = attend(query, key, value, visibility, scoring, score_heads=score_heads)
         if mass is not None:
-            store.add_scores(mass)
+            self._gather(mass)
         return out
+
+    def _gather(self, mass: torch.Tensor, *, added: bool = False) -> None:
+        """Take in the attention that tokens received, fp32 ``[B, H, N]``; ``added``: the scores have it already."""
+        if self._follows and self.scorer is not None:
+            self.scorer.follow(self.store, mass)
+        elif not added:
+            self.store.add_scores(mass)
 
     def _attend_in_place(self, step: Step, store: RaggedStore, query: torch.Tensor, scoring: Scoring) -> torch.Tensor:
         """Attention over a ragged store's own tokens."""
         positions, scores = step.positions(query.device), self.policy.needs_scores
-        if step.decoding and self.accelerated:
-            out, self._next_slot = attend_one_ragged_accelerated(
-                query, store, positions, self.window, scoring, scores=scores,
-                recent=store.recent_of_unit if scores and self.window is None else None,
-            )  # fmt: skip
-            return out
         if step.decoding:
-            masks = masks_of(store, positions, self.window)
-            return attend_one_ragged(query, store, masks, scoring, scores=scores)
+            return self._attend_one_in_place(store, query, positions, scoring)
         visibility = Visibility(
             positions, store.used_positions(), self.window, fresh=False, ragged=step.real is not None
         )
         if step.observe and step.cache.signal.wants_attention:
             self._show(step, query, *store.view(), visibility, scoring)
         return attend_ragged(query, store, visibility, scoring, scores=scores, accelerated=self.accelerated)
+
+    def _attend_one_in_place(
+        self, store: RaggedStore, query: torch.Tensor, positions: torch.Tensor, scoring: Scoring
+    ) -> torch.Tensor:
+        """The same of a decode step."""
+        scores = self.policy.needs_scores or self._follows
+        if self._follows and store.scores is not None:
+            store.scores.zero_()
+        if self.accelerated:
+            out, self._next_slot = attend_one_ragged_accelerated(
+                query, store, positions, self.window, scoring, scores=scores,
+                recent=store.recent_of_unit if self.policy.needs_scores and self.window is None else None,
+            )  # fmt: skip
+        else:
+            out = attend_one_ragged(query, store, masks_of(store, positions, self.window), scoring, scores=scores)
+        if self._follows and (received := store.used_scores()) is not None:
+            self._gather(received)
+        return out
 
     def _attend_replayed(
         self, replayed: Replayed, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
@@ -538,7 +570,7 @@ class SqueezeLayer(CacheLayerMixin):
         """What a kernel needs to find the slot that the next token takes; ``None``: it is not to be searched so."""
         store, budget = self.store, self._require_budget()
         recent = self.policy.recent_tokens(budget)
-        if recent is None or self._ring is not None or self.window is not None or store.used < budget:
+        if recent is None or self._follows or self._ring is not None or self.window is not None or store.used < budget:
             return None
         positions = store.used_positions()
         return NextVictim(positions, step.positions(positions.device)[:, 0] + 1, recent)
@@ -600,10 +632,11 @@ class SqueezeLayer(CacheLayerMixin):
 
     def memory(self, rows: int) -> LayerMemory:
         seen = self.seen if self.window is None else min(self.seen, self.window)
+        scorer = 0 if self.scorer is None else self.scorer.kept_bytes()
         return LayerMemory(
             tokens=self.tokens_held(),
             bytes=self.store.kv_bytes(),
-            index_bytes=self.store.index_bytes() + storage_bytes(self._sink_keys),
+            index_bytes=self.store.index_bytes() + storage_bytes(self._sink_keys) + scorer,
             full_bytes=rows * seen * self.store.bytes_per_token,
         )
 

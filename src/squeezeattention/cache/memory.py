@@ -14,7 +14,7 @@ class LayerMemory:
     bytes: int
     """Key and value storages."""
     index_bytes: int
-    """Positions and attention scores: what the method itself needs."""
+    """Positions, scores and the queries that scorers keep: what the method itself needs."""
     full_bytes: int
     """What a full cache would hold here (a native sliding window bounds it)."""
 

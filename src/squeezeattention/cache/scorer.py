@@ -11,40 +11,37 @@ from ..attention.core import Scoring, probabilities_of
 from ..attention.visibility import Visibility
 from ..policies import LayerView, Scored
 from ..policies.scored import SURE, scores_of
+from .parts import Parts
+from .queries import NewestQueries, QueryStatistics
 from .ragged import RaggedStore
-from .store import LayerStore
+from .store import LayerStore, storage_bytes
 
 
 class TokenScorer:
-    """One layer's: its newest queries, if the policy looks at them, and what was learned from a replay.
+    """One layer's: its queries, if the policy looks at them, and what came of a replay."""
 
-    The query at position p lies in column ``p % w`` of w, so that rows of different length and steps of one token need
-    not know of each other; what has no place (padding) goes to a column behind.
-    """
-
-    def __init__(self, policy: Scored, window: int | None) -> None:
-        self.policy, self.window = policy, window
+    def __init__(self, policy: Scored, window: int | None, parts: Parts) -> None:
+        self.policy, self.window, self.parts = policy, window, parts
         self.fitted: torch.Tensor | None = None
-        self.queries: torch.Tensor | None = None
-        self.query_positions: torch.Tensor | None = None
+        self.newest: NewestQueries | None = None
+        self.statistics: QueryStatistics | None = None
+        self._received: torch.Tensor | None = None
         self._scoring: Scoring | None = None
-        self._expanded: torch.Tensor | None = None
+        self._expanded: tuple[torch.Tensor, torch.Tensor] | None = None
         self._scored_at = -1  # columns seen when all was scored last
+        self._heads_agree = False  # all KV heads hold the same tokens in the same places
 
     def see_queries(self, query: torch.Tensor, positions: torch.Tensor, scoring: Scoring) -> None:
         """Queries ``[B, Hq, q, D]`` at ``positions`` int64 ``[B or 1, q]``, -1 = padding."""
-        most = self.policy.last_queries
-        if not most:
-            return
-        batch, heads, _, width = query.shape
-        query, positions = query.detach()[:, :, -most:], positions[:, -most:].expand(batch, -1)
-        if self.queries is None or self.query_positions is None:
-            self.queries = query.new_zeros(batch, heads, most + 1, width)
-            self.query_positions = positions.new_full((batch, most + 1), -1)
-        column = torch.where(positions >= 0, positions % most, most)
-        self.queries.scatter_(2, column[:, None, :, None].expand_as(query), query)
-        self.query_positions.scatter_(1, column, positions)
-        self._scoring = scoring
+        query, self._scoring = query.detach(), scoring
+        if self.policy.last_queries:
+            if self.newest is None:
+                self.newest = NewestQueries(self.policy.last_queries, query)
+            self.newest.see(query, positions)
+        if self.parts.turning is not None:
+            if self.statistics is None:
+                self.statistics = QueryStatistics(self.parts.turning, query)
+            self.statistics.see(query, positions)
 
     def see_expanded(self, keys: torch.Tensor, store: LayerStore | RaggedStore) -> None:
         """``keys`` ``[B, H', N, D]`` that the model has made of what is cached (MLA): there is no other moment to look
@@ -54,11 +51,18 @@ class TokenScorer:
                 self._expanded = self._attention(keys, store.used_positions(), store.shape[1])
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        if self.queries is not None and self.query_positions is not None:
-            self.queries = self.queries.index_select(0, rows.to(self.queries.device))
-            self.query_positions = self.query_positions.index_select(0, rows.to(self.query_positions.device))
+        for kept in (self.newest, self.statistics):
+            if kept is not None:
+                kept.select_rows(rows)
         if self.fitted is not None:
             self.fitted = self.fitted.index_select(0, rows.to(self.fitted.device))
+
+    def kept_bytes(self) -> int:
+        """Bytes of what is kept beside the tokens' scores, measured."""
+        kept = [tensor for part in (self.newest, self.statistics) if part is not None for tensor in part.tensors()]
+        return storage_bytes(self.fitted, *kept)
+
+    # ---------------------------------------------------------------- scores
 
     def rescore(self, store: LayerStore | RaggedStore, seen: int) -> None:
         """Score all that is held after ``seen`` columns, if that was not done yet."""
@@ -67,7 +71,7 @@ class TokenScorer:
         with torch.no_grad():
             view = self._view(*store.view(), store.used_positions())
             store.set_scores(scores_of(self.policy, view))
-        self._scored_at, self._expanded = seen, None
+        self._scored_at, self._expanded, self._received = seen, None, None
 
     def is_due(self, seen: int) -> bool:
         """Whether it is time to score everything anew, while text is generated."""
@@ -80,6 +84,21 @@ class TokenScorer:
         if own is None:
             return keys.new_full((*keys.shape[:2], 1), SURE, dtype=torch.float32)
         return own.float().masked_fill(positions[:, None] < self.policy.sinks, SURE)
+
+    def note_heads(self, store: LayerStore | RaggedStore) -> None:
+        """After a cut: find out whether KV heads hold the same, which scores that are one for all keep so."""
+        if self.policy.follows and not store.is_empty:
+            held = store.used_positions()
+            self._heads_agree = bool((held == held[:, :1]).all())
+
+    def follow(self, store: LayerStore | RaggedStore, received: torch.Tensor) -> None:
+        """Scores from a decode step's attention, fp32 ``[B, H, N]``, mean over the query heads of a group."""
+        held = store.used_positions()
+        with torch.no_grad():
+            scores = self.policy.follow(received, held[:, :1] if self._heads_agree else held)
+            store.set_scores(scores.masked_fill((held >= 0) & (held < self.policy.sinks), SURE))
+
+    # ---------------------------------------------------------------- replays
 
     def fit(
         self, store: LayerStore | RaggedStore, columns: torch.Tensor, received: torch.Tensor, told: torch.Tensor
@@ -99,19 +118,38 @@ class TokenScorer:
         self.fitted = fitted
         self._scored_at = -1
 
+    def see_received(self, store: LayerStore | RaggedStore, columns: torch.Tensor, received: torch.Tensor) -> None:
+        """All that is new has been repeated: tokens at ``columns`` int64 ``[B, n]``, one after another (-1 = none,
+        behind them), received fp32 ``[B, H, n]``. Others keep the scores that they have."""
+        held, columns = store.used_positions(), columns.to(received.device)[:, None]
+        index = (held - columns[..., :1]).clamp(0, columns.shape[-1] - 1)
+        new = (columns.expand(-1, index.shape[1], -1).gather(-1, index) == held) & (held >= 0)
+        found, before = received.gather(-1, index.expand(*store.shape, -1)), store.used_scores()
+        self._received = torch.where(new, found, 0.0 if before is None else before)
+        self._scored_at = -1
+
+    # ------------------------------------------------------------------- view
+
     def _view(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> LayerView:
-        attention: Callable[[], torch.Tensor] | None = None
+        attention: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
+        future: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
         if self._expanded is not None:
             expanded = self._expanded
             attention = lambda: expanded  # noqa: E731
-        elif self.queries is not None:
+        elif self.newest is not None:
             attention = functools.partial(self._attention, keys, positions, keys.shape[1])
-        return LayerView(keys, values, positions, attention, self.fitted)
+        if self.statistics is not None:
+            newest = positions.amax(dim=(1, 2))
+            future = functools.partial(self.statistics.ahead, newest, keys.shape[1])
+        return LayerView(
+            keys, values, positions, attention, self.fitted, self._received, self.parts.output, future,
+            1.0 if self._scoring is None else self._scoring.scale,
+        )  # fmt: skip
 
-    def _attention(self, keys: torch.Tensor, positions: torch.Tensor, heads: int) -> torch.Tensor:
-        if self.queries is None or self.query_positions is None or self._scoring is None:
+    def _attention(self, keys: torch.Tensor, positions: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.newest is None or self._scoring is None:
             raise RuntimeError("no queries were kept")
-        queries, at = self.queries[:, :, :-1], self.query_positions[:, :-1]
+        queries, at = self.newest.held
         visibility = Visibility(at, positions, self.window, fresh=False, ragged=True)
-        found, _ = probabilities_of(keys, visibility, self._scoring, queries, at)
-        return found.unflatten(1, (heads, -1))
+        found, total = probabilities_of(keys, visibility, self._scoring, queries, at)
+        return found.unflatten(1, (heads, -1)), total.unflatten(1, (heads, -1))

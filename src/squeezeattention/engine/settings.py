@@ -64,6 +64,12 @@ class EngineSettings:
             raise ConfigError(f"the plan must be a path or a JSON object, got {source!r}")
         policy = given.get("policy", plan.policy or "streaming_llm")
         POLICIES.factory(policy)
+        scorers = [name for name in POLICIES if getattr(POLICIES.factory(name), "scores_tokens", False)]
+        if policy in scorers:
+            raise UnsupportedFeatureError(
+                f"policy {policy!r} scores tokens by a layer's queries, keys and values, which the engine does not keep"
+                f"; use one of {', '.join(name for name in POLICIES if name not in scorers)}"
+            )
         design = given.get("design", "compact" if policy in SINKS else "slab")
         if design not in DESIGNS:
             raise ConfigError(f"design must be one of {', '.join(DESIGNS)}, got {design!r}")

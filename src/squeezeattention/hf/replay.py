@@ -26,6 +26,11 @@ from .arguments import cache_name
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
 
+#: Pieces of a whole prompt: their tokens, and those that lead in.
+_LENGTH, _LEAD = 64, 8
+#: Tokens of a row that are read again in one forward, at most.
+_TOGETHER = 2048
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -39,18 +44,16 @@ class Replayed:
     """(layer, attention fp32 [B, H, k, c] that those received)."""
 
 
-def replay_prompt(
+def replay_sample(
     cache: SqueezeCache, signal: Replay, text: Sequence[torch.Tensor], before: Sequence[int], after: Sequence[int]
 ) -> None:
-    """Show ``signal`` how the pieces that it asks for look back at the prompt.
+    """Show ``signal``, and policies that learn from it, how the pieces that it asks for look back at the prompt.
 
     ``text``: what the prompt's forwards were given, ids ``[B, q]`` or embeddings ``[B, q, W]``, chunk by chunk;
     ``before`` and ``after``: positions of each row's (or all rows') next token when they began and when they ended.
     """
-    rows = text[0].shape[0]
-    before, after = (list(ends) * rows if len(ends) == 1 else list(ends) for ends in (before, after))
-    counts = [end - begin for begin, end in zip(before, after, strict=True)]
-    starts = [signal.starts(count) for count in counts]
+    reading = _Reading.of(text, before, after)
+    starts = [signal.starts(count) for count in reading.counts]
     told = torch.tensor([bool(found) for found in starts])
     if not told.any() and signal.knows:
         return
@@ -59,28 +62,83 @@ def replay_prompt(
         for layer in layers:
             signal.see_replay(layer.index, torch.zeros(*layer.store.shape, 1, 1), told)
         return
-    whole = torch.cat(list(text), dim=1)
-    columns = whole.shape[1]
     first = torch.tensor([found or [signal.lead] * signal.pieces for found in starts])  # [B, k]
-    step = torch.arange(signal.lead + signal.length) - signal.lead
-    index = torch.tensor(counts).neg().add(columns)[:, None, None] + first[..., None] + step
-    index = index.clamp(0, columns - 1).to(whole.device)
-    asked = (torch.tensor(before)[:, None, None] + first[..., None] + torch.arange(signal.length)).to(whole.device)
-    pieces = torch.stack([whole[row, index[row]] for row in range(rows)])  # [B, k, m(, W)]
-    begin = torch.tensor(_begins(cache, after, len(step)), device=whole.device)
-    positions = begin[:, None] + torch.arange(len(step), device=whole.device)
-    together = signal.pieces if all(layer.reads_in_place for layer in layers) else 1
-    received: dict[int, list[torch.Tensor]] = {layer.index: [] for layer in layers}
-    for group in range(0, signal.pieces, together):
-        some = slice(group, group + together)
-        at = positions.repeat_interleave(together, dim=0)
-        replayed = Replayed(at, asked[:, some], lambda layer, found: received[layer].append(found))
-        _forward(cache, pieces[:, some].flatten(0, 1), replayed)
+    asked, received = _replay(cache, reading, first, signal.lead, signal.length)
     for layer in layers:
-        found = torch.cat(received[layer.index], dim=2)
+        found = received[layer.index]
         signal.see_replay(layer.index, found, told)
         if layer.scorer is not None and layer.policy.wants_replay:
             layer.scorer.fit(layer.store, asked.flatten(1), found.flatten(2), told)
+
+
+def replay_prompt(
+    cache: SqueezeCache, text: Sequence[torch.Tensor], before: Sequence[int], after: Sequence[int]
+) -> None:
+    """Let the model repeat all of the prompt, and the policy see how each token was looked at; arguments as above."""
+    reading = _Reading.of(text, before, after)
+    first = torch.arange(0, max(1, *reading.counts, 1), _LENGTH).expand(len(reading.counts), -1)
+    asked, received = _replay(cache, reading, first, _LEAD, _LENGTH)
+    for layer in cache.layers:
+        if layer.scorer is not None:
+            layer.scorer.see_received(layer.store, asked.flatten(1), received[layer.index].flatten(2))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What was read since the last cut."""
+
+    whole: torch.Tensor
+    """Ids ``[B, columns]`` or embeddings, padded on the left."""
+    counts: list[int]
+    """Each row's tokens."""
+    before: list[int]
+    """The position of each row's first."""
+    after: list[int]
+
+    @classmethod
+    def of(cls, text: Sequence[torch.Tensor], before: Sequence[int], after: Sequence[int]) -> _Reading:
+        rows = text[0].shape[0]
+        begin, end = (list(ends) * rows if len(ends) == 1 else list(ends) for ends in (before, after))
+        counts = [last - first for first, last in zip(begin, end, strict=True)]
+        return cls(torch.cat(list(text), dim=1), counts, begin, end)
+
+    def take(self, place: torch.Tensor) -> torch.Tensor:
+        """The tokens at ``place`` int64 ``[B, ...]`` of each row, which is a ring: before its first comes its last."""
+        extra = (1,) * (place.ndim - 1)
+        counts = torch.tensor(self.counts).clamp(min=1).view(-1, *extra)
+        index = (place % counts - counts + self.whole.shape[1]).to(self.whole.device)
+        return self.whole[torch.arange(len(place), device=index.device).view(-1, *extra), index]
+
+    def positions(self, place: torch.Tensor) -> torch.Tensor:
+        """Where these tokens sit, -1 for those beyond a row's last."""
+        extra = (1,) * (place.ndim - 1)
+        counts, before = (torch.tensor(one).view(-1, *extra) for one in (self.counts, self.before))
+        return (place + before).masked_fill(place >= counts, -1)
+
+
+def _replay(
+    cache: SqueezeCache, reading: _Reading, first: torch.Tensor, lead: int, length: int
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """Read pieces of each row again, which begin at ``first`` int64 ``[B, k]`` of its tokens, their lead not counted.
+
+    Returns the positions of their ``length`` tokens, int64 ``[B, k, length]`` (-1 = none), and for each layer the
+    attention that these received, fp32 ``[B, H, k, length]``.
+    """
+    layers, pieces = cache.layers, first.shape[1]
+    device = reading.whole.device
+    tokens = reading.take(first[..., None] + torch.arange(-lead, length))  # [B, k, m(, W)]
+    asked = reading.positions(first[..., None] + torch.arange(length)).to(device)
+    begin = torch.tensor(_begins(cache, reading.after, lead + length), device=device)
+    positions = begin[:, None] + torch.arange(lead + length, device=device)
+    direct = all(layer.reads_in_place for layer in layers)
+    together = min(pieces, max(1, _TOGETHER // (lead + length))) if direct else 1
+    received: dict[int, list[torch.Tensor]] = {layer.index: [] for layer in layers}
+    for group in range(0, pieces, together):
+        some = slice(group, min(group + together, pieces))
+        at = positions.repeat_interleave(some.stop - some.start, dim=0)
+        replayed = Replayed(at, asked[:, some], lambda layer, found: received[layer].append(found))
+        _forward(cache, tokens[:, some].flatten(0, 1), replayed)
+    return asked, {layer: torch.cat(found, dim=2) for layer, found in received.items()}
 
 
 def _begins(cache: SqueezeCache, after: Sequence[int], length: int) -> list[int]:

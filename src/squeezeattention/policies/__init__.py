@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from ..registry import Registry
 from .base import EvictionPolicy, Tokens
+from .criticalkv import CriticalKV
+from .defensivekv import DefensiveKV
 from .echo import Echo
+from .expected_attention import ExpectedAttention
 from .h2o import H2O
 from .keydiff import KeyDiff
+from .kvzip import KVzip
+from .rkv import RKV
 from .scored import Scored
 from .sliding_window import SlidingWindow
 from .snapkv import SnapKV
 from .streaming_llm import StreamingLLM
+from .tova import TOVA
 from .view import LayerView
 
 POLICIES: Registry[EvictionPolicy] = Registry("policy", name=str)
@@ -20,6 +26,12 @@ POLICIES.register("h2o", H2O)
 POLICIES.register("snapkv", SnapKV)
 POLICIES.register("keydiff", KeyDiff)
 POLICIES.register("echo", Echo)
+POLICIES.register("tova", TOVA)
+POLICIES.register("criticalkv", CriticalKV)
+POLICIES.register("expected_attention", ExpectedAttention)
+POLICIES.register("defensivekv", DefensiveKV)
+POLICIES.register("kvzip", KVzip)
+POLICIES.register("rkv", RKV)
 
 
 def resolve_policy(spec: str | EvictionPolicy, **options: object) -> EvictionPolicy:
@@ -32,6 +44,6 @@ def resolve_policy(spec: str | EvictionPolicy, **options: object) -> EvictionPol
 
 
 __all__ = [
-    "H2O", "POLICIES", "Echo", "EvictionPolicy", "KeyDiff", "LayerView", "Scored", "SlidingWindow", "SnapKV",
-    "StreamingLLM", "Tokens", "resolve_policy",
+    "H2O", "POLICIES", "RKV", "TOVA", "CriticalKV", "DefensiveKV", "Echo", "EvictionPolicy", "ExpectedAttention",
+    "KVzip", "KeyDiff", "LayerView", "Scored", "SlidingWindow", "SnapKV", "StreamingLLM", "Tokens", "resolve_policy",
 ]  # fmt: skip

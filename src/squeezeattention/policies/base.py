@@ -52,6 +52,8 @@ class EvictionPolicy(ABC):
     scores_tokens: ClassVar[bool] = False
     #: Whether the model is to repeat some of its prompt at the prompt's end.
     wants_replay: ClassVar[bool] = False
+    #: Whether the model is to repeat all of its prompt at the prompt's end.
+    replays_all: ClassVar[bool] = False
     #: Whether what stays in a small budget would stay in a larger one too, so that cutting twice is cutting once. A
     #: class with a priority() of its own has to say so itself.
     nested: ClassVar[bool] = False

@@ -29,6 +29,12 @@ class Scored(ByScore):
     last_queries: ClassVar[int] = 0
     #: Decode steps after which everything held is scored anew; ``None``: never.
     every: ClassVar[int | None] = None
+    #: Whether each decode step's own attention becomes the scores, by :meth:`follow`.
+    follows: ClassVar[bool] = False
+    #: Whether :meth:`LayerView.value_norms` is asked for.
+    weighs_values: ClassVar[bool] = False
+    #: Whether :meth:`LayerView.future_queries` is asked for.
+    foresees_queries: ClassVar[bool] = False
 
     def __init__(self, sinks: int = 4, window: int = 32) -> None:
         for name, value, least in (("sinks", sinks, 0), ("window", window, 1)):
@@ -51,6 +57,11 @@ class Scored(ByScore):
         their repetition, ``told`` bool ``[B]`` the rows where that was done.
         """
         raise ConfigError(f"policy {self.name!r} asks for a replay, but has no fit()")
+
+    def follow(self, received: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """With :attr:`follows`: the scores after a decode step whose query paid ``received`` fp32 ``[B, H, N]``, mean
+        over the query heads of a group, to the tokens at ``positions`` int64 ``[B or 1, H or 1, N]``."""
+        return received
 
     @property
     def minimum(self) -> int:

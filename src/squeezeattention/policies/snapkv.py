@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
+from .pooling import pooled
 from .scored import Scored
 from .view import LayerView
 
@@ -23,15 +23,3 @@ class SnapKV(Scored):
 
     def score(self, view: LayerView) -> torch.Tensor:
         return pooled(view.attention().mean(dim=(2, 3)), view.positions)
-
-
-def pooled(scores: torch.Tensor, positions: torch.Tensor, width: int = 5) -> torch.Tensor:
-    """Mean over ``width`` neighbours in the order of the text, scores ``[B, H, N]``; holes count nothing."""
-    positions = positions.expand_as(scores)
-    order = positions.argsort(dim=-1)
-    there = (positions >= 0).gather(-1, order).float()
-    ordered = scores.gather(-1, order) * there
-    summed, count = (
-        F.avg_pool1d(one, width, stride=1, padding=width // 2, count_include_pad=True) for one in (ordered, there)
-    )
-    return torch.zeros_like(scores).scatter_(-1, order, summed / count.clamp(min=1e-6))

@@ -15,7 +15,7 @@ from .sampled import SampledAttention
 from .sharpness import Sharpness
 from .span import Span
 from .streaming_mass import StreamingMass
-from .top_scores import TopScores
+from .top_scores import LayerScores, TopScores
 from .top_tokens import TopTokens
 
 SIGNALS: Registry[Signal] = Registry("signal", name=str)
@@ -30,6 +30,7 @@ SIGNALS.register("preference", Preference)
 SIGNALS.register("streaming_mass", StreamingMass)
 SIGNALS.register("top_tokens", TopTokens)
 SIGNALS.register("top_scores", TopScores)
+SIGNALS.register("layer_scores", LayerScores)
 
 
 def resolve_signal(spec: str | Signal) -> Signal:
@@ -44,6 +45,7 @@ __all__ = [
     "Entropy",
     "FarOutput",
     "LastQueries",
+    "LayerScores",
     "Locality",
     "Preference",
     "Replay",

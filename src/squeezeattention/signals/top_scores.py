@@ -1,24 +1,20 @@
-"""How many of the tokens that a policy values most are a KV head's."""
+"""How many of the tokens that a policy values most are a KV head's: of all, or of its layer's."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 
-from ..errors import CacheStateError
+from ..errors import CacheStateError, ConfigError
+from ..plan.budget import is_real
 from .base import Signal
 
 
-class TopScores(Signal):
-    """One minus the share of a KV head's tokens among the best of all layers and heads, by the policy's own scores.
+class ByScores(Signal):
+    """What counts tokens of KV heads by the policy's own scores, those that stay in any case first."""
 
-    As many are counted as the budget holds, those that stay in any case first. Scores must compare across heads:
-    attention does, and what is predicted of it; cosines do not.
-    """
-
-    name = "top_scores"
-    label = "1 - top_scores"
     wants_scores = True
 
     def start(self, n_layers: int) -> None:
@@ -31,27 +27,76 @@ class TopScores(Signal):
     def see_scores(self, layer: int, scores: torch.Tensor, positions: torch.Tensor) -> None:
         self._scores[layer] = scores, positions
 
+    @abstractmethod
+    def shares(self, layers: list[list[torch.Tensor]], budget: int) -> list[list[float]]:
+        """For each layer and KV head of a row, from the scores of its tokens; ``budget``: a layer's on average."""
+
     def values(self) -> list[list[list[float]]]:  # type: ignore[override]
         """For each row, layer and KV head: 1 - share."""
         found = [pair for pair in self._scores if pair is not None]
         if len(found) < len(self._scores) or not found:
             raise CacheStateError("no scores were seen: the layers hold nothing")
-        device = found[0][0].device
+        self._scores = [None] * len(self._scores)
         values = []
         for row in range(len(found[0][0])):
-            units = [
-                scores[row, head][positions[row, head] >= 0].to(device)
+            layers = [
+                [own[held >= 0] for own, held in zip(scores[row], positions[row], strict=True)]
                 for scores, positions in found
-                for head in range(scores.shape[1])
             ]
-            whole = torch.cat(units)
-            if not len(whole):  # nothing but padding so far
-                values.append([[1.0] * scores.shape[1] for scores, _ in found])
-                continue
-            most = min(len(whole), self._budgets[row if len(self._budgets) > 1 else 0] * len(units))
-            threshold = whole.kthvalue(len(whole) - most + 1).values
-            longest = max(map(len, units))
-            shares = iter([float((unit >= threshold).sum()) / max(1, longest) for unit in units])
-            values.append([[1.0 - next(shares) for _ in range(scores.shape[1])] for scores, _ in found])
-        self._scores = [None] * len(self._scores)
+            budget = self._budgets[row if len(self._budgets) > 1 else 0]
+            values.append([[1.0 - share for share in heads] for heads in self.shares(layers, budget)])
         return values
+
+
+class TopScores(ByScores):
+    """One minus the share of a KV head's tokens among the best of all layers and heads, by the policy's own scores.
+
+    As many are counted as the budget holds, those that stay in any case first. Scores must compare across heads:
+    attention does, and what is predicted of it; cosines do not.
+    """
+
+    name = "top_scores"
+    label = "1 - top_scores"
+
+    def shares(self, layers: list[list[torch.Tensor]], budget: int) -> list[list[float]]:
+        units = [unit.to(layers[0][0].device) for layer in layers for unit in layer]
+        whole = torch.cat(units)
+        if not len(whole):  # nothing but padding so far
+            return [[0.0] * len(layer) for layer in layers]
+        threshold = whole.kthvalue(len(whole) - min(len(whole), budget * len(units)) + 1).values
+        longest = max(map(len, units))
+        found = iter([float((unit >= threshold).sum()) / max(1, longest) for unit in units])
+        return [[next(found) for _ in layer] for layer in layers]
+
+
+class LayerScores(ByScores):
+    """One minus the share of a KV head's tokens among the best of its layer, by the policy's own scores.
+
+    As many are counted as the layer's budget holds for all heads; of each head its own best come first, ``safeguard``
+    of a head's even share. Scores need to compare across the heads of a layer only.
+
+    Raises :class:`ConfigError` for a safeguard that is no share.
+    """
+
+    name = "layer_scores"
+    label = "1 - layer_scores"
+
+    def __init__(self, safeguard: float = 0.2) -> None:
+        if not is_real(safeguard) or not 0 <= safeguard <= 1:
+            raise ConfigError(f"safeguard must be a share in [0, 1], got {safeguard!r}")
+        self.safeguard = float(safeguard)
+
+    def shares(self, layers: list[list[torch.Tensor]], budget: int) -> list[list[float]]:
+        own = int(self.safeguard * budget)
+        found = []
+        for layer in layers:
+            ranked = [unit.sort(descending=True).values for unit in layer]
+            for unit in ranked:
+                unit[:own] = torch.inf
+            whole = torch.cat(ranked)
+            counts = torch.tensor([len(unit) for unit in ranked], device=whole.device)
+            heads = torch.arange(len(layer), device=whole.device).repeat_interleave(counts)
+            best = whole.sort(descending=True, stable=True).indices[: budget * len(layer)]
+            chosen = heads[best].bincount(minlength=len(layer)).tolist()
+            found.append([count / max(1, sum(chosen)) for count in chosen])
+        return found
