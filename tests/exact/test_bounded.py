@@ -234,7 +234,7 @@ def told_where_it_ends(model, cache, rows, generated, total, chunk=None):
 def asks_again(policy):
     """Whether the prompt is needed whole at its end."""
     known = POLICIES.create(policy)
-    return known.wants_replay or known.replays_all
+    return known.replays > 0
 
 
 @pytest.mark.parametrize("policy", POLICIES.names())

@@ -20,7 +20,7 @@ class OverAll(Allocator):
     signal: ClassVar[str] = "top_scores"
     needs_signal: ClassVar[bool] = True
     per_head: ClassVar[bool] = True
-    floor: int = 36
+    floor: int = 64
 
     def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
         """With a signal of layers: in proportion to it."""

@@ -212,8 +212,6 @@ class SqueezeCache(Cache):
         self._held = [0] * len(self.layers)
         self._peak = 0
         self.signal.start(len(self.layers))
-        self._prober = self.signal if isinstance(self.signal, Replay) else Replay()
-        self._prober.start(len(self.layers))
 
     # ---------------------------------------------------------------- reading
 
@@ -321,28 +319,28 @@ class SqueezeCache(Cache):
         """Let the model repeat some of what was read since the last cut, or all, if somebody wants to see that.
 
         Needs hardly change along a text: of the pieces of a bounded prefill the first, second, fourth ... are asked for
-        samples.
+        the signal's sample.
         """
         if not self._wants_replay:
             return
         self._cuts += 1
         if self._reading:
             read = self._reading, self._from, self._next
-            if self._wants_sample and self._cuts & (self._cuts - 1) == 0:
+            if self._prober is not None and self._cuts & (self._cuts - 1) == 0:
                 replay_sample(self, self._prober, *read)
-            if self.policy.replays_all:
+            if self.policy.replays:
                 replay_prompt(self, *read)
         self._reading = []
 
     @property
-    def _wants_replay(self) -> bool:
-        """Whether the prompt's tokens will be asked for again at its end."""
-        return self.policy.replays_all or self._wants_sample
+    def _prober(self) -> Replay | None:
+        """The signal, if it wants to see some of the prompt repeated."""
+        return self.signal if self._observes and isinstance(self.signal, Replay) else None
 
     @property
-    def _wants_sample(self) -> bool:
-        """... or some of them."""
-        return self.policy.wants_replay or (self._observes and self.signal.wants_replay)
+    def _wants_replay(self) -> bool:
+        """Whether the prompt's tokens will be asked for again at its end."""
+        return self.policy.replays > 0 or self._prober is not None
 
     def _make_plans(
         self, values: Sequence[Any] | None, prompt_tokens: Sequence[int], columns: int, after: Sequence[int]

@@ -100,33 +100,40 @@ class TokenScorer:
 
     # ---------------------------------------------------------------- replays
 
-    def fit(
-        self, store: LayerStore | RaggedStore, columns: torch.Tensor, received: torch.Tensor, told: torch.Tensor
+    def see_received(
+        self, store: LayerStore | RaggedStore, columns: torch.Tensor, received: torch.Tensor, begin: torch.Tensor
     ) -> None:
-        """Learn from a replay: tokens at positions ``columns`` int64 ``[B, n]`` received fp32 ``[B, H, n]``, in the
-        rows ``told`` bool ``[B]``."""
+        """Tokens of what is new, from positions ``begin`` int64 ``[B]`` on, have been repeated: those at ``columns``
+        int64 ``[B, n]``, ascending (-1 = none, behind them), received fp32 ``[B, H, n]``."""
+        held, columns = store.used_positions(), columns.to(received.device)
+        with torch.no_grad():
+            self._fit(store, columns, received)
+            heads = held.shape[1]
+            order = columns.masked_fill(columns < 0, torch.iinfo(torch.int64).max)[:, None].expand(-1, heads, -1)
+            index = torch.searchsorted(order.contiguous(), held.expand(len(order), -1, -1).contiguous())
+            index = index.clamp(max=columns.shape[1] - 1)
+            told = (order.gather(-1, index) == held) & (held >= 0)
+            found, before = received.gather(-1, index.expand(*store.shape, -1)), store.used_scores()
+            new = held >= begin.to(held.device)[:, None, None]
+            other = torch.where(new, -1.0, torch.zeros_like(found) if before is None else before)
+            self._received = torch.where(told, found, other)
+        self._scored_at = -1
+
+    def _fit(self, store: LayerStore | RaggedStore, columns: torch.Tensor, received: torch.Tensor) -> None:
+        """Let the policy learn from the rows where enough was repeated; of others it keeps what it knows."""
+        if self.policy.fits_from is None:
+            return
+        enough = (columns >= 0).sum(dim=1) >= self.policy.fits_from
+        if not enough.any():
+            return
         keys, values = store.view()
         held = store.used_positions()
         at = held[:, :, None, :] == columns.to(held.device)[:, None, :, None]  # [B or 1, H or 1, n, N]
         slot = at.to(torch.int8).argmax(dim=-1).expand(*store.shape, -1)[..., None]
         keys, values = (one.gather(2, slot.expand(-1, -1, -1, one.shape[-1])) for one in (keys, values))
-        told = told.to(keys.device)
-        with torch.no_grad():
-            fitted = self.policy.fit(self._view(keys, values, columns[:, None].to(held.device)), told, received)
-        if self.fitted is not None:  # what was learned in an earlier turn stays where this one says nothing
-            fitted = torch.where(told.view(-1, *[1] * (fitted.ndim - 1)), fitted, self.fitted)
-        self.fitted = fitted
-        self._scored_at = -1
-
-    def see_received(self, store: LayerStore | RaggedStore, columns: torch.Tensor, received: torch.Tensor) -> None:
-        """All that is new has been repeated: tokens at ``columns`` int64 ``[B, n]``, one after another (-1 = none,
-        behind them), received fp32 ``[B, H, n]``. Others keep the scores that they have."""
-        held, columns = store.used_positions(), columns.to(received.device)[:, None]
-        index = (held - columns[..., :1]).clamp(0, columns.shape[-1] - 1)
-        new = (columns.expand(-1, index.shape[1], -1).gather(-1, index) == held) & (held >= 0)
-        found, before = received.gather(-1, index.expand(*store.shape, -1)), store.used_scores()
-        self._received = torch.where(new, found, 0.0 if before is None else before)
-        self._scored_at = -1
+        fitted = self.policy.fit(self._view(keys, values, columns[:, None]), received)
+        enough = enough.view(-1, *[1] * (fitted.ndim - 1))
+        self.fitted = torch.where(enough, fitted, torch.zeros_like(fitted) if self.fitted is None else self.fitted)
 
     # ------------------------------------------------------------------- view
 

@@ -47,7 +47,7 @@ class Replayed:
 def replay_sample(
     cache: SqueezeCache, signal: Replay, text: Sequence[torch.Tensor], before: Sequence[int], after: Sequence[int]
 ) -> None:
-    """Show ``signal``, and policies that learn from it, how the pieces that it asks for look back at the prompt.
+    """Show ``signal`` how the pieces that it asks for look back at the prompt.
 
     ``text``: what the prompt's forwards were given, ids ``[B, q]`` or embeddings ``[B, q, W]``, chunk by chunk;
     ``before`` and ``after``: positions of each row's (or all rows') next token when they began and when they ended.
@@ -63,24 +63,36 @@ def replay_sample(
             signal.see_replay(layer.index, torch.zeros(*layer.store.shape, 1, 1), told)
         return
     first = torch.tensor([found or [signal.lead] * signal.pieces for found in starts])  # [B, k]
-    asked, received = _replay(cache, reading, first, signal.lead, signal.length)
+    _, received = _replay(cache, reading, first, signal.lead, signal.length)
     for layer in layers:
-        found = received[layer.index]
-        signal.see_replay(layer.index, found, told)
-        if layer.scorer is not None and layer.policy.wants_replay:
-            layer.scorer.fit(layer.store, asked.flatten(1), found.flatten(2), told)
+        signal.see_replay(layer.index, received[layer.index], told)
 
 
 def replay_prompt(
     cache: SqueezeCache, text: Sequence[torch.Tensor], before: Sequence[int], after: Sequence[int]
 ) -> None:
-    """Let the model repeat all of the prompt, and the policy see how each token was looked at; arguments as above."""
+    """Let the model repeat as much of the prompt as the policy wants, and the policy see how each token was looked at;
+    arguments as above."""
     reading = _Reading.of(text, before, after)
-    first = torch.arange(0, max(1, *reading.counts, 1), _LENGTH).expand(len(reading.counts), -1)
+    starts = [_starts(count, cache.policy.replays) for count in reading.counts]
+    pieces = max(1, *map(len, starts), 1)
+    first = torch.tensor(
+        [own + [count] * (pieces - len(own)) for own, count in zip(starts, reading.counts, strict=True)]
+    )
     asked, received = _replay(cache, reading, first, _LEAD, _LENGTH)
+    begin = torch.tensor(reading.before)
     for layer in cache.layers:
         if layer.scorer is not None:
-            layer.scorer.see_received(layer.store, asked.flatten(1), received[layer.index].flatten(2))
+            layer.scorer.see_received(layer.store, asked.flatten(1), received[layer.index].flatten(2), begin)
+
+
+def _starts(count: int, most: float) -> list[int]:
+    """Where the pieces begin of a row of ``count`` tokens: side by side, or evenly spread if they are too many."""
+    if count <= most:
+        return list(range(0, count, _LENGTH))
+    pieces = max(1, int(most) // _LENGTH)
+    room = max(0, count - _LENGTH)
+    return [int(room * (piece + 0.5) / pieces) for piece in range(pieces)]
 
 
 @dataclass(frozen=True)

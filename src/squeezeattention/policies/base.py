@@ -50,10 +50,8 @@ class EvictionPolicy(ABC):
     needs_scores: ClassVar[bool] = False
     #: Whether tokens are scored by what the layer holds of them, see :class:`Scored`.
     scores_tokens: ClassVar[bool] = False
-    #: Whether the model is to repeat some of its prompt at the prompt's end.
-    wants_replay: ClassVar[bool] = False
-    #: Whether the model is to repeat all of its prompt at the prompt's end.
-    replays_all: ClassVar[bool] = False
+    #: Tokens of the prompt that the model is to repeat at its end, at most: 0 for none, ``math.inf`` for all.
+    replays: float = 0
     #: Whether what stays in a small budget would stay in a larger one too, so that cutting twice is cutting once. A
     #: class with a priority() of its own has to say so itself.
     nested: ClassVar[bool] = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .scored import Scored
@@ -20,9 +22,9 @@ class KVzip(Scored):
     """
 
     name = "kvzip"
-    replays_all = True
+    replays = math.inf
 
     def score(self, view: LayerView) -> torch.Tensor:
         if view.received is None:
             return torch.zeros(view.keys.shape[:3], device=view.keys.device)
-        return view.received
+        return view.received.clamp(min=0.0)

@@ -50,13 +50,16 @@ class Scored(ByScore):
         """The same of new tokens, which alone ``view`` has; ``None``: they stay until everything is scored anew."""
         return None
 
-    def fit(self, view: LayerView, told: torch.Tensor, received: torch.Tensor) -> torch.Tensor:
-        """With :attr:`wants_replay`: what :attr:`LayerView.fitted` is to be.
+    #: Repeated tokens of a row that :meth:`fit` needs to learn from; ``None``: nothing is learned.
+    fits_from: ClassVar[int | None] = None
 
-        ``view`` has the tokens that were repeated, ``received`` fp32 ``[B, H, n]`` the attention that they got from
-        their repetition, ``told`` bool ``[B]`` the rows where that was done.
+    def fit(self, view: LayerView, received: torch.Tensor) -> torch.Tensor:
+        """With :attr:`replays`: what :attr:`LayerView.fitted` is to be, ``[B, ...]``.
+
+        ``view`` has the tokens that were repeated (position -1: none), ``received`` fp32 ``[B, H, n]`` the attention
+        that they got from their repetition.
         """
-        raise ConfigError(f"policy {self.name!r} asks for a replay, but has no fit()")
+        raise ConfigError(f"policy {self.name!r} learns from a replay, but has no fit()")
 
     def follow(self, received: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """With :attr:`follows`: the scores after a decode step whose query paid ``received`` fp32 ``[B, H, N]``, mean

@@ -28,8 +28,8 @@ class LayerView:
     fitted: torch.Tensor | None = None
     """What :meth:`Scored.fit` made of this layer's part of a replay; ``None`` before."""
     received: torch.Tensor | None = None
-    """With ``replays_all``: the most attention that each token got when the text was repeated, fp32 [B, H, N]; of
-    tokens that were not, the score they have had. ``None`` where there was no repetition."""
+    """With ``replays``: the most attention that each token got when it was repeated, fp32 [B, H, N]; of older tokens,
+    the score they have had, and -1 of new ones that were not repeated. ``None`` where there was no repetition."""
     output: Callable[[], torch.Tensor] | None = None
     """The output projection of all query heads side by side, [Hq * Dv, W]."""
     future: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None = None
