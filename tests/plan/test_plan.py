@@ -314,7 +314,7 @@ def test_plans_of_heads(tmp_path: Path) -> None:
     console = pytest.importorskip("rich.console").Console(width=120)
     with console.capture() as capture:
         console.print(plan)
-    assert "40 5 9" in capture.get()
+    assert "40  5  9" in capture.get()
 
 
 def test_rich() -> None:

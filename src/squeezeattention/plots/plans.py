@@ -1,4 +1,4 @@
-"""Plans of one or more prompts: signal by layer, groups, budgets."""
+"""Plans of one or more prompts: signal by layer, groups, budgets of layers and of KV heads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..extras import require
 from ..plan import BudgetPlan
 from ..plan.table import signal_label
 from .canvas import COLOURS, GROUPS, INK, LARGE, NORMAL, SMALL, new_figure, tidy
+from .heads import concentration, head_map, mean_heads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +25,10 @@ _TICK_DISTANCE = 0.22
 
 
 def plan_figure(plans: Sequence[tuple[str, BudgetPlan]], *, title: str | None = None) -> Figure:
-    """Heat map of the signal (a row a prompt, a column a layer), the groups below it, and the budgets.
+    """Heat map of the signal (a row a prompt, a column a layer), the groups if there are any, and the budgets.
 
-    All plans must have the same number of layers, and a signal.
+    Budgets of KV heads are a heat map, the mean of the prompts. All plans must have the same number of layers, and a
+    signal.
     """
     if not plans or len({plan.n_layers for _, plan in plans}) != 1:
         raise ConfigError("a figure of plans needs at least one plan, all with the same number of layers")
@@ -35,18 +37,41 @@ def plan_figure(plans: Sequence[tuple[str, BudgetPlan]], *, title: str | None = 
         raise ConfigError("a figure of plans needs plans that were made from a signal")
     rows = [list(row) for row in values if row is not None]
     n_layers, height = len(rows[0]), min(7.0, 0.34 * len(rows))
-    figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 3.9 + 2 * height)
-    signal, groups, budgets = figure.subplots(3, 1, sharex=True, height_ratios=[height + 0.35, height + 0.35, 2.1])
-    name = plans[0][1].signal or "signal"
-    figure.suptitle(title or f"Layer {name} and budgets", fontsize=LARGE, color=INK)
+    made = [plan for _, plan in plans]
+    heads, grouped = mean_heads(made), any(max(plan.groups) > 1 for plan in made)
+    heights = [height + 0.35]
+    heights += [height + 0.35] if grouped else []
+    heights += [head_height(heads)] if heads else []
+    figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 1.1 + sum(heights) + 2.1)
+    panels = list(figure.subplots(len(heights) + 1, 1, sharex=True, height_ratios=[*heights, 2.1]))
+    signal, budgets = panels[0], panels[-1]
+    name = made[0].signal or "signal"
+    figure.suptitle(title or sentence(concentration(made)), fontsize=LARGE, color=INK)
     signal_map(figure, signal, rows, name)
-    _group_map(groups, [plan.groups for _, plan in plans])
-    _budget_bars(budgets, [plan for _, plan in plans])
-    for axes in (signal, groups):
+    if grouped:
+        _group_map(panels[1], [plan.groups for plan in made])
+    for axes in panels[: 1 + grouped]:
         name_rows(axes, [label for label, _ in plans])
+    if heads:
+        head_map(figure, panels[-2], heads, title=head_title(len(made)))
+        panels[-2].set_xlabel("")
+    _budget_bars(budgets, made)
     budgets.set_xticks(range(0, n_layers, max(1, math.ceil(n_layers / 20))))
     budgets.set_xlabel("layer", fontsize=NORMAL, color=INK)
     return figure
+
+
+def head_height(heads: Sequence[Sequence[float]]) -> float:
+    """Inches of a map of KV heads."""
+    return 0.35 + min(5.0, max(0.7, 0.26 * max(map(len, heads))))
+
+
+def head_title(prompts: int) -> str:
+    return "budget of each KV head" + (f" (mean of {prompts} prompts)" if prompts > 1 else "")
+
+
+def sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def signal_map(figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], name: str, *, numbers: bool = True) -> None:
@@ -140,7 +165,9 @@ def _budget_bars(axes: Axes, plans: list[BudgetPlan]) -> None:
     base = statistics.fmean(plan.base_budget for plan in plans)
     axes.axhline(base, color=COLOURS[1], linestyle="--", linewidth=1.4, label=f"uniform ({base:.0f})")
     axes.set_ylabel("tokens kept", fontsize=NORMAL, color=INK)
-    axes.set_title("budget", fontsize=NORMAL, color=INK, loc="left")
+    by_head = any(plan.head_budgets is not None for plan in plans)
+    title = "budget of each layer" + (" (mean of its heads)" if by_head else "")
+    axes.set_title(title, fontsize=NORMAL, color=INK, loc="left")
     axes.set_ylim(0, max(max(plan.budgets) for plan in plans) * 1.08)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL)
     tidy(axes)

@@ -12,7 +12,8 @@ from ..plan import BudgetPlan
 from ..stability import Observation
 from ..stability.layers import by_layer, group_counts
 from .canvas import COLOURS, FAINT, INK, LARGE, NORMAL, SMALL, new_figure, tidy
-from .plans import group_palette, name_rows, shortened, signal_map
+from .heads import concentration, head_map, mean_heads
+from .plans import group_palette, head_height, name_rows, sentence, shortened, signal_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +28,9 @@ def stability_figure(observations: Sequence[Observation], frozen: BudgetPlan, *,
     """Heat map of the signal (a row a prompt, those of a task together), groups, and budgets.
 
     With several tasks the groups have a row a task, and each cell shows how its prompts divide: the share of G1 from
-    below, then G2, and so on. With one task they have a row a prompt. The budgets are those of ``frozen``, with what
-    the prompts' own plans gave each layer: all of it as a line, the middle half as a thick one.
+    below, then G2, and so on. With one task they have a row a prompt. The budgets are those of ``frozen`` (of KV heads
+    as a heat map, too), with what the prompts' own plans gave each layer: all of it as a line, the middle half as a
+    thick one.
 
     Raises :class:`ConfigError` for no prompts, plans of different layers, or plans without a signal.
     """
@@ -46,18 +48,25 @@ def stability_figure(observations: Sequence[Observation], frozen: BudgetPlan, *,
         else [(one.source, [one.plan.groups]) for one in ordered]
     )
     n_layers, grouped = frozen.n_layers, any(max(plan.groups) > 1 for plan in plans)
-    heights = [_map_height(ordered, several), min(_TALLEST, 0.4 * len(groups)) if grouped else 0.0, 2.1]
+    heads = mean_heads([frozen])
+    heights = [_map_height(ordered, several), min(_TALLEST, 0.4 * len(groups)) if grouped else 0.0]
     heights = [height + 0.35 for height in heights if height]
+    heights += [head_height(heads)] if heads else []
+    heights.append(2.45)
     figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 1.2 + sum(heights))
     panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
     name = plans[0].signal or "signal"
     count = f"{len(plans)} prompts" + (f" of {len(tasks)} tasks" if several else "")
-    figure.suptitle(title or f"Layer {name} and budgets, {count}", fontsize=LARGE, color=INK)
+    point = sentence(concentration([frozen]))
+    figure.suptitle(title or f"{point}: one plan for {count}", fontsize=LARGE, color=INK)
     signal_map(figure, panels[0], [list(one.plan.signal_values or ()) for one in ordered], name, numbers=not several)
     _name_prompts(panels[0], ordered, tasks)
     if grouped:
         _groups(panels[1], groups)
         name_rows(panels[1], [label for label, _ in groups])
+    if heads:
+        head_map(figure, panels[-2], heads, title="budget of each KV head, frozen plan")
+        panels[-2].set_xlabel("")
     _budgets(panels[-1], plans, frozen)
     panels[-1].set_xticks(range(0, n_layers, max(1, math.ceil(n_layers / 20))))
     panels[-1].set_xlabel("layer", fontsize=NORMAL, color=INK)
@@ -128,7 +137,9 @@ def _budgets(axes: Axes, plans: Sequence[BudgetPlan], frozen: BudgetPlan) -> Non
         frozen.base_budget, color=COLOURS[1], linestyle="--", linewidth=1.3, label=f"uniform ({frozen.base_budget})"
     )
     axes.set_ylabel("tokens kept", fontsize=NORMAL, color=INK)
-    axes.set_title("budget", fontsize=NORMAL, color=INK, loc="left")
+    by_head = frozen.head_budgets is not None
+    title = "budget of each layer" + (" (mean of its heads)" if by_head else "")
+    axes.set_title(title, fontsize=NORMAL, color=INK, loc="left")
     axes.set_ylim(0, 1.08 * max(*frozen.budgets, *high))
     axes.grid(axis="y", color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
