@@ -285,6 +285,10 @@ def test_a_map_of_heads_is_labelled_and_says_where_the_cache_is() -> None:
     assert "tokens kept" in [axes.get_ylabel() for axes in heads.child_axes]
     alone = plan_figure([("a", BudgetPlan.from_dict({**plan.to_dict(), "head_budgets": None}))])
     assert alone.get_suptitle() == "Half of the cache is in 3 of 6 layers"
+    known = replace(plan, signal=None, signal_values=None)  # as a calibration gives them
+    titles = ["budget of each KV head", "budget of each layer (mean of its heads)"]
+    assert [axes.get_title(loc="left") for axes in plan_figure([("a", known)]).axes] == titles
+    assert len(stability_figure([Observation("a", "a", known)] * 2, known).axes) == 2
 
 
 def test_several_texts_with_budgets_for_heads(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
 from ..extras import require
@@ -28,50 +28,56 @@ def plan_figure(plans: Sequence[tuple[str, BudgetPlan]], *, title: str | None = 
     """Heat map of the signal (a row a prompt, a column a layer), the groups if there are any, and the budgets.
 
     Budgets of KV heads are a heat map, the mean of the prompts. All plans must have the same number of layers, and a
-    signal.
+    signal, or else budgets of KV heads.
     """
     if not plans or len({plan.n_layers for _, plan in plans}) != 1:
         raise ConfigError("a figure of plans needs at least one plan, all with the same number of layers")
-    values = [plan.signal_values for _, plan in plans]
-    if any(row is None for row in values):
-        raise ConfigError("a figure of plans needs plans that were made from a signal")
-    rows = [list(row) for row in values if row is not None]
-    n_layers, height = len(rows[0]), min(7.0, 0.34 * len(rows))
-    made = [plan for _, plan in plans]
-    heads, grouped = mean_heads(made), any(max(plan.groups) > 1 for plan in made)
-    heights = [height + 0.35]
-    heights += [height + 0.35] if grouped else []
-    heights += [head_height(heads)] if heads else []
-    figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 1.1 + sum(heights) + 2.1)
-    panels = list(figure.subplots(len(heights) + 1, 1, sharex=True, height_ratios=[*heights, 2.1]))
-    signal, budgets = panels[0], panels[-1]
-    name = made[0].signal or "signal"
-    figure.suptitle(title or sentence(concentration(made)), fontsize=LARGE, color=INK)
-    signal_map(figure, signal, rows, name)
-    if grouped:
-        _group_map(panels[1], [plan.groups for plan in made])
-    for axes in panels[: 1 + grouped]:
-        name_rows(axes, [label for label, _ in plans])
-    if heads:
-        head_map(figure, panels[-2], heads, title=head_title(len(made)))
-        panels[-2].set_xlabel("")
-    _budget_bars(budgets, made)
-    budgets.set_xticks(range(0, n_layers, max(1, math.ceil(n_layers / 20))))
-    budgets.set_xlabel("layer", fontsize=NORMAL, color=INK)
+    labels, made = [label for label, _ in plans], [plan for _, plan in plans]
+    n_layers, height = made[0].n_layers, 0.35 + min(7.0, 0.34 * len(plans))
+    signals = [list(plan.signal_values) for plan in made if plan.signal_values is not None]
+    heads = mean_heads(made)
+    parts: list[Part] = []
+    if len(signals) == len(made):
+        parts.append(Part(height, lambda figure, axes: signal_map(figure, axes, signals, made[0].signal or "signal")))
+    elif heads is None:
+        raise ConfigError("a figure of plans needs plans that were made from a signal, or with budgets of KV heads")
+    if any(max(plan.groups) > 1 for plan in made):
+        parts.append(Part(height, lambda figure, axes: _group_map(axes, [plan.groups for plan in made])))
+    named = len(parts)
+    if heads is not None:
+        where = "budget of each KV head" + (f" (mean of {len(made)} prompts)" if len(made) > 1 else "")
+        parts.append(head_part(heads, where))
+    parts.append(Part(2.1, lambda figure, axes: _budget_bars(axes, made)))
+    figure, panels = stacked(parts, n_layers, title or concentration(made))
+    for axes in panels[:named]:
+        name_rows(axes, labels)
     return figure
 
 
-def head_height(heads: Sequence[Sequence[float]]) -> float:
-    """Inches of a map of KV heads."""
-    return 0.35 + min(5.0, max(0.7, 0.26 * max(map(len, heads))))
+class Part(NamedTuple):
+    """One of several panels that share the axis of layers."""
+
+    height: float  # inches
+    draw: Callable[[Figure, Axes], None]
 
 
-def head_title(prompts: int) -> str:
-    return "budget of each KV head" + (f" (mean of {prompts} prompts)" if prompts > 1 else "")
+def head_part(heads: Sequence[Sequence[float]], title: str) -> Part:
+    height = 0.35 + min(5.0, max(0.7, 0.26 * max(map(len, heads))))
+    return Part(height, lambda figure, axes: head_map(figure, axes, heads, title=title))
 
 
-def sentence(words: str) -> str:
-    return words[0].upper() + words[1:]
+def stacked(parts: Sequence[Part], n_layers: int, title: str) -> tuple[Figure, list[Axes]]:
+    """All parts one below the other, the layers named below the last."""
+    heights = [part.height for part in parts]
+    figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 1.1 + sum(heights))
+    figure.suptitle(title[0].upper() + title[1:], fontsize=LARGE, color=INK)
+    panels = list(figure.subplots(len(parts), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
+    for part, axes in zip(parts, panels, strict=True):
+        part.draw(figure, axes)
+        axes.set_xlabel("")
+    panels[-1].set_xticks(range(0, n_layers, max(1, math.ceil(n_layers / 20))))
+    panels[-1].set_xlabel("layer", fontsize=NORMAL, color=INK)
+    return figure, panels
 
 
 def signal_map(figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], name: str, *, numbers: bool = True) -> None:
