@@ -496,6 +496,7 @@ class SqueezeCache(Cache):
                 'prefill="exact", and prefilling() without total_tokens'
             )
         other = self.allocator if allocator is None else resolve_allocator(allocator)
+        other = other.for_model(self._attachment.model)
         check_used(other, budget=budget, signal=None)
         if other.needs_signal and not (self._observes and resolve_signal(other.signal).name == self.signal.name):
             seen = f"looked at {self.signal.name!r} only" if self._observes else "looked at no signal"
