@@ -95,7 +95,7 @@ def _table() -> Table:
 
 def _short(said: str) -> str:
     """The beginning of a wrong answer."""
-    line = " ".join(said.split()) or "nothing"
+    line = " ".join(said.split()).rstrip(".") or "nothing"
     return line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"
 
 
