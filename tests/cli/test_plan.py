@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,54 @@ def test_figures_leave_pyplot_alone(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     save(plan_figure([("a", _plan([0.5, 0.7, 0.9]))]), tmp_path / "plan.png")
     assert dict(matplotlib.rcParams) == before
+
+
+# ------------------------------------------------------------------- KV heads
+
+
+def _heads_plan(n_layers: int = 6, heads: int = 3, turn: int = 0) -> BudgetPlan:
+    budgets = [[90 if (layer + turn) % heads == head else 15 for head in range(heads)] for layer in range(n_layers)]
+    values = tuple(0.5 + layer / 100 for layer in range(n_layers))
+    return replace(BudgetPlan.from_budgets(budgets, allocator="probe"), signal="replay", signal_values=values)
+
+
+@pytest.mark.parametrize(("n_layers", "heads"), [(6, 3), (80, 8), (2, 1)])
+def test_figures_of_heads(tmp_path: Path, n_layers: int, heads: int) -> None:
+    plans = [_heads_plan(n_layers, heads, turn) for turn in range(2)]
+    assert is_figure(save(plan_figure([("a", plans[0])]), tmp_path / "one.png"))
+    assert is_figure(save(plan_figure([("a", plans[0]), ("b", plans[1])]), tmp_path / "two.png"))
+    seen = [Observation(str(turn), "a", plan) for turn, plan in enumerate(plans)]
+    assert is_figure(save(stability_figure(seen, plans[0]), tmp_path / "frozen.png"))
+
+
+def test_a_map_of_heads_is_labelled_and_says_where_the_cache_is() -> None:
+    plan = _heads_plan()
+    figure = plan_figure([("a", plan)])
+    assert figure.get_suptitle() == "Half of the cache is in 4 of 18 KV heads"  # 360 of 6 * 120 tokens
+    (heads,) = (axes for axes in figure.axes if axes.get_title(loc="left") == "budget of each KV head")
+    assert heads.get_ylabel() == "KV head"
+    (mesh,) = heads.collections
+    assert mesh.get_array().tolist() == [list(head) for head in zip(*plan.head_budgets or (), strict=True)]
+    assert "tokens kept" in [axes.get_ylabel() for axes in heads.child_axes]
+    alone = plan_figure([("a", BudgetPlan.from_dict({**plan.to_dict(), "head_budgets": None}))])
+    assert alone.get_suptitle() == "Half of the cache is in 3 of 6 layers"
+    known = replace(plan, signal=None, signal_values=None)  # as a calibration gives them
+    titles = ["budget of each KV head", "budget of each layer (mean of its heads)"]
+    assert [axes.get_title(loc="left") for axes in plan_figure([("a", known)]).axes] == titles
+    assert len(stability_figure([Observation("a", "a", known)] * 2, known).axes) == 2
+
+
+def test_several_texts_with_budgets_for_heads(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:
+    other, saved, plot = tmp_path / "other.py", tmp_path / "plan.json", tmp_path / "plan.png"
+    other.write_text(prompt_file.read_text()[::-1])
+    arguments = ("plan", "embedded", "-f", prompt_file, other, "--allocator", "probe", "--budget", 60)
+    result = squeeze(*arguments, "-o", saved, "--plot", plot)
+    assert result.exit_code == 0, result.stderr
+    assert "the mean shares of 2 texts" in result.stdout
+    assert "KV heads" in result.stdout
+    assert is_figure(plot)
+    plan = BudgetPlan.load(saved)
+    assert plan.head_budgets is not None
+    used = squeeze("generate", "embedded", "-f", prompt_file, "--allocator", saved, "-n", 2, "--json")
+    assert json.loads(used.stdout)["plan"]["head_budgets"] == [list(layer) for layer in plan.head_budgets]
+    refused(squeeze(*arguments, "--freeze", "signal"), "freeze them by shares")

@@ -39,7 +39,7 @@ def test_loading_leaves_the_random_state_alone():
 @pytest.mark.parametrize("seed", [101, 202])
 def test_recall_over_512_tokens_with_a_full_cache(embedded, seed):
     model, tokenizer = embedded
-    settings = Settings(length=512, contexts=8, facts=6, seed=seed)
+    settings = Settings("code", length=512, contexts=8, facts=6, seed=seed)
     answers = []
     for context in build_contexts(tokenizer, settings, salt="embedded"):
         cache = DynamicCache(config=model.config)
@@ -51,7 +51,7 @@ def test_recall_over_512_tokens_with_a_full_cache(embedded, seed):
 
 def test_enough_budget_answers_as_the_full_cache_does(embedded):
     model, tokenizer = embedded
-    (context,) = build_contexts(tokenizer, Settings(length=512, contexts=1, facts=6, seed=7))
+    (context,) = build_contexts(tokenizer, Settings("code", length=512, contexts=1, facts=6, seed=7))
     said = []
     for cache in (DynamicCache(config=model.config), SqueezeCache(model, budget=10_000, policy="h2o")):
         driving.read(model, cache, context.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squeezeattention import BudgetPlan
-from squeezeattention.allocators import Allocator, Reach, Squeeze, Uniform
+from squeezeattention.allocators import Allocator, Probe, Reach, Squeeze, Uniform
 from squeezeattention.errors import ConfigError
 from squeezeattention.plan import build_plan
 from squeezeattention.stability import Fit, Observation, agreement, fits_of, freeze, moved, study
@@ -194,3 +195,43 @@ def test_study_refuses() -> None:
         study([Observation("1", "a", plan(FIRST)), Observation("2", "a", plan([0.1, 0.2, 0.3]))], FREEZE)
     with pytest.raises(ConfigError, match="signal"):
         study([Observation("1", "a", plan(FIRST)), Observation("2", "a", BudgetPlan.from_budgets([1] * 4))], FREEZE)
+
+
+# ------------------------------------------------------------------- KV heads
+
+
+def headed(*layers: Sequence[int], signal: Sequence[float] = (0.2, 0.8)) -> BudgetPlan:
+    heads = BudgetPlan.from_budgets(layers, allocator="probe")
+    return replace(heads, signal_values=tuple(signal), signal="replay")
+
+
+def test_frozen_heads_are_the_mean_of_the_shares() -> None:
+    """Two prompts that want other heads of layer 0, the second twice as long."""
+    frozen = freeze([headed((30, 10), (10, 10)), headed((40, 80), (20, 20))], Probe())
+    # of the cache: 1 and 1/3 | 1/3, and 1/2 and 1 | 1/4; brought to 56 tokens
+    assert frozen.head_budgets == ((42, 38), (16, 16))
+    assert frozen.budgets == (40, 16)
+    assert frozen.allocator == "probe, mean shares"
+    assert frozen.signal_values == (0.2, 0.8)
+    assert BudgetPlan.from_dict(frozen.to_dict()) == frozen
+
+
+def test_heads_with_a_prompt_that_was_too_short_to_tell() -> None:
+    even = replace(headed((30, 30), (10, 10)), head_budgets=None)
+    assert freeze([headed((40, 20), (10, 10)), even], Probe()).head_budgets == ((35, 25), (10, 10))
+
+
+def test_tokens_in_other_heads_count_as_elsewhere() -> None:
+    plans = [headed((30, 10), (10, 10)), headed((10, 30), (10, 10))]
+    assert agreement([tuple(plans)]).moved == pytest.approx(20 / 60)
+    fits = {fit.against: fit.moved for fit in study(
+        [Observation(str(i), "a", one) for i, one in enumerate(plans)], partial(freeze, allocator=Probe())
+    ).fits}  # fmt: skip
+    assert fits == pytest.approx({"frozen": 10 / 60, "unseen prompt": 20 / 60, "uniform": 15 / 60})
+
+
+def test_heads_are_not_frozen_by_signal() -> None:
+    with pytest.raises(ConfigError, match="freeze them by shares"):
+        freeze([headed((30, 10), (10, 10))], Probe(), by="signal")
+    with pytest.raises(ConfigError, match="plans of one model"):
+        agreement([(headed((30, 10), (10, 10)), headed((30, 10, 20), (10, 10, 10)))])

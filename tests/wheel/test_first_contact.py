@@ -77,7 +77,7 @@ def test_generate(tmp_path: Path) -> None:
 
 @with_wheel
 def test_demo(tmp_path: Path) -> None:
-    result = squeeze("demo", "--quick", "--out", tmp_path / "demo", "--json")
+    result = squeeze("demo", "--model", "embedded", "--quick", "--out", tmp_path / "demo", "--json")
     assert result.returncode == 0, result.stderr
     data = json.loads(result.stdout)
     assert data["full"]["right"] > 0.8 * data["full"]["n"]

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -487,6 +488,41 @@ class SqueezeCache(Cache):
         for name, value in self.__dict__.items():
             twin.__dict__[name] = value if name in shared else copy.deepcopy(value, memo)
         twin._lease(self._attachment.model)
+        return twin
+
+    def twin(
+        self,
+        *,
+        budget: int | float | str | Budget | None = None,
+        allocator: str | Allocator | BudgetPlan | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    ) -> SqueezeCache:
+        """An independent copy that goes on with another budget or allocator; what is not given stays.
+
+        Within :meth:`prefilling` its prompt ends here, and is cut as if the copy had been made with these: a prompt
+        that is read once can be cut in many ways. After the cut they count from the next turn on.
+
+        Raises :class:`ConfigError` for an allocator that goes by another signal than was looked at,
+        :class:`CacheStateError` where layers were cut while the prompt was read, and what the constructor raises.
+        """
+        self._check_usable()
+        if self._open and (self._trimmed or self._is_cut):
+            raise CacheStateError(
+                "layers of this cache were cut while the prompt was read, so a twin cannot be cut another way; use "
+                'prefill="exact", and prefilling() without total_tokens'
+            )
+        other = self.allocator if allocator is None else resolve_allocator(allocator)
+        other = other.for_model(self._attachment.model)
+        check_used(other, budget=budget, signal=None)
+        if other.needs_signal and not (self._observes and resolve_signal(other.signal).name == self.signal.name):
+            seen = f"looked at {self.signal.name!r} only" if self._observes else "looked at no signal"
+            raise ConfigError(
+                f"allocator {other.name!r} goes by the signal {other.signal!r}, but this cache {seen}; make one with it"
+            )
+        twin = copy.deepcopy(self)
+        twin._budget = self._budget if budget is None else Budget.parse(budget)
+        twin.allocator = other
+        twin._planner = replace(self._planner, budget=twin._budget, allocator=other)
+        twin._in_prefill = False
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:

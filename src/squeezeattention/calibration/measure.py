@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import SqueezeCache
+from ..defaults import CALIBRATION_PART
 from ..errors import CacheStateError, ConfigError, InputError
 from ..hf.layout import inspect_model
 from ..signals import Replay
@@ -13,8 +14,6 @@ from ..tasks.driving import read
 from .record import Calibration
 from .weights import sample_weights
 
-#: Tokens of a text that are read at a time; what comes after them is a text of its own.
-LENGTH = 2048
 _PIECE, _LEAD = 32, 8
 
 
@@ -23,7 +22,7 @@ def calibrate(
     tokenizer: Any,
     texts: Sequence[str | Sequence[int]],
     *,
-    length: int = LENGTH,
+    length: int = CALIBRATION_PART,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Measure once what ``allocator="probe"`` measures on every prompt, on all of the texts instead of a sample.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..calibration.measure import LENGTH
+from ..defaults import CALIBRATION_PART
 from . import options
 from .console import ERR, OUT, print_json, progress_bar
 from .inputs import check_target, load_model
@@ -30,7 +30,7 @@ def calibrate(
     seeds: options.Seeds = None,
     part: Annotated[
         int, typer.Option("--part", metavar="TOKENS", help="Longer texts are read in parts of so many tokens.")
-    ] = LENGTH,
+    ] = CALIBRATION_PART,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write it here. [the user's cache, where it is found]"),

@@ -47,7 +47,7 @@ class Recipe:
             progress(len(texts), len(texts), "done")
         return seen
 
-    def freeze(self, plans: Sequence[BudgetPlan], by: str = "signal") -> BudgetPlan:
+    def freeze(self, plans: Sequence[BudgetPlan], by: str | None = None) -> BudgetPlan:
         """One plan for all; of one plan, itself."""
         from ..policies import resolve_policy
 

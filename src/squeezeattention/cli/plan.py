@@ -46,9 +46,13 @@ def plan(
     p: options.P = None,
     outliers: options.Outliers = None,
     by: Annotated[
-        str,
-        typer.Option("--freeze", metavar="signal|shares", help="What the plan of several texts is the mean of."),
-    ] = "signal",
+        str | None,
+        typer.Option(
+            "--freeze",
+            metavar="signal|shares",
+            help="What the plan of several texts is the mean of: the signal, or for budgets by KV head the shares.",
+        ),
+    ] = None,
     output: options.Output = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw signal, groups and budgets as a PNG.")
@@ -72,7 +76,7 @@ def plan(
         check_target(target)
     if plot is not None:
         require("matplotlib", "plot")  # before the work, not after
-    if by not in WAYS:
+    if by is not None and by not in WAYS:
         raise ConfigError(f"--freeze must be one of {', '.join(WAYS)}, got {by!r}")
     spec = name_or_plan(allocator)
     if isinstance(spec, BudgetPlan):
@@ -83,6 +87,8 @@ def plan(
     texts = asked.tokenized(model, tokenizer, truncate=truncate)
     recipe = Recipe(budget, policy, spec, p, signal, outliers)
     seen = recipe.observe(model, texts, chunk_size)
+    # Decided once for all texts: a study also freezes parts of them.
+    by = by or ("shares" if any(one.plan.head_budgets is not None for one in seen) else "signal")
     frozen = recipe.freeze([one.plan for one in seen], by)
     found = study(seen, partial(recipe.freeze, by=by), frozen) if len(seen) > 1 else None
     origin = f"the mean {by} of {len(seen)} texts" if found is not None else "the only text"

@@ -19,7 +19,8 @@ _AGAINST = {
 LEGEND = (
     "tokens: budgets of the texts' own plans, all brought to the size of the frozen plan. same group: layers that both "
     "put into the same group. Rand: adjusted Rand index of the groups, 1 = the same, 0 = by chance. rank: Spearman "
-    "correlation of the signal. elsewhere: tokens of the cache that lie in other layers."
+    "correlation of the signal. elsewhere: tokens of the cache that lie in other layers (or in other KV heads, where "
+    "these have budgets of their own)."
 )
 STUDY_LEGEND = (
     "groups: layers that two prompts put into the same group, of one task (within) and of two (between). moved: tokens "

@@ -1,7 +1,8 @@
-"""``squeeze demo``: the embedded model reads real source code and is asked for facts scattered in it."""
+"""``squeeze demo``: a model reads a text with facts in it, its cache is cut, and then it is asked for them."""
 
+from .facts import Fact
 from .measure import Measured, Result, run
-from .report import LEGEND, findings, table, to_json, write_files
+from .report import LEGEND, examples, findings, table, to_json, write_files
 from .scenario import FULL, QUICK, Context, Settings, build_contexts
 
 __all__ = [
@@ -9,10 +10,12 @@ __all__ = [
     "LEGEND",
     "QUICK",
     "Context",
+    "Fact",
     "Measured",
     "Result",
     "Settings",
     "build_contexts",
+    "examples",
     "findings",
     "run",
     "table",

@@ -1,8 +1,8 @@
-"""The demo's measurements: each context is read and cut once a configuration, then asked about."""
+"""The demo's measurements: each context is read, cut in every way that is compared, and asked about."""
 
 from __future__ import annotations
 
-import copy
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,32 +13,33 @@ import torch
 from transformers import DynamicCache
 
 from .. import BudgetPlan, SqueezeCache
-from ..allocators import takes
-from ..tasks.driving import forward, read
-from ..tasks.scoring import Score, recall_facts, score
+from ..allocators import Allocator, resolve_allocator, takes
+from ..tasks.driving import batches_of_one_length, forward, read, repeated
+from ..tasks.scoring import Score, score
+from .facts import Fact
 from .scenario import Context, Settings, build_contexts
 
-REFERENCE = "one layer whole"
-_REFERENCE_POLICY = "streaming_llm"
-_TRIAL_CUT = 0.1  # share that the layer on trial keeps
+_SPARE_TOKENS = 1  # where a number that is too long shows
 
 
 @dataclass
 class Measured:
-    """One configuration on all contexts."""
+    """One way to cut the cache, on all contexts."""
 
-    policy: str | None
-    """``None`` = the full cache."""
-    budget: float
     label: str
-    """How the cache was divided: an allocator, :data:`REFERENCE`, or the full cache."""
+    """How the cache was divided: an allocator's name, or "full cache"."""
+    budget: float
+    said: list[list[str]] = field(default_factory=list)
+    """What was answered, by context and question."""
     answers: list[bool] = field(default_factory=list)
+    """Whether that was right, for all questions in a row."""
     bytes: list[int] = field(default_factory=list)
     """Keys and values held after each context was cut."""
-    peak_bytes: list[int] = field(default_factory=list)
     plans: list[BudgetPlan] = field(default_factory=list)
-    tokens_per_s: float = 0.0
-    """1 / the median decode step after the first context."""
+    seconds: list[float] = field(default_factory=list)
+    """To read each context, and to plan and cut it."""
+    steps: list[float] = field(default_factory=list)
+    """Seconds of each decode step, by token of one sequence: the answers of a context are given at once."""
 
     @property
     def score(self) -> Score:
@@ -49,8 +50,12 @@ class Measured:
         return statistics.fmean(self.bytes)
 
     @property
-    def mean_peak_bytes(self) -> float:
-        return statistics.fmean(self.peak_bytes)
+    def mean_seconds(self) -> float:
+        return statistics.fmean(self.seconds)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return 1 / statistics.median(self.steps)
 
 
 @dataclass
@@ -61,8 +66,6 @@ class Result:
     contexts: list[Context]
     full: Measured
     rows: list[Measured]
-    whole_layer: int | None = None
-    """The layer that the reference keeps whole."""
     seconds: float = 0.0
 
 
@@ -74,141 +77,112 @@ def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lam
     """Measure the full cache and every configuration of ``settings`` on the same questions."""
     began = time.perf_counter()
     contexts = build_contexts(tokenizer, settings)
-    plain = [(p, b, a) for p in settings.policies for b in settings.budgets for a in settings.allocators]
-    has_reference = settings.reference and _REFERENCE_POLICY in settings.policies
-    trials = 1 + model.config.get_text_config().num_hidden_layers if has_reference else 0
-    total = len(contexts) * (1 + len(plain)) + trials
-    total += len(contexts) * len(settings.budgets) if has_reference else 0
-
-    full = Measured(None, 1.0, "full cache")
+    full = Measured("full cache", 1.0)
+    rows = {(name, budget): Measured(name, budget) for name in settings.allocators for budget in settings.budgets}
+    allocators = {
+        name: resolve_allocator(name, p=settings.p if takes(name, "p") else None) for name in settings.allocators
+    }
+    together = _read_together(allocators)
+    total = len(contexts) * (1 + len(together) + len(rows))
     for context in contexts:  # before any SqueezeCache is on the model
         progress(total, "full cache")
-        _measure_full(model, tokenizer, settings, full, context)
-    result = Result(settings, contexts, full, rows=[])
-    keep_attached = SqueezeCache(model, 1.0, "sliding_window", "uniform")
-    for policy, budget, allocator in plain:
-        row = Measured(policy, budget, allocator)
-        for context in contexts:
-            progress(total, f"{policy} {budget:.0%} {allocator}")
-            cache = SqueezeCache(
-                model, budget, policy, allocator, settings.p if takes(allocator, "p") else None,
-                new_tokens=settings.decode_tokens, min_tokens=1,
-            )  # fmt: skip
-            _measure(model, tokenizer, settings, row, context, cache)
-        result.rows.append(row)
-    if has_reference:
-        _measure_reference(model, tokenizer, result, lambda what: progress(total, what))
-    keep_attached.detach()
-    result.seconds = time.perf_counter() - began
-    return result
+        _measure_full(model, tokenizer, full, context)
+    for number, context in enumerate(contexts, 1):
+        for names in together:
+            progress(total, f"reading text {number}")
+            cuts = _cuts(model, tokenizer, settings, context, [allocators[name] for name in names])
+            for name, budget, cache, seconds in cuts:
+                progress(total, f"text {number}: {name}, {budget:.0%}")
+                _measure(model, tokenizer, rows[name, budget], context, cache, seconds)
+    return Result(settings, contexts, full, list(rows.values()), time.perf_counter() - began)
 
 
-def _measure_full(model: Any, tokenizer: Any, settings: Settings, row: Measured, context: Context) -> None:
-    cache = DynamicCache(config=model.config)
-    logits = read(model, cache, context.tokens)
-    size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    row.bytes.append(size)
-    row.peak_bytes.append(size)
-    _ask(model, tokenizer, settings, row, context, cache, logits)
+def _read_together(allocators: dict[str, Allocator]) -> list[list[str]]:
+    """Names in groups that one reading of a context serves: one signal each, and in the first what needs none."""
+    groups: dict[str, list[str]] = {}
+    for name, allocator in allocators.items():
+        if allocator.needs_signal:
+            groups.setdefault(allocator.signal, []).append(name)
+    free = [name for name, allocator in allocators.items() if not allocator.needs_signal]
+    if not groups:
+        return [free]
+    first, *others = groups.values()
+    return [[*first, *free], *others]
 
 
-def _measure(
-    model: Any, tokenizer: Any, settings: Settings, row: Measured, context: Context, cache: SqueezeCache
-) -> None:
-    logits = read(model, cache, context.tokens)
-    memory, plan = cache.memory(), cache.plan
-    row.bytes.append(memory.bytes)
-    row.peak_bytes.append(memory.peak_bytes)
-    if plan is not None:
-        row.plans.append(plan)
-    _ask(model, tokenizer, settings, row, context, cache, logits)
-
-
-def _ask(
-    model: Any,
-    tokenizer: Any,
-    settings: Settings,
-    row: Measured,
-    context: Context,
-    cache: Any,
-    logits: torch.Tensor,
-) -> None:
-    is_first = not row.answers
-    row.answers += recall_facts(model, tokenizer, cache, context.facts)
-    if is_first:
-        row.tokens_per_s = 1 / statistics.median(_decode_steps(model, cache, logits, settings.decode_tokens))
-
-
-def _decode_steps(model: Any, cache: Any, logits: torch.Tensor, steps: int) -> Iterator[float]:
-    """Seconds of each step of a greedy decode."""
-    cache = copy.deepcopy(cache)
-    for _ in range(steps):
-        tokens = logits.argmax(-1)[:, None]
+def _cuts(
+    model: Any, tokenizer: Any, settings: Settings, context: Context, allocators: Sequence[Allocator]
+) -> Iterator[tuple[str, float, SqueezeCache, float]]:
+    """The context read once, and cut by each allocator to each budget: its name, the budget, the cache, the seconds."""
+    to_come = max(map(len, _tokens(tokenizer, [f"{fact.prompt} {fact.value}" for fact in context.facts])))
+    reader = SqueezeCache(
+        model, settings.budgets[0], settings.policy, allocators[0], new_tokens=to_come + _SPARE_TOKENS, min_tokens=1
+    )
+    with reader.prefilling():
         began = time.perf_counter()
-        logits = forward(model, cache, tokens)
-        if logits.is_cuda:
-            torch.cuda.synchronize()
-        yield time.perf_counter() - began
+        forward(model, reader, torch.tensor([context.tokens], device=model.device))
+        reading = time.perf_counter() - began
+        for allocator in allocators:
+            for budget in settings.budgets:
+                cache = reader.twin(budget=budget, allocator=allocator)
+                began = time.perf_counter()
+                cache.compact()
+                yield allocator.name, budget, cache, reading + time.perf_counter() - began
 
 
-# ------------------------------------------------------------------ reference
+def _measure_full(model: Any, tokenizer: Any, row: Measured, context: Context) -> None:
+    cache = DynamicCache(config=model.config)
+    began = time.perf_counter()
+    read(model, cache, context.tokens)
+    row.seconds.append(time.perf_counter() - began)
+    row.bytes.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
+    _ask(model, tokenizer, row, context, cache)
 
 
-def _measure_reference(model: Any, tokenizer: Any, result: Result, progress: Callable[[str], None]) -> None:
-    """The layer whose cut hurts recall most stays whole, the others share the rest.
-
-    Chosen by answers, on a context of its own: what a perfect signal might find, no method.
-    """
-    settings = result.settings
-    layer = _layer_that_recalls(model, tokenizer, settings, progress)
-    if layer is None:
-        return
-    result.whole_layer = layer
-    for budget in settings.budgets:
-        row = Measured(_REFERENCE_POLICY, budget, REFERENCE)
-        for context in result.contexts:
-            progress(f"{_REFERENCE_POLICY} {budget:.0%} {REFERENCE}")
-            budgets = _one_whole(len(context.tokens), budget, settings, row_layers(result), layer)
-            if budgets is not None:
-                cache = SqueezeCache(model, policy=_REFERENCE_POLICY, allocator=budgets)
-                _measure(model, tokenizer, settings, row, context, cache)
-        if len(row.bytes) == len(result.contexts):
-            result.rows.append(row)
+def _measure(model: Any, tokenizer: Any, row: Measured, context: Context, cache: SqueezeCache, seconds: float) -> None:
+    row.seconds.append(seconds)
+    row.bytes.append(cache.memory().bytes)
+    plan = cache.plan
+    assert plan is not None  # the context was read
+    row.plans.append(plan)
+    _ask(model, tokenizer, row, context, cache.twin(allocator=plan))  # a question is a turn under the same plan
 
 
-def row_layers(result: Result) -> int:
-    """Number of layers of the model that was measured."""
-    return result.rows[0].plans[0].n_layers
+def _ask(model: Any, tokenizer: Any, row: Measured, context: Context, cache: Any) -> None:
+    prompts = _tokens(tokenizer, [fact.prompt for fact in context.facts])
+    said = [""] * len(prompts)
+    for indices in batches_of_one_length(prompts):
+        ids = torch.tensor([prompts[index] for index in indices], device=model.device)
+        longest = max(map(len, _tokens(tokenizer, [f" {context.facts[index].value}" for index in indices])))
+        tokens, seconds = _answer(model, repeated(cache, len(indices)), ids, longest + _SPARE_TOKENS)
+        row.steps += [second / len(indices) for second in seconds]
+        for index, text in zip(indices, tokenizer.batch_decode(tokens), strict=True):
+            said[index] = text.strip()
+    row.said.append(said)
+    row.answers += [is_right(fact, text) for fact, text in zip(context.facts, said, strict=True)]
 
 
-def _layer_that_recalls(model: Any, tokenizer: Any, settings: Settings, progress: Callable[[str], None]) -> int | None:
-    """The layer that costs most right answers when only it is cut; ``None`` if no layer stands out."""
-    context = build_contexts(tokenizer, settings, salt=" reference")[0]
-    n_layers = model.config.get_text_config().num_hidden_layers
-    whole = len(context.tokens) + settings.decode_tokens
-
-    def right(cut: int | None) -> int:
-        progress("looking for the layer that recalls")
-        budgets = [whole] * n_layers
-        if cut is not None:
-            budgets[cut] = max(8, int(_TRIAL_CUT * whole))
-        cache = SqueezeCache(model, policy=_REFERENCE_POLICY, allocator=budgets)
-        read(model, cache, context.tokens)
-        return sum(recall_facts(model, tokenizer, cache, context.facts))
-
-    ceiling = right(None)
-    scores = [right(layer) for layer in range(n_layers)]
-    worst = min(scores)
-    return scores.index(worst) if scores.count(worst) == 1 and worst < ceiling else None
+def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
 
-def _one_whole(tokens: int, budget: float, settings: Settings, n_layers: int, layer: int) -> Sequence[int] | None:
-    """``budget`` of the context in all, one layer whole; ``None`` if the others would get next to nothing."""
-    total = n_layers * max(1, round(budget * tokens))
-    whole = tokens + settings.decode_tokens
-    rest, extra = divmod(total - whole, n_layers - 1) if n_layers > 1 else (0, 0)
-    if rest < 8:
-        return None
-    budgets = [rest] * n_layers
-    budgets[layer] = whole + extra
-    return budgets
+def _answer(model: Any, cache: Any, prompts: torch.Tensor, count: int) -> tuple[list[list[int]], list[float]]:
+    """``count`` greedy tokens after each prompt, and the seconds that each step took."""
+    logits = forward(model, cache, prompts)
+    rows, seconds = [], []
+    for _ in range(count):
+        tokens = logits.argmax(-1)[:, None]
+        rows.append(tokens)
+        if len(rows) < count:
+            began = time.perf_counter()
+            logits = forward(model, cache, tokens)
+            if logits.is_cuda:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    return torch.cat(rows, dim=1).tolist(), seconds
+
+
+def is_right(fact: Fact, text: str) -> bool:
+    """Whether an answer begins with the number, whole."""
+    found = re.match(r"\s*(\d+)", text)
+    return found is not None and found[1] == fact.value

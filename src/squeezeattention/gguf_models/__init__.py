@@ -3,6 +3,7 @@
 The folder is not called ``gguf``: that is the package which reads such files.
 """
 
+from .convert import check_installed
 from .model import gguf_config, gguf_folder, load_gguf
 
-__all__ = ["gguf_config", "gguf_folder", "load_gguf"]
+__all__ = ["check_installed", "gguf_config", "gguf_folder", "load_gguf"]

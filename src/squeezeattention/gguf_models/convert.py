@@ -18,7 +18,7 @@ INSTALL = 'pip install "squeezeattention[gguf]", or just: pip install gguf accel
 
 def read_config(file: Path) -> Any:
     """The config that is in a file, without the weights."""
-    _check_installed()
+    check_installed()
     from transformers import AutoConfig
 
     with _nothing_beside() as folder:
@@ -55,7 +55,8 @@ def convert(file: Path, tell: Callable[[str], object]) -> tuple[Any, Any, list[s
     return model.eval(), tokenizer, _remarks(file, config)
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Raise :class:`MissingExtraError` or :class:`UnsupportedFeatureError` if GGUF files cannot be read here."""
     import transformers
 
     require("gguf", "gguf", INSTALL)

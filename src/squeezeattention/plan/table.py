@@ -21,14 +21,14 @@ def plan_text(plan: BudgetPlan) -> str:
     width = max(len("budget"), len(str(largest)))
     signal = _signal_title(plan)
     wide = max(len(signal), len("0.0000"))
-    heads = _heads(plan)
-    head = f"{'layer':>5}  {signal:>{wide}}  {'group':>5}  {'budget':>{width}}"
+    heads, grouped = _heads(plan), len(plan.group_sizes) > 1
+    head = f"{'layer':>5}  {signal:>{wide}}{'  group' if grouped else ''}  {'budget':>{width}}"
     lines = [_title(plan), head if heads is None else f"{head}  {'':{_BAR}}  KV heads"]
     for layer, (value, group, budget) in enumerate(_rows(plan)):
         bar = "#" * max(1, round(_BAR * budget / largest))
-        line = f"{layer:>5}  {value:>{wide}}  {group:>5}  {budget:>{width}}  {bar}"
+        line = f"{layer:>5}  {value:>{wide}}{f'  {group:>5}' if grouped else ''}  {budget:>{width}}  {bar}"
         lines.append(line if heads is None else f"{line:{len(head) + 2 + _BAR}}  {heads[layer]}")
-    lines.append(_group_sizes(plan))
+    lines += [_group_sizes(plan)] if grouped else []
     for warning in plan.warnings:
         lines += textwrap.wrap(f"warning: {warning}", _WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
@@ -42,7 +42,8 @@ def plan_rich(plan: BudgetPlan) -> Group:
     from rich.text import Text
 
     table = Table()
-    for column in ("layer", _signal_title(plan), "group", "budget"):
+    grouped = len(plan.group_sizes) > 1
+    for column in ("layer", _signal_title(plan), *(["group"] if grouped else []), "budget"):
         table.add_column(column, justify="right")
     table.add_column("")
     heads = _heads(plan)
@@ -51,9 +52,11 @@ def plan_rich(plan: BudgetPlan) -> Group:
     largest = max(plan.budgets, default=0)
     for layer, (value, group, budget) in enumerate(_rows(plan)):
         bar = ProgressBar(total=largest, completed=budget, width=_BAR)
-        table.add_row(str(layer), value, group, str(budget), bar, *([] if heads is None else [heads[layer]]))
+        cells = [str(layer), value, *([group] if grouped else []), str(budget)]
+        table.add_row(*cells, bar, *([] if heads is None else [heads[layer]]))
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in plan.warnings]
-    return Group(Text(_title(plan), style="bold"), table, Text(_group_sizes(plan)), *warnings)
+    sizes = [Text(_group_sizes(plan))] if grouped else []
+    return Group(Text(_title(plan), style="bold"), table, *sizes, *warnings)
 
 
 def _rows(plan: BudgetPlan) -> list[tuple[str, str, int]]:
@@ -67,8 +70,10 @@ def _heads(plan: BudgetPlan) -> list[str] | None:
     """Each layer's budgets by head: all of few, the span of many; ``None`` where heads are equal."""
     if plan.head_budgets is None:
         return None
-    few = max(map(len, plan.head_budgets)) <= _FEW_HEADS
-    return [" ".join(map(str, heads)) if few else f"{min(heads)} to {max(heads)}" for heads in plan.head_budgets]
+    if max(map(len, plan.head_budgets)) > _FEW_HEADS:
+        return [f"{min(heads)} to {max(heads)}" for heads in plan.head_budgets]
+    width = max(len(str(budget)) for heads in plan.head_budgets for budget in heads)
+    return [" ".join(f"{budget:>{width}}" for budget in heads) for heads in plan.head_budgets]
 
 
 def _signal_title(plan: BudgetPlan) -> str:

@@ -2,6 +2,8 @@
 
 from .accuracy import Panel, Point, accuracy_figure
 from .canvas import ADDED_NATS, Scale, percent, save
+from .demo import demo_figure
+from .heads import mean_heads
 from .oracle import oracle_figure
 from .plans import plan_figure
 from .signals import signals_figure
@@ -17,6 +19,8 @@ __all__ = [
     "SweepPanel",
     "SweepPoint",
     "accuracy_figure",
+    "demo_figure",
+    "mean_heads",
     "oracle_figure",
     "percent",
     "plan_figure",

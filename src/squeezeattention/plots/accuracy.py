@@ -58,10 +58,10 @@ def accuracy_figure(panels: Sequence[Panel], full: Point, *, title: str, n: int,
     figure.suptitle(title, fontsize=LARGE, color=INK)
     labels = list(dict.fromkeys(label for panel in panels for label in panel.lines))
     widest = max(point.bytes for panel in panels for line in panel.lines.values() for point in line)
-    unit = _unit(widest)
+    unit = unit_of(widest)
     row = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, panel in zip(row, panels, strict=True):
-        _draw(figure, axes, panel, full, labels, unit, scale)
+        draw_panel(figure, axes, panel, full, labels, unit, scale)
     row[0].set_ylabel(f"{scale.label} (n = {n}, 95 % intervals)", fontsize=NORMAL, color=INK)
     row[0].set_ylim(*(scale.ends or _ends(panels, full, scale)))
     row[0].set_xlim(0, 1.12 * widest / unit.bytes)
@@ -69,7 +69,10 @@ def accuracy_figure(panels: Sequence[Panel], full: Point, *, title: str, n: int,
     return figure
 
 
-def _draw(figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[str], unit: _Unit, scale: Scale) -> None:
+def draw_panel(
+    figure: Figure, axes: Axes, panel: Panel, full: Point, labels: list[str], unit: Unit, scale: Scale
+) -> None:
+    """One panel, as :func:`accuracy_figure` has them."""
     shift = require("matplotlib.transforms", "plot").ScaledTranslation
     axes.set_title(panel.title, fontsize=NORMAL + 1, color=INK)
     axes.axhspan(scale.factor * full.low, scale.factor * full.high, color=FAINT, alpha=0.15, linewidth=0)
@@ -102,14 +105,14 @@ def _ends(panels: Sequence[Panel], full: Point, scale: Scale) -> tuple[float, fl
     return scale.factor * (low - margin), scale.factor * (high + margin)
 
 
-class _Unit(NamedTuple):
+class Unit(NamedTuple):
     name: str
     bytes: int
 
 
-def _unit(widest: float) -> _Unit:
+def unit_of(widest: float) -> Unit:
     """The largest unit in which the axis does not end below 2."""
-    units = (_Unit("GiB", 2**30), _Unit("MiB", 2**20), _Unit("KiB", 2**10))
+    units = (Unit("GiB", 2**30), Unit("MiB", 2**20), Unit("KiB", 2**10))
     return next((unit for unit in units if widest >= 2 * unit.bytes), units[-1])
 
 

@@ -1,17 +1,18 @@
-"""Plans of one or more prompts: signal by layer, groups, budgets."""
+"""Plans of one or more prompts: signal by layer, groups, budgets of layers and of KV heads."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
 from ..extras import require
 from ..plan import BudgetPlan
 from ..plan.table import signal_label
 from .canvas import COLOURS, GROUPS, INK, LARGE, NORMAL, SMALL, new_figure, tidy
+from .heads import concentration, head_map, mean_heads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,29 +25,59 @@ _TICK_DISTANCE = 0.22
 
 
 def plan_figure(plans: Sequence[tuple[str, BudgetPlan]], *, title: str | None = None) -> Figure:
-    """Heat map of the signal (a row a prompt, a column a layer), the groups below it, and the budgets.
+    """Heat map of the signal (a row a prompt, a column a layer), the groups if there are any, and the budgets.
 
-    All plans must have the same number of layers, and a signal.
+    Budgets of KV heads are a heat map, the mean of the prompts. All plans must have the same number of layers, and a
+    signal, or else budgets of KV heads.
     """
     if not plans or len({plan.n_layers for _, plan in plans}) != 1:
         raise ConfigError("a figure of plans needs at least one plan, all with the same number of layers")
-    values = [plan.signal_values for _, plan in plans]
-    if any(row is None for row in values):
-        raise ConfigError("a figure of plans needs plans that were made from a signal")
-    rows = [list(row) for row in values if row is not None]
-    n_layers, height = len(rows[0]), min(7.0, 0.34 * len(rows))
-    figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 3.9 + 2 * height)
-    signal, groups, budgets = figure.subplots(3, 1, sharex=True, height_ratios=[height + 0.35, height + 0.35, 2.1])
-    name = plans[0][1].signal or "signal"
-    figure.suptitle(title or f"Layer {name} and budgets", fontsize=LARGE, color=INK)
-    signal_map(figure, signal, rows, name)
-    _group_map(groups, [plan.groups for _, plan in plans])
-    _budget_bars(budgets, [plan for _, plan in plans])
-    for axes in (signal, groups):
-        name_rows(axes, [label for label, _ in plans])
-    budgets.set_xticks(range(0, n_layers, max(1, math.ceil(n_layers / 20))))
-    budgets.set_xlabel("layer", fontsize=NORMAL, color=INK)
+    labels, made = [label for label, _ in plans], [plan for _, plan in plans]
+    n_layers, height = made[0].n_layers, 0.35 + min(7.0, 0.34 * len(plans))
+    signals = [list(plan.signal_values) for plan in made if plan.signal_values is not None]
+    heads = mean_heads(made)
+    parts: list[Part] = []
+    if len(signals) == len(made):
+        parts.append(Part(height, lambda figure, axes: signal_map(figure, axes, signals, made[0].signal or "signal")))
+    elif heads is None:
+        raise ConfigError("a figure of plans needs plans that were made from a signal, or with budgets of KV heads")
+    if any(max(plan.groups) > 1 for plan in made):
+        parts.append(Part(height, lambda figure, axes: _group_map(axes, [plan.groups for plan in made])))
+    named = len(parts)
+    if heads is not None:
+        where = "budget of each KV head" + (f" (mean of {len(made)} prompts)" if len(made) > 1 else "")
+        parts.append(head_part(heads, where))
+    parts.append(Part(2.1, lambda figure, axes: _budget_bars(axes, made)))
+    figure, panels = stacked(parts, n_layers, title or concentration(made))
+    for axes in panels[:named]:
+        name_rows(axes, labels)
     return figure
+
+
+class Part(NamedTuple):
+    """One of several panels that share the axis of layers."""
+
+    height: float  # inches
+    draw: Callable[[Figure, Axes], None]
+
+
+def head_part(heads: Sequence[Sequence[float]], title: str) -> Part:
+    height = 0.35 + min(5.0, max(0.7, 0.26 * max(map(len, heads))))
+    return Part(height, lambda figure, axes: head_map(figure, axes, heads, title=title))
+
+
+def stacked(parts: Sequence[Part], n_layers: int, title: str) -> tuple[Figure, list[Axes]]:
+    """All parts one below the other, the layers named below the last."""
+    heights = [part.height for part in parts]
+    figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 1.1 + sum(heights))
+    figure.suptitle(title[0].upper() + title[1:], fontsize=LARGE, color=INK)
+    panels = list(figure.subplots(len(parts), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
+    for part, axes in zip(parts, panels, strict=True):
+        part.draw(figure, axes)
+        axes.set_xlabel("")
+    panels[-1].set_xticks(range(0, n_layers, max(1, math.ceil(n_layers / 20))))
+    panels[-1].set_xlabel("layer", fontsize=NORMAL, color=INK)
+    return figure, panels
 
 
 def signal_map(figure: Figure, axes: Axes, rows: Sequence[Sequence[float]], name: str, *, numbers: bool = True) -> None:
@@ -140,7 +171,9 @@ def _budget_bars(axes: Axes, plans: list[BudgetPlan]) -> None:
     base = statistics.fmean(plan.base_budget for plan in plans)
     axes.axhline(base, color=COLOURS[1], linestyle="--", linewidth=1.4, label=f"uniform ({base:.0f})")
     axes.set_ylabel("tokens kept", fontsize=NORMAL, color=INK)
-    axes.set_title("budget", fontsize=NORMAL, color=INK, loc="left")
+    by_head = any(plan.head_budgets is not None for plan in plans)
+    title = "budget of each layer" + (" (mean of its heads)" if by_head else "")
+    axes.set_title(title, fontsize=NORMAL, color=INK, loc="left")
     axes.set_ylim(0, max(max(plan.budgets) for plan in plans) * 1.08)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL)
     tidy(axes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,9 @@ from ..extras import require
 from ..plan import BudgetPlan
 from ..stability import Observation
 from ..stability.layers import by_layer, group_counts
-from .canvas import COLOURS, FAINT, INK, LARGE, NORMAL, SMALL, new_figure, tidy
-from .plans import group_palette, name_rows, shortened, signal_map
+from .canvas import COLOURS, FAINT, INK, NORMAL, SMALL, tidy
+from .heads import concentration, mean_heads
+from .plans import Part, group_palette, head_part, name_rows, shortened, signal_map, stacked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,41 +27,46 @@ def stability_figure(observations: Sequence[Observation], frozen: BudgetPlan, *,
     """Heat map of the signal (a row a prompt, those of a task together), groups, and budgets.
 
     With several tasks the groups have a row a task, and each cell shows how its prompts divide: the share of G1 from
-    below, then G2, and so on. With one task they have a row a prompt. The budgets are those of ``frozen``, with what
-    the prompts' own plans gave each layer: all of it as a line, the middle half as a thick one.
+    below, then G2, and so on. With one task they have a row a prompt. The budgets are those of ``frozen`` (of KV heads
+    as a heat map, too), with what the prompts' own plans gave each layer: all of it as a line, the middle half as a
+    thick one.
 
-    Raises :class:`ConfigError` for no prompts, plans of different layers, or plans without a signal.
+    Raises :class:`ConfigError` for no prompts, plans of different layers, or plans with neither a signal nor budgets of
+    KV heads.
     """
     plans = [one.plan for one in observations]
     if not plans or len({plan.n_layers for plan in (*plans, frozen)}) != 1:
         raise ConfigError("a figure of plans needs at least one plan, all with the same number of layers")
-    if any(plan.signal_values is None for plan in plans):
-        raise ConfigError("a figure of plans needs plans that were made from a signal")
     tasks = list(dict.fromkeys(one.task for one in observations))
     ordered = sorted(observations, key=lambda one: tasks.index(one.task))
     several = len(tasks) > 1
-    groups = (
-        [(task, [one.plan.groups for one in ordered if one.task == task]) for task in tasks]
-        if several
-        else [(one.source, [one.plan.groups]) for one in ordered]
-    )
-    n_layers, grouped = frozen.n_layers, any(max(plan.groups) > 1 for plan in plans)
-    heights = [_map_height(ordered, several), min(_TALLEST, 0.4 * len(groups)) if grouped else 0.0, 2.1]
-    heights = [height + 0.35 for height in heights if height]
-    figure = new_figure(min(16.0, max(7.5, 3.2 + 0.52 * n_layers)), 1.2 + sum(heights))
-    panels = list(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
-    name = plans[0].signal or "signal"
+    heads = mean_heads([frozen])
+    parts: list[Part] = []
+    if all(plan.signal_values is not None for plan in plans):
+        parts.append(
+            Part(0.35 + _map_height(ordered, several), lambda figure, axes: _signals(figure, axes, ordered, tasks))
+        )
+    elif heads is None:
+        raise ConfigError("a figure of plans needs plans that were made from a signal, or with budgets of KV heads")
+    if any(max(plan.groups) > 1 for plan in plans):
+        groups = (
+            [(task, [one.plan.groups for one in ordered if one.task == task]) for task in tasks]
+            if several
+            else [(one.source, [one.plan.groups]) for one in ordered]
+        )
+        parts.append(Part(0.35 + min(_TALLEST, 0.4 * len(groups)), lambda figure, axes: _groups(axes, groups)))
+    if heads is not None:
+        parts.append(head_part(heads, "budget of each KV head, frozen plan"))
+    parts.append(Part(2.45, lambda figure, axes: _budgets(axes, plans, frozen)))
     count = f"{len(plans)} prompts" + (f" of {len(tasks)} tasks" if several else "")
-    figure.suptitle(title or f"Layer {name} and budgets, {count}", fontsize=LARGE, color=INK)
-    signal_map(figure, panels[0], [list(one.plan.signal_values or ()) for one in ordered], name, numbers=not several)
-    _name_prompts(panels[0], ordered, tasks)
-    if grouped:
-        _groups(panels[1], groups)
-        name_rows(panels[1], [label for label, _ in groups])
-    _budgets(panels[-1], plans, frozen)
-    panels[-1].set_xticks(range(0, n_layers, max(1, math.ceil(n_layers / 20))))
-    panels[-1].set_xlabel("layer", fontsize=NORMAL, color=INK)
+    figure, _ = stacked(parts, frozen.n_layers, title or f"{concentration([frozen])}: one plan for {count}")
     return figure
+
+
+def _signals(figure: Figure, axes: Axes, ordered: Sequence[Observation], tasks: Sequence[str]) -> None:
+    rows = [list(one.plan.signal_values or ()) for one in ordered]
+    signal_map(figure, axes, rows, ordered[0].plan.signal or "signal", numbers=len(tasks) == 1)
+    _name_prompts(axes, ordered, tasks)
 
 
 def _map_height(ordered: Sequence[Observation], several: bool) -> float:
@@ -110,6 +115,7 @@ def _groups(axes: Axes, rows: Sequence[tuple[str, Sequence[Sequence[int]]]]) -> 
     axes.set_title(f"group ({meaning}the last one is cut)", fontsize=NORMAL, color=INK, loc="left")
     handles = [patches.Patch(color=palette[group], label=f"G{group + 1}") for group in range(most)]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL)
+    name_rows(axes, [label for label, _ in rows])
 
 
 def _budgets(axes: Axes, plans: Sequence[BudgetPlan], frozen: BudgetPlan) -> None:
@@ -128,7 +134,9 @@ def _budgets(axes: Axes, plans: Sequence[BudgetPlan], frozen: BudgetPlan) -> Non
         frozen.base_budget, color=COLOURS[1], linestyle="--", linewidth=1.3, label=f"uniform ({frozen.base_budget})"
     )
     axes.set_ylabel("tokens kept", fontsize=NORMAL, color=INK)
-    axes.set_title("budget", fontsize=NORMAL, color=INK, loc="left")
+    by_head = frozen.head_budgets is not None
+    title = "budget of each layer" + (" (mean of its heads)" if by_head else "")
+    axes.set_title(title, fontsize=NORMAL, color=INK, loc="left")
     axes.set_ylim(0, 1.08 * max(*frozen.budgets, *high))
     axes.grid(axis="y", color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)

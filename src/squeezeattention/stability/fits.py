@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..plan import BudgetPlan
+from .layers import budgets_alike
 from .measures import moved, same_layers
 from .pairs import has_groups
 
@@ -23,7 +24,7 @@ class Fit:
     prompts: int
     same_groups: float | None  # share of the prompts that have all layers in the same groups; None without groups
     same_layers: float | None  # mean share of the layers in the same group; None without groups
-    moved: float  # mean share of the tokens that lie in other layers
+    moved: float  # mean share of the tokens that lie in other layers, or KV heads where budgets differ
     worst: float  # the greatest of these
 
 
@@ -64,7 +65,7 @@ def _uniform(plan: BudgetPlan) -> BudgetPlan:
 def _fit(against: str, pairs: Iterable[tuple[BudgetPlan, BudgetPlan]]) -> Fit:
     found = list(pairs)
     grouped = any(has_groups(plan) for pair in found for plan in pair)
-    distances = [moved(own.budgets, other.budgets) for own, other in found]
+    distances = [moved(*budgets_alike(pair)) for pair in found]
     return Fit(
         against=against,
         prompts=len(found),

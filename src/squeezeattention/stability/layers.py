@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import ConfigError
+from ..errors import ConfigError, PlanError
+from ..plan.plan import BudgetPlan
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,23 @@ def spread(values: Sequence[float]) -> Spread:
 def by_layer(rows: Sequence[Sequence[float]]) -> tuple[Spread, ...]:
     """The spread of each layer; ``rows`` has one value per layer for each prompt."""
     return tuple(spread(layer) for layer in _layers(rows))
+
+
+def budgets_alike(plans: Sequence[BudgetPlan]) -> list[list[int]]:
+    """Each plan's budgets: of every KV head if any of the plans tells heads apart, else of every layer.
+
+    Raises :class:`ConfigError` for plans of different layers or heads.
+    """
+    with_heads = next((plan.head_budgets for plan in plans if plan.head_budgets is not None), None)
+    if with_heads is None:
+        return [list(plan.budgets) for plan in plans]
+    counts = [len(layer) for layer in with_heads]
+    if any(plan.n_layers != len(counts) for plan in plans):
+        raise ConfigError("plans of one model are needed, all of the same number of layers")
+    try:
+        return [[tokens for i, count in enumerate(counts) for tokens in plan.heads(i, count)] for plan in plans]
+    except PlanError as error:
+        raise ConfigError(f"plans of one model are needed, but {error}") from error
 
 
 def group_counts(rows: Sequence[Sequence[int]], groups: int = 1) -> tuple[tuple[int, ...], ...]:

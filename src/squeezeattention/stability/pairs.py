@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..plan.plan import BudgetPlan
+from .layers import budgets_alike
 from .measures import adjusted_rand, moved, same_layers, spearman
 
 
@@ -19,7 +20,9 @@ class Agreement:
     same_layers: float | None  # share of the layers that both put into the same group; None without groups
     adjusted_rand: float | None  # of their groupings; None without groups
     spearman: float | None  # of their signals; None without a signal, or where it has no order
-    moved: float | None  # share of the tokens that lie in other layers; None without pairs
+    moved: (
+        float | None
+    )  # share of the tokens that lie in other layers, or KV heads where budgets differ; None without pairs
 
 
 class Compared(NamedTuple):
@@ -40,7 +43,7 @@ def compare(a: BudgetPlan, b: BudgetPlan) -> Compared:
         same_layers=same_layers(a.groups, b.groups),
         adjusted_rand=adjusted_rand(a.groups, b.groups),
         spearman=None if one is None or other is None else spearman(one, other),
-        moved=moved(a.budgets, b.budgets),
+        moved=moved(*budgets_alike([a, b])),
     )
 
 
