@@ -1,9 +1,9 @@
 """What is used where nothing is said, in one place (and without torch: the command line's help reads it)."""
 
 #: Which tokens a layer keeps.
-DEFAULT_POLICY = "h2o"
-#: How the cache is divided among the layers.
-DEFAULT_ALLOCATOR = "lookup"
+DEFAULT_POLICY = "echo"
+#: How the cache is divided among layers and KV heads with that policy; each policy names its own.
+DEFAULT_ALLOCATOR = "global"
 #: Share of the prompt that is kept.
 DEFAULT_BUDGET = 0.2
 #: Tokens a layer on average that a share of a short prompt does not go below: sinks, and room for an answer.

@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..defaults import DEFAULT_ALLOCATOR
+from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_POLICY
 from ..errors import ConfigError
 from ..plan.plan import BudgetPlan
+from ..policies import EvictionPolicy, resolve_policy
 from ..registry import Registry
 from .adakv import AdaKV
 from .base import Allocation, Allocator, check_p
@@ -100,9 +101,9 @@ def takes(name: str, option: str) -> bool:
     return option in inspect.signature(ALLOCATORS.factory(name)).parameters
 
 
-def default_allocator(p: float | None = None, outliers: str | None = None) -> str:
-    """What is meant where no allocator is named: the default one, or the paper's rule by its own parameters."""
-    return DEFAULT_ALLOCATOR if p is None and outliers is None else Squeeze.name
+def default_allocator(policy: EvictionPolicy, p: float | None = None, outliers: str | None = None) -> str:
+    """What is meant where no allocator is named: the policy's own, or the paper's rule by its own parameters."""
+    return policy.allocator if p is None and outliers is None else Squeeze.name
 
 
 def resolve_allocator(
@@ -110,15 +111,17 @@ def resolve_allocator(
     *,
     p: float | None = None,
     outliers: str | None = None,
+    policy: EvictionPolicy | None = None,
 ) -> Allocator:
-    """The allocator that ``spec`` names, is, or fixes; for ``None`` the default one.
+    """The allocator that ``spec`` names, is, or fixes; for ``None`` that of ``policy``, or of the default policy.
 
     A plan fixes budgets, and so does a list: of tokens per layer, or per layer of such lists per KV head.
     ``p`` and ``outliers`` go to named allocators that take them (:func:`takes`). To give one to any other, to fixed
     budgets, or to an instance that was built otherwise is a :class:`ConfigError`, as is anything that is no allocator.
     """
     options: dict[str, object] = {}
-    spec = default_allocator(p, outliers) if spec is None else spec
+    if spec is None:
+        spec = default_allocator(resolve_policy(DEFAULT_POLICY) if policy is None else policy, p, outliers)
     if p is not None:
         options["p"] = check_p(p)
     if outliers is not None:

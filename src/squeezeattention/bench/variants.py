@@ -12,6 +12,7 @@ from transformers import DynamicCache, StaticCache
 from .. import SqueezeCache
 from ..allocators import Allocator
 from ..plan import BudgetPlan
+from ..policies import POLICIES
 
 FULL = "full"
 
@@ -58,12 +59,13 @@ def variants_of(
     chunk_size: int = 512,
     kernels: str = "torch",
 ) -> list[Variant]:
-    """The full cache, and each policy with each allocator; with ``compiled`` each of them compiled as well."""
+    """The full cache, and each policy with each allocator (none: "uniform" and its own); with ``compiled`` each of them
+    compiled as well."""
     found = [Variant(FULL)]
     found += [
         Variant(f"{policy}, {allocator}", policy, allocator, budget, False, prefill, chunk_size, kernels)
         for policy in policies
-        for allocator in allocators
+        for allocator in allocators or ("uniform", POLICIES.create(policy).allocator)
     ]
     if not compiled:
         return found

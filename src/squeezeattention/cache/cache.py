@@ -126,7 +126,7 @@ class SqueezeCache(Cache):
     ) -> None:
         self._budget = Budget.parse(DEFAULT_BUDGET if budget is None else budget)
         self.policy = policy_with(policy, positions=positions, sinks=sinks)
-        self.allocator = resolve_allocator(allocator, p=p, outliers=outliers)
+        self.allocator = resolve_allocator(allocator, p=p, outliers=outliers, policy=self.policy)
         check_used(self.allocator, budget=budget, signal=signal)
         # A copy: its sums are this cache's own.
         self.signal = copy.deepcopy(resolve_signal(self.allocator.signal if signal is None else signal))

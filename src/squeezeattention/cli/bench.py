@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..defaults import DEFAULT_ALLOCATOR
+from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError
 from ..extras import require
 from ..plan import Budget
@@ -44,7 +44,9 @@ def bench(
     ] = None,
     allocators: Annotated[
         list[str] | None,
-        typer.Option("--allocator", metavar="NAME", help=f"Which layers get more. [uniform, {DEFAULT_ALLOCATOR}]"),
+        typer.Option(
+            "--allocator", metavar="NAME", help="Which layers and heads get more. [uniform and the policy's own]"
+        ),
     ] = None,
     budget: Annotated[str, typer.Option("--budget", "-b", metavar="BUDGET", help="Share, tokens or bytes.")] = "0.2",
     compiled: Annotated[
@@ -85,12 +87,11 @@ def bench(
     from ..bench import SHAPES, Workload, build, largest_batch, measure, measure_bandwidth, medians, variants_of
     from ..cache.options import checked_kernels, checked_prefill
     from ..evaluation.environment import environment
-    from ..policies import POLICIES
 
     Budget.parse(budget)
     checked_prefill(prefill)
     chosen = variants_of(
-        policies or POLICIES.names(), allocators or ["uniform", DEFAULT_ALLOCATOR], budget=budget, compiled=compiled,
+        policies or ["streaming_llm", "h2o", DEFAULT_POLICY], allocators or [], budget=budget, compiled=compiled,
         prefill=prefill, chunk_size=chunk_size or 512, kernels=kernels,
     )  # fmt: skip
     for variant in chosen:

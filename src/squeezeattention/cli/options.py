@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..allocators import resolve_allocator
-from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_BUDGET
+from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_BUDGET, DEFAULT_POLICY
 from ..errors import ConfigError
 from ..plan import Budget
 from .include import include
@@ -60,8 +60,9 @@ AllocatorName = Annotated[
     typer.Option(
         "--allocator",
         metavar="NAME",
-        help="Which layers get more; see `squeeze allocators`. Or what `squeeze plan` or `squeeze oracle` saved. "
-        f"[{DEFAULT_ALLOCATOR}; squeeze with --p or --outliers]",
+        help="Which layers and heads get more; see `squeeze allocators`. Or what `squeeze plan`, `squeeze oracle` or "
+        "`squeeze calibrate` saved. "
+        f"[the policy's own, {DEFAULT_ALLOCATOR} for {DEFAULT_POLICY}; squeeze with --p or --outliers]",
     ),
 ]
 SignalName = Annotated[

@@ -12,7 +12,7 @@ from .. import SqueezeCache
 from ..allocators import ALLOCATORS, Allocator, Calibrated, Measured, Scaled, names_file
 from ..allocators import takes as takes_option
 from ..allocators.measured import is_measured
-from ..cache.options import checked_prefill
+from ..cache.options import check_has_scores, checked_prefill
 from ..calibration import Calibration, is_calibration
 from ..errors import BudgetError, ConfigError
 from ..plan import Budget, BudgetPlan
@@ -46,9 +46,8 @@ class Config:
         """Return the config if a cache can be made of it; else raise what making it would raise."""
         if self.policy is not None and self.allocator is not None:
             policy = resolve_policy(self.policy.name, **dict(self.policy.options))
-            _, given = _make(self.allocator)
-            if "signal" in given:
-                resolve_signal(given["signal"])
+            allocator, given = _make(self.allocator)
+            check_has_scores(policy, resolve_signal(given.get("signal", allocator.signal)))
             checked_prefill(given.get("prefill", "exact"))
             budget = Budget.parse(self.budget)
             if budget.kind == "tokens" and budget.value < policy.minimum:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from ..allocators import DEFAULT_ALLOCATOR
 from ..allocators.base import check_p
+from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError
+from ..policies import POLICIES
 from ..tasks import Task
-from .config import Config, budget_text, takes
+from .config import UNIFORM, Config, budget_text, takes
 from .exercises import make_task
 from .spec import Spec
 
@@ -64,9 +65,10 @@ class Settings:
     samples: int = 8
     """Contexts of each task, length and seed."""
     seeds: tuple[int, ...] = (0,)
-    policies: tuple[str, ...] = ("streaming_llm", "h2o")
-    allocators: tuple[str, ...] = ("uniform", DEFAULT_ALLOCATOR)
-    """Names, with options where wanted: ``squeeze:outliers=clamp``, ``squeeze:signal=cosine``."""
+    policies: tuple[str, ...] = ("h2o", DEFAULT_POLICY)
+    allocators: tuple[str, ...] = ()
+    """Names, with options where wanted: ``squeeze:outliers=clamp``, ``squeeze:signal=cosine``; empty: "uniform" and
+    each policy's own."""
     budgets: tuple[str, ...] = ("0.1", "0.2", "0.4")
     ps: tuple[float, ...] = ()
     """For each allocator that has a ``p``; empty: its own default."""
@@ -92,7 +94,7 @@ class Settings:
     def _check(self) -> None:
         for name in ("tasks", "lengths", "seeds", "policies", "allocators", "budgets", "ps"):
             values = getattr(self, name)
-            if not values and name != "ps":
+            if not values and name not in ("ps", "allocators"):
                 raise ConfigError(f"an evaluation needs at least one of its {name}")
             if twice := sorted({str(value) for value in values if values.count(value) > 1}):
                 raise ConfigError(f"{', '.join(twice)} is given more than once among the {name}")
@@ -118,9 +120,14 @@ class Settings:
         found = [FULL]
         for policy in map(Spec.parse, self.policies):
             for budget in self.budgets:
-                for allocator in map(Spec.parse, self.allocators):
+                for allocator in self._allocators_of(policy):
                     found += [Config(policy, variant, budget) for variant in self._variants(allocator)]
         return found
+
+    def _allocators_of(self, policy: Spec) -> list[Spec]:
+        """Those that were named, or those that say most of this policy."""
+        own = POLICIES.create(policy.name, **dict(policy.options)).allocator
+        return [Spec.parse(name) for name in self.allocators or (UNIFORM, own)]
 
     def _variants(self, allocator: Spec) -> list[Spec]:
         if self.ps and takes(allocator, "p"):

@@ -12,8 +12,8 @@ def standard(model: str) -> Settings:
         tasks=("recall", "niah_multikey_2", "vt", "cwe", "fwe", "track", "code"),
         lengths=(1024,),
         samples=20,
-        policies=("sliding_window", "streaming_llm", "h2o"),
-        allocators=("uniform", "squeeze", "squeeze:outliers=clamp", "lookup", "reach", "pyramid", "random", "inverted"),
+        policies=("h2o", "snapkv", "echo"),
+        allocators=("uniform", "squeeze", "probe", "adakv", "global", "pyramid"),
         budgets=("0.1", "0.2", "0.4"),
     )
 
@@ -25,7 +25,7 @@ def quick(model: str) -> Settings:
         tasks=("recall", "code"),
         lengths=(512,),
         samples=5,
-        policies=("streaming_llm", "h2o"),
-        allocators=("uniform", "squeeze", "lookup"),
+        policies=("h2o", "echo"),
+        allocators=("uniform", "squeeze", "global"),
         budgets=("0.15", "0.3", "0.5"),
     )

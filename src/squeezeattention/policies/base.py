@@ -50,6 +50,8 @@ class EvictionPolicy(ABC):
     needs_scores: ClassVar[bool] = False
     #: Whether tokens are scored by what the layer holds of them, see :class:`Scored`.
     scores_tokens: ClassVar[bool] = False
+    #: How the cache is divided among layers and KV heads where nobody says: the allocator that serves this policy best.
+    allocator: ClassVar[str] = "probe"
     #: Tokens of the prompt that the model is to repeat at its end, at most: 0 for none, ``math.inf`` for all.
     replays: float = 0
     #: Whether what stays in a small budget would stay in a larger one too, so that cutting twice is cutting once. A

@@ -29,6 +29,7 @@ class Echo(Scored):
     """
 
     name = "echo"
+    allocator = "global"
     fits_from = 128
 
     def __init__(self, sinks: int = 4, window: int = 32, replay: int = 2048) -> None:

@@ -22,6 +22,7 @@ class KVzip(Scored):
     """
 
     name = "kvzip"
+    allocator = "global"
     replays = math.inf
 
     def score(self, view: LayerView) -> torch.Tensor:
