@@ -157,7 +157,7 @@ def test_the_command(tmp_path):
     sizes = ("--layers", 2, "--batch", 1, "--batch", 2, "--prompt", 24, "-n", 2, "--rounds", 2)
     result = run("tiny", *sizes, "--policy", "h2o", "-o", record, "--plot", plot)
     assert result.exit_code == 0, result.output
-    for word in ("batch 1", "batch 2", "h2o, lookup", "GB/s measured", "2 layers"):
+    for word in ("batch 1", "batch 2", "h2o, probe", "GB/s measured", "2 layers"):
         assert word in result.output
     written = json.loads(record.read_text())
     assert len(written["runs"]) == 2 * 2 * 3

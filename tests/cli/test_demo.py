@@ -47,8 +47,8 @@ def test_json_and_files(squeeze: Any, tmp_path: Path) -> None:
     written = json.loads((out / "demo.json").read_text())
     assert written == {name: value for name, value in data.items() if name not in ("files", "model")}
     assert is_figure(out / "demo.png")
-    assert [(row["allocator"], row["budget"]) for row in data["rows"]] == [
-        (name, budget) for name in ("uniform", "squeeze", "probe") for budget in (0.2, 0.6)
+    assert [(row["cache"], row["budget"]) for row in data["rows"]] == [
+        (name, budget) for name in ("h2o/uniform", "h2o/squeeze", "echo/global") for budget in (0.2, 0.6)
     ]
     assert len(data["findings"]) == 3
     for row in (data["full"], *data["rows"]):
@@ -59,7 +59,7 @@ def test_json_and_files(squeeze: Any, tmp_path: Path) -> None:
         assert [len(said) for said in row["said"]] == [3, 3]
     for row in data["rows"]:
         plans = [BudgetPlan.from_dict(plan) for plan in row["plans"]]
-        assert {plan.policy for plan in plans} == {"h2o"}
+        assert {f"{plan.policy}/{plan.allocator}" for plan in plans} == {row["cache"]}
         for held, whole, plan in zip(row["bytes"], data["full"]["bytes"], plans, strict=True):
             assert held <= plan.total * 2 * 2 * 64 * 4  # keys and values, 2 heads of 64, fp32
             assert held < whole
@@ -70,7 +70,17 @@ def test_what_is_shown(squeeze: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = squeeze("demo", "--model", "embedded", "--quick", "--out", out, "--contexts", 1, "--facts", 2)
     assert result.exit_code == 0, result.stderr
-    for word in ("1 text of", "# recall", "full cache", "squeeze", "probe", "KV held", "95 %", "demo.json", "demo.png"):
+    for word in (
+        "1 text of",
+        "# recall",
+        "full cache",
+        "h2o/squeeze",
+        "echo/global",
+        "KV held",
+        "95 %",
+        "demo.json",
+        "demo.png",
+    ):
         assert word in result.stdout
     shown = " ".join(result.stdout.split())
     for sentence in json.loads((out / "demo.json").read_text())["findings"]:
@@ -169,7 +179,8 @@ def test_each_cache_is_what_reading_the_text_with_it_gives() -> None:
     (context,) = result.contexts
     to_come = max(len(tokenizer(f"{fact.prompt} {fact.value}").input_ids) for fact in context.facts) + 1
     for row in result.rows:
-        cache = SqueezeCache(model, row.budget, "h2o", row.label, new_tokens=to_come, min_tokens=1)
+        policy, allocator = row.label.split("/")
+        cache = SqueezeCache(model, row.budget, policy, allocator, new_tokens=to_come, min_tokens=1)
         read(model, cache, context.tokens)
         assert [cache.plan] == row.plans
         assert [cache.memory().bytes] == row.bytes
@@ -209,13 +220,15 @@ def test_without_smollm2_the_embedded_model_stands_in(
     reason="needs the extra smollm2",
 )
 def test_smollm2_finds_facts_in_the_chapter() -> None:
-    settings = demo.Settings(length=400, contexts=1, facts=4, budgets=(0.5,), allocators=("uniform", "probe"))
+    settings = demo.Settings(
+        length=400, contexts=1, facts=4, budgets=(0.5,), ways=(("h2o", "uniform"), ("echo", "global"))
+    )
     result = demo.run(*load_smollm2(), settings)
     assert result.full.score.right >= 3
-    uniform, probe = result.rows
-    assert probe.score.right > uniform.score.right
-    assert probe.plans[0].head_budgets is not None
-    assert probe.mean_bytes <= 0.51 * result.full.mean_bytes
+    uniform, ours = result.rows
+    assert ours.score.right > uniform.score.right
+    assert ours.plans[0].head_budgets is not None
+    assert ours.mean_bytes <= 0.51 * result.full.mean_bytes
 
 
 # ------------------------------------------------------------------ sentences
@@ -227,25 +240,31 @@ def _row(label: str, budget: float, right: int, n: int = 40) -> Measured:
     return Measured(label, budget, [], [i < right for i in range(n)], [size], [plan], [1.0], [0.02])
 
 
+NAMES = {"uniform": "h2o/uniform", "squeeze": "h2o/squeeze", "ours": "echo/global"}
+
+
 def _result(full: int, **right: int) -> Result:
-    settings = demo.Settings(contexts=1, budgets=(0.3,), allocators=tuple(right))
-    return Result(settings, [], _row("full cache", 1.0, full), [_row(name, 0.3, n) for name, n in right.items()])
+    settings = demo.Settings(contexts=1, budgets=(0.3,))
+    return Result(settings, [], _row("full cache", 1.0, full), [_row(NAMES[name], 0.3, n) for name, n in right.items()])
 
 
 def test_findings_follow_the_numbers() -> None:
-    whole, middle, smallest = demo.findings(_result(40, uniform=10, squeeze=37, probe=39))
+    whole, middle, smallest = demo.findings(_result(40, uniform=10, squeeze=37, ours=39))
     assert "answers 40 of 40 questions right." in whole
     assert "With 30% of the bytes" in middle
-    assert "uniform budgets 10, the published rule for layers (squeeze) 37, budgets by KV head (probe) 39" in middle
-    assert "probe is better than uniform and cannot be told apart from squeeze" in middle
-    assert smallest.startswith("The smallest cache that answers at least 95% of what the full one does is probe with")
+    assert "under equal budgets (h2o/uniform) 10, under the published rule for layers (h2o/squeeze) 37, what" in middle
+    assert "echo/global is better than h2o/uniform and cannot be told apart from h2o/squeeze" in middle
+    assert smallest.startswith(
+        "The smallest cache that answers at least 95% of what the full one does is echo/global with"
+    )
     assert "39 of 40 right" in smallest
 
-    _, middle, smallest = demo.findings(_result(40, uniform=30, squeeze=2, probe=4))
-    assert "probe is worse than uniform and cannot be told apart from squeeze" in middle
-    assert smallest.startswith("No cache answers 95% of what the full one does; the best is uniform")
+    _, middle, smallest = demo.findings(_result(40, uniform=30, squeeze=2, ours=4))
+    assert "echo/global is worse than h2o/uniform and cannot be told apart from h2o/squeeze" in middle
+    assert smallest.startswith("No cache answers 95% of what the full one does; the best is h2o/uniform")
     assert (
-        "cannot be told apart from uniform and squeeze" in demo.findings(_result(40, uniform=9, squeeze=9, probe=9))[1]
+        "cannot be told apart from h2o/uniform and h2o/squeeze"
+        in demo.findings(_result(40, uniform=9, squeeze=9, ours=9))[1]
     )
-    assert "so few" in demo.findings(_result(0, uniform=0, probe=0))[0]
-    assert demo.findings(_result(9, probe=9))[1].endswith("budgets by KV head (probe) 9.")
+    assert "so few" in demo.findings(_result(0, uniform=0, ours=0))[0]
+    assert demo.findings(_result(9, ours=9))[1].endswith("(echo/global) 9.")

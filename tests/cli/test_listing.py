@@ -10,12 +10,13 @@ import pytest
 from squeezeattention import __version__, testing
 from squeezeattention.allocators import ALLOCATORS, DEFAULT_ALLOCATOR
 from squeezeattention.cli.listing import FAMILIES
+from squeezeattention.defaults import DEFAULT_POLICY
 from squeezeattention.policies import POLICIES
 from squeezeattention.registry import Registry
 from squeezeattention.signals import SIGNALS
 
 LISTS: list[tuple[str, Registry[Any], str]] = [
-    ("policies", POLICIES, "h2o"),
+    ("policies", POLICIES, DEFAULT_POLICY),
     ("allocators", ALLOCATORS, DEFAULT_ALLOCATOR),
     ("signals", SIGNALS, ALLOCATORS.create(DEFAULT_ALLOCATOR).signal),
 ]

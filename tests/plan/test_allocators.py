@@ -34,8 +34,10 @@ from squeezeattention.allocators import (
     takes,
 )
 from squeezeattention.allocators.dynamickv import capped
+from squeezeattention.defaults import DEFAULT_POLICY
 from squeezeattention.errors import BudgetError, ConfigError, PlanError, UnknownNameError
 from squeezeattention.plan import BudgetPlan, build_plan
+from squeezeattention.policies import resolve_policy
 from squeezeattention.testing import rules_for
 
 NAMES = rules_for()
@@ -376,7 +378,9 @@ def test_options_that_change_nothing_are_refused(name: str) -> None:
 @pytest.mark.parametrize("options", [{"p": 0.4}, {"outliers": "clamp"}, {"p": 0.4, "outliers": "clamp"}])
 def test_parameters_of_the_published_rule_mean_that_rule_where_none_is_named(options):
     assert resolve_allocator(None, **options) == Squeeze(**options)
-    assert resolve_allocator(None).name == default_allocator() == DEFAULT_ALLOCATOR != "squeeze"
+    own = resolve_policy(DEFAULT_POLICY)
+    assert resolve_allocator(None).name == default_allocator(own) == own.allocator == DEFAULT_ALLOCATOR != "squeeze"
+    assert resolve_allocator(None, policy=resolve_policy("h2o")).name == "probe"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,16 +11,16 @@ from .base import Allocation, Allocator, check_signal_values
 
 @dataclass(frozen=True)
 class OverAll(Allocator):
-    """Each KV head gets as many tokens as it has among the best of all layers and heads; ``floor`` at least.
+    """Each KV head gets as many tokens as it has among the best of all layers and heads, see
+    :class:`~squeezeattention.signals.TopScores`.
 
-    For policies with scores that compare across heads: "echo", "snapkv", "h2o".
+    For policies with scores that compare across heads: "echo" and "kvzip".
     """
 
     name: ClassVar[str] = "global"
     signal: ClassVar[str] = "top_scores"
     needs_signal: ClassVar[bool] = True
     per_head: ClassVar[bool] = True
-    floor: int = 64
 
     def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
         """With a signal of layers: in proportion to it."""
@@ -29,4 +29,4 @@ class OverAll(Allocator):
 
     def allocate_heads(self, signal_values: Sequence[Sequence[float]], n_layers: int) -> Allocation:
         shares = tuple(tuple(max(0.0, 1.0 - value) for value in layer) for layer in signal_values)
-        return Allocation((1.0,) * n_layers, (1,) * n_layers, floor=self.floor, heads=shares)
+        return Allocation((1.0,) * n_layers, (1,) * n_layers, heads=shares)

@@ -518,6 +518,8 @@ class SqueezeCache(Cache):
             raise ConfigError(
                 f"allocator {other.name!r} goes by the signal {other.signal!r}, but this cache {seen}; make one with it"
             )
+        if self._open:
+            self._replay()  # once for all twins
         twin = copy.deepcopy(self)
         twin._budget = self._budget if budget is None else Budget.parse(budget)
         twin.allocator = other

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 
 from ..attention.core import Scoring, probabilities_of
 from ..attention.visibility import Visibility
@@ -114,6 +115,8 @@ class TokenScorer:
             index = index.clamp(max=columns.shape[1] - 1)
             told = (order.gather(-1, index) == held) & (held >= 0)
             found, before = received.gather(-1, index.expand(*store.shape, -1)), store.used_scores()
+            if self._received is not None:  # of this very prompt, so far
+                before = functional.pad(self._received, (0, store.used - self._received.shape[-1]))
             new = held >= begin.to(held.device)[:, None, None]
             other = torch.where(new, -1.0, torch.zeros_like(found) if before is None else before)
             self._received = torch.where(told, found, other)

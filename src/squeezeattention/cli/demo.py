@@ -76,7 +76,7 @@ def demo(
     texts = f"{count} text{'s' * (count > 1)}"
     OUT.print(
         f"{name} reads {texts} of about {settings.length:,} tokens with {settings.facts} facts in each ({sources}). "
-        f"The cache is cut ({settings.policy}), and only then are the facts asked for: {result.full.score.n} "
+        f"The cache is cut, and only then are the facts asked for: {result.full.score.n} "
         f"questions, greedy decoding, {result.seconds:.0f} s.\n"
     )
     OUT.print("Questions about the first text, and the answers:", style="bold")

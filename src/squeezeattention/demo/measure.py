@@ -22,12 +22,24 @@ from .scenario import Context, Settings, build_contexts
 _SPARE_TOKENS = 1  # where a number that is too long shows
 
 
+@dataclass(frozen=True)
+class Way:
+    """Which tokens stay, and how the cache is divided."""
+
+    policy: str
+    allocator: Allocator
+
+    @property
+    def label(self) -> str:
+        return f"{self.policy}/{self.allocator.name}"
+
+
 @dataclass
 class Measured:
     """One way to cut the cache, on all contexts."""
 
     label: str
-    """How the cache was divided: an allocator's name, or "full cache"."""
+    """What chose the tokens and divided the cache: policy and allocator, or "full cache"."""
     budget: float
     said: list[list[str]] = field(default_factory=list)
     """What was answered, by context and question."""
@@ -78,56 +90,55 @@ def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lam
     began = time.perf_counter()
     contexts = build_contexts(tokenizer, settings)
     full = Measured("full cache", 1.0)
-    rows = {(name, budget): Measured(name, budget) for name in settings.allocators for budget in settings.budgets}
-    allocators = {
-        name: resolve_allocator(name, p=settings.p if takes(name, "p") else None) for name in settings.allocators
-    }
-    together = _read_together(allocators)
+    ways = [
+        Way(policy, resolve_allocator(name, p=settings.p if takes(name, "p") else None))
+        for policy, name in settings.ways
+    ]
+    rows = {(way.label, budget): Measured(way.label, budget) for way in ways for budget in settings.budgets}
+    together = _read_together(ways)
     total = len(contexts) * (1 + len(together) + len(rows))
     for context in contexts:  # before any SqueezeCache is on the model
         progress(total, "full cache")
         _measure_full(model, tokenizer, full, context)
     for number, context in enumerate(contexts, 1):
-        for names in together:
+        for group in together:
             progress(total, f"reading text {number}")
-            cuts = _cuts(model, tokenizer, settings, context, [allocators[name] for name in names])
-            for name, budget, cache, seconds in cuts:
-                progress(total, f"text {number}: {name}, {budget:.0%}")
-                _measure(model, tokenizer, rows[name, budget], context, cache, seconds)
+            for label, budget, cache, seconds in _cuts(model, tokenizer, settings, context, group):
+                progress(total, f"text {number}: {label}, {budget:.0%}")
+                _measure(model, tokenizer, rows[label, budget], context, cache, seconds)
     return Result(settings, contexts, full, list(rows.values()), time.perf_counter() - began)
 
 
-def _read_together(allocators: dict[str, Allocator]) -> list[list[str]]:
-    """Names in groups that one reading of a context serves: one signal each, and in the first what needs none."""
-    groups: dict[str, list[str]] = {}
-    for name, allocator in allocators.items():
-        if allocator.needs_signal:
-            groups.setdefault(allocator.signal, []).append(name)
-    free = [name for name, allocator in allocators.items() if not allocator.needs_signal]
-    if not groups:
-        return [free]
-    first, *others = groups.values()
-    return [[*first, *free], *others]
+def _read_together(ways: Sequence[Way]) -> list[list[Way]]:
+    """Groups that one reading of a context serves: of one policy, and of one signal; what needs none goes along."""
+    groups: dict[tuple[str, str], list[Way]] = {}
+    for way in sorted(ways, key=lambda way: not way.allocator.needs_signal):  # what needs none comes last
+        signal = way.allocator.signal
+        if not way.allocator.needs_signal:
+            signal = next((own for policy, own in groups if policy == way.policy), signal)
+        groups.setdefault((way.policy, signal), []).append(way)
+    return list(groups.values())
 
 
 def _cuts(
-    model: Any, tokenizer: Any, settings: Settings, context: Context, allocators: Sequence[Allocator]
+    model: Any, tokenizer: Any, settings: Settings, context: Context, ways: Sequence[Way]
 ) -> Iterator[tuple[str, float, SqueezeCache, float]]:
-    """The context read once, and cut by each allocator to each budget: its name, the budget, the cache, the seconds."""
+    """The context read once, and cut in each way to each budget: its label, the budget, the cache, the seconds."""
     to_come = max(map(len, _tokens(tokenizer, [f"{fact.prompt} {fact.value}" for fact in context.facts])))
     reader = SqueezeCache(
-        model, settings.budgets[0], settings.policy, allocators[0], new_tokens=to_come + _SPARE_TOKENS, min_tokens=1
+        model, settings.budgets[0], ways[0].policy, ways[0].allocator, new_tokens=to_come + _SPARE_TOKENS, min_tokens=1
     )
     with reader.prefilling():
         began = time.perf_counter()
         forward(model, reader, torch.tensor([context.tokens], device=model.device))
+        reader.twin()  # what is read again is read now
         reading = time.perf_counter() - began
-        for allocator in allocators:
+        for way in ways:
             for budget in settings.budgets:
-                cache = reader.twin(budget=budget, allocator=allocator)
+                cache = reader.twin(budget=budget, allocator=way.allocator)
                 began = time.perf_counter()
                 cache.compact()
-                yield allocator.name, budget, cache, reading + time.perf_counter() - began
+                yield way.label, budget, cache, reading + time.perf_counter() - began
 
 
 def _measure_full(model: Any, tokenizer: Any, row: Measured, context: Context) -> None:

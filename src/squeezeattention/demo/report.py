@@ -21,11 +21,11 @@ _NEAR = 0.95  # share of the full cache's score that counts as nearly as good
 _SHOWN = 6  # questions
 _WIDEST = 12  # characters of an answer
 
-#: What the allocators are, for people who meet their names here.
+#: What these are, for people who meet the names here.
 _MEANING = {
-    "uniform": "uniform budgets",
-    "squeeze": "the published rule for layers (squeeze)",
-    "probe": "budgets by KV head (probe)",
+    "h2o/uniform": "heavy hitters under equal budgets (h2o/uniform)",
+    "h2o/squeeze": "under the published rule for layers (h2o/squeeze)",
+    "echo/global": "what the model looks back at when it repeats its text (echo/global)",
 }
 
 
@@ -175,9 +175,8 @@ def to_json(result: Result) -> dict[str, Any]:
             "length": settings.length,
             "contexts": settings.contexts,
             "facts": settings.facts,
-            "policy": settings.policy,
             "budgets": list(settings.budgets),
-            "allocators": list(settings.allocators),
+            "ways": [list(way) for way in settings.ways],
             "p": settings.p,
             "seed": settings.seed,
             "text": None if settings.text is None else str(settings.text),
@@ -200,7 +199,7 @@ def to_json(result: Result) -> dict[str, Any]:
 def _row_json(row: Measured) -> dict[str, Any]:
     score = row.score
     return {
-        "allocator": row.label,
+        "cache": row.label,
         "budget": row.budget,
         "right": score.right,
         "n": score.n,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..defaults import DEFAULT_POLICY
+from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_POLICY
 from ..errors import ConfigError
 from ..tasks import corpus, recall
 from . import prose
@@ -29,10 +29,9 @@ class Settings:
     facts: int = 8
     """Facts, and so questions, in each context."""
     budgets: tuple[float, ...] = (0.15, 0.3, 0.5)
-    policy: str = DEFAULT_POLICY
-    allocators: tuple[str, ...] = ("uniform", "squeeze", "probe")
-    """Ways to divide the cache: equal budgets, the published rule, this project's. The first is the baseline, the last
-    is what the picture shows."""
+    ways: tuple[tuple[str, str], ...] = (("h2o", "uniform"), ("h2o", "squeeze"), (DEFAULT_POLICY, DEFAULT_ALLOCATOR))
+    """Policies and allocators: heavy hitters under equal budgets and under the published rule, and what is used where
+    nothing is said. The last is what the picture shows."""
     p: float | None = None
     seed: int = 0
     text: Path | None = None

@@ -51,22 +51,25 @@ class ByScores(Signal):
 class TopScores(ByScores):
     """One minus the share of a KV head's tokens among the best of all layers and heads, by the policy's own scores.
 
-    As many are counted as the budget holds, those that stay in any case first. Scores must compare across heads:
-    attention does, and what is predicted of it; cosines do not.
+    As many are counted as the budget holds for all; of each head its own best come first, ``floor`` tokens or a quarter
+    of the average budget: what fluency takes. Scores must compare across heads: attention does, and what is predicted
+    of it; cosines do not.
+
+    Raises :class:`ConfigError` for a floor that is no number of tokens.
     """
 
     name = "top_scores"
     label = "1 - top_scores"
 
+    def __init__(self, floor: int = 64) -> None:
+        if isinstance(floor, bool) or not isinstance(floor, int) or floor < 1:
+            raise ConfigError(f"floor must be a whole number of at least 1 token, got {floor!r}")
+        self.floor = floor
+
     def shares(self, layers: list[list[torch.Tensor]], budget: int) -> list[list[float]]:
-        units = [unit.to(layers[0][0].device) for layer in layers for unit in layer]
-        whole = torch.cat(units)
-        if not len(whole):  # nothing but padding so far
-            return [[0.0] * len(layer) for layer in layers]
-        threshold = whole.kthvalue(len(whole) - min(len(whole), budget * len(units)) + 1).values
-        longest = max(map(len, units))
-        found = iter([float((unit >= threshold).sum()) / max(1, longest) for unit in units])
-        return [[next(found) for _ in layer] for layer in layers]
+        units = [unit for layer in layers for unit in layer]
+        chosen = iter(_among_the_best(units, min(self.floor, budget // 4), budget * len(units)))
+        return [[next(chosen) for _ in layer] for layer in layers]
 
 
 class LayerScores(ByScores):
@@ -87,16 +90,16 @@ class LayerScores(ByScores):
         self.safeguard = float(safeguard)
 
     def shares(self, layers: list[list[torch.Tensor]], budget: int) -> list[list[float]]:
-        own = int(self.safeguard * budget)
-        found = []
-        for layer in layers:
-            ranked = [unit.sort(descending=True).values for unit in layer]
-            for unit in ranked:
-                unit[:own] = torch.inf
-            whole = torch.cat(ranked)
-            counts = torch.tensor([len(unit) for unit in ranked], device=whole.device)
-            heads = torch.arange(len(layer), device=whole.device).repeat_interleave(counts)
-            best = whole.sort(descending=True, stable=True).indices[: budget * len(layer)]
-            chosen = heads[best].bincount(minlength=len(layer)).tolist()
-            found.append([count / max(1, sum(chosen)) for count in chosen])
-        return found
+        return [_among_the_best(layer, int(self.safeguard * budget), budget * len(layer)) for layer in layers]
+
+
+def _among_the_best(units: list[torch.Tensor], own: int, count: int) -> list[float]:
+    """Share of each unit among the ``count`` best of all; of each its ``own`` best come first."""
+    ranked = [unit.to(units[0].device).sort(descending=True).values for unit in units]
+    for unit in ranked:
+        unit[:own] = torch.inf
+    sizes = torch.tensor([len(unit) for unit in ranked], device=units[0].device)
+    unit_of = torch.arange(len(units), device=sizes.device).repeat_interleave(sizes)
+    best = torch.cat(ranked).sort(descending=True, stable=True).indices[:count]
+    chosen: list[int] = unit_of[best].bincount(minlength=len(units)).tolist()
+    return [tokens / max(1, sum(chosen)) for tokens in chosen]
