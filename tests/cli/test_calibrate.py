@@ -72,7 +72,7 @@ def test_budgets_are_known_before_the_prompt_is_read(model, calibration):
     """So layers are cut while it is, and less is held at peak than with the probe."""
     peaks = []
     for allocator in (Calibrated(calibration=calibration), "probe"):
-        cache = SqueezeCache(model, budget=40, allocator=allocator)
+        cache = SqueezeCache(model, budget=40, policy="h2o", allocator=allocator)
         with torch.no_grad(), cache.prefilling(400):
             model(torch.tensor([text(400, 6)]), past_key_values=cache)
         peaks.append(cache.memory().peak_bytes)

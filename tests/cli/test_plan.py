@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from squeezeattention import BudgetPlan
-from squeezeattention.allocators import DEFAULT_ALLOCATOR, Reach, Squeeze
+from squeezeattention.allocators import Reach, Squeeze
 from squeezeattention.cli.console import ERR, OUT
 from squeezeattention.errors import ConfigError
 from squeezeattention.plan import build_plan
@@ -23,12 +23,14 @@ from .conftest import is_figure
 
 def test_one_text(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:
     saved, plot = tmp_path / "plan.json", tmp_path / "plan.png"
-    result = squeeze("plan", "embedded", "-f", prompt_file, "-o", saved, "--plot", plot, "-b", "40")
+    result = squeeze(
+        "plan", "embedded", "-f", prompt_file, "-o", saved, "--plot", plot, "-b", "40", "--allocator", "lookup"
+    )
     assert result.exit_code == 0, result.stderr
     plan = BudgetPlan.load(saved)
     assert plan.base_budget == 40
     assert plan.signal_values is not None
-    assert f"{DEFAULT_ALLOCATOR} plan" in result.stdout
+    assert "lookup plan" in result.stdout
     assert f"{plan.signal_values[0]:.4f}" in result.stdout
     assert str(saved) in result.stderr
     assert str(plot) in result.stderr
@@ -107,7 +109,9 @@ def test_tasks(squeeze: Any, model_folder: Path, tmp_path: Path) -> None:
 
 def test_tables_of_tasks_fit_80_columns(squeeze: Any, model_folder: Path, prompt_file: Path) -> None:
     OUT.width = ERR.width = 80
-    result = squeeze("plan", model_folder, "-f", prompt_file, *TASKS, "--length", 300, "--budget", "0.4")
+    result = squeeze(
+        "plan", model_folder, "-f", prompt_file, *TASKS, "--length", 300, "--budget", "0.4", "--allocator", "squeeze"
+    )
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80

@@ -177,7 +177,7 @@ def test_a_forward_that_others_put_in_front_is_called(model):
         return own(*args, **kwargs)
 
     model.model.forward = hooked
-    cache = SqueezeCache(model, budget=BUDGET, prefill="bounded", chunk_size=PIECE)
+    cache = SqueezeCache(model, BUDGET, "h2o", "squeeze", prefill="bounded", chunk_size=PIECE)
     with torch.no_grad():
         model(torch.tensor([[5]]), past_key_values=cache)  # the first forward also probes the residual stream
         cache.reset()
@@ -347,14 +347,14 @@ class Newest(EvictionPolicy):
 def test_a_policy_that_is_not_known_to_be_nested_is_cut_once(model):
     rows, _ = story()
     for policy, once in ((Newest(), True), ("sliding_window", False)):
-        cache = SqueezeCache(model, budget=8, policy=policy)
+        cache = SqueezeCache(model, budget=8, policy=policy, allocator="squeeze")
         told_where_it_ends(model, cache, rows, torch.empty(3, 0), max(LENGTHS))
         assert (cache.memory().peak_bytes == cache.memory().full_bytes) is once
 
 
 def test_a_prompt_that_goes_on_after_its_announced_end(model):
     ids = torch.tensor([story()[0][0]])
-    cache = SqueezeCache(model, budget=15, allocator="uniform")
+    cache = SqueezeCache(model, 15, "h2o", "uniform")
     with torch.no_grad():
         with cache.prefilling(30):
             model(ids[:, :30], past_key_values=cache)

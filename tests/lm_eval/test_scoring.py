@@ -110,11 +110,13 @@ def test_a_single_token_is_not_predicted_from_the_whole_context(llama):
 
 def test_budgets_hold_where_the_context_ends(llama):
     seen = []
-    scorer = Scorer(llama, CacheMaker(0.25, "h2o"), tell=lambda _, cache: seen.append((cache.plan, cache.lengths())))
+    scorer = Scorer(
+        llama, CacheMaker(0.25, "h2o"), tell=lambda _, cache: seen.append((cache.plan, cache.head_lengths()))
+    )
     scorer.after_contexts([Group(draw(41), [draw(3)])], 1)
     ((plan, lengths),) = seen
     assert plan.base_budget == 10
-    assert lengths == list(plan.budgets)
+    assert lengths == [list(plan.heads(layer, 2)) for layer in range(4)]
 
 
 @pytest.mark.parametrize("policy", ["sliding_window", "streaming_llm"])
@@ -154,7 +156,7 @@ def test_settings(llama, tmp_path):
     plan = BudgetPlan.from_budgets([9, 5, 7, 7])
     plan.save(tmp_path / "plan.json")
     seen = []
-    maker = CacheMaker(allocator=str(tmp_path / "plan.json"))
+    maker = CacheMaker(policy="h2o", allocator=str(tmp_path / "plan.json"))
     Scorer(llama, maker, tell=lambda _, cache: seen.append(cache.plan)).after_contexts(GROUPS[:1], 1)
     assert seen[0].budgets == plan.budgets
     assert maker.make_alone(llama, whole=40)[1] == 7

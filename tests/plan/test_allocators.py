@@ -379,7 +379,13 @@ def test_options_that_change_nothing_are_refused(name: str) -> None:
 def test_parameters_of_the_published_rule_mean_that_rule_where_none_is_named(options):
     assert resolve_allocator(None, **options) == Squeeze(**options)
     own = resolve_policy(DEFAULT_POLICY)
-    assert resolve_allocator(None).name == default_allocator(own) == own.allocator == DEFAULT_ALLOCATOR != "squeeze"
+    assert (
+        resolve_allocator(None).name
+        == default_allocator(own.allocator)
+        == own.allocator
+        == DEFAULT_ALLOCATOR
+        != "squeeze"
+    )
     assert resolve_allocator(None, policy=resolve_policy("h2o")).name == "probe"
 
 

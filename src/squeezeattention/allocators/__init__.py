@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_POLICY
+from ..defaults import DEFAULT_ALLOCATOR
 from ..errors import ConfigError
 from ..plan.plan import BudgetPlan
-from ..policies import EvictionPolicy, resolve_policy
 from ..registry import Registry
 from .adakv import AdaKV
 from .base import Allocation, Allocator, check_p
@@ -32,6 +32,9 @@ from .scaled import Scaled
 from .squeeze import Squeeze, check_outliers
 from .uniform import Uniform
 from .zigzag import ZigZag
+
+if TYPE_CHECKING:
+    from ..policies import EvictionPolicy
 
 __all__ = [
     "ALLOCATORS",
@@ -101,9 +104,9 @@ def takes(name: str, option: str) -> bool:
     return option in inspect.signature(ALLOCATORS.factory(name)).parameters
 
 
-def default_allocator(policy: EvictionPolicy, p: float | None = None, outliers: str | None = None) -> str:
-    """What is meant where no allocator is named: the policy's own, or the paper's rule by its own parameters."""
-    return policy.allocator if p is None and outliers is None else Squeeze.name
+def default_allocator(own: str, p: float | None = None, outliers: str | None = None) -> str:
+    """What is meant where no allocator is named: the policy's ``own``, or the paper's rule by its own parameters."""
+    return own if p is None and outliers is None else Squeeze.name
 
 
 def resolve_allocator(
@@ -121,7 +124,8 @@ def resolve_allocator(
     """
     options: dict[str, object] = {}
     if spec is None:
-        spec = default_allocator(resolve_policy(DEFAULT_POLICY) if policy is None else policy, p, outliers)
+        spec = DEFAULT_ALLOCATOR if policy is None else policy.allocator
+        spec = default_allocator(spec, p, outliers)
     if p is not None:
         options["p"] = check_p(p)
     if outliers is not None:

@@ -161,9 +161,10 @@ def _raised(frozen: BudgetPlan, block_size: int) -> BudgetPlan:
 
 
 def _in_blocks(frozen: BudgetPlan, blocks: BlockPlan, policy: str) -> BudgetPlan:
-    """The plan with budgets as the blocks round them."""
+    """The plan with budgets as the blocks round them; the KV heads of a layer share its blocks."""
     return dataclasses.replace(
-        frozen, budgets=blocks.tokens, base_budget=-(-sum(blocks.tokens) // len(blocks.tokens)), floor=1, policy=policy,
+        frozen, budgets=blocks.tokens, head_budgets=None,
+        base_budget=-(-sum(blocks.tokens) // len(blocks.tokens)), floor=1, policy=policy,
         caps=(None,) * len(blocks.tokens), exact_total=sum(blocks.tokens),
     ).check()  # fmt: skip
 

@@ -95,7 +95,7 @@ def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lam
         for policy, name in settings.ways
     ]
     rows = {(way.label, budget): Measured(way.label, budget) for way in ways for budget in settings.budgets}
-    together = _read_together(ways)
+    together = read_together(ways)
     total = len(contexts) * (1 + len(together) + len(rows))
     for context in contexts:  # before any SqueezeCache is on the model
         progress(total, "full cache")
@@ -109,7 +109,7 @@ def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lam
     return Result(settings, contexts, full, list(rows.values()), time.perf_counter() - began)
 
 
-def _read_together(ways: Sequence[Way]) -> list[list[Way]]:
+def read_together(ways: Sequence[Way]) -> list[list[Way]]:
     """Groups that one reading of a context serves: of one policy, and of one signal; what needs none goes along."""
     groups: dict[tuple[str, str], list[Way]] = {}
     for way in sorted(ways, key=lambda way: not way.allocator.needs_signal):  # what needs none comes last
@@ -147,7 +147,7 @@ def _measure_full(model: Any, tokenizer: Any, row: Measured, context: Context) -
     read(model, cache, context.tokens)
     row.seconds.append(time.perf_counter() - began)
     row.bytes.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
-    _ask(model, tokenizer, row, context, cache)
+    ask(model, tokenizer, row, context, cache)
 
 
 def _measure(model: Any, tokenizer: Any, row: Measured, context: Context, cache: SqueezeCache, seconds: float) -> None:
@@ -156,10 +156,10 @@ def _measure(model: Any, tokenizer: Any, row: Measured, context: Context, cache:
     plan = cache.plan
     assert plan is not None  # the context was read
     row.plans.append(plan)
-    _ask(model, tokenizer, row, context, cache.twin(allocator=plan))  # a question is a turn under the same plan
+    ask(model, tokenizer, row, context, cache.twin(allocator=plan))  # a question is a turn under the same plan
 
 
-def _ask(model: Any, tokenizer: Any, row: Measured, context: Context, cache: Any) -> None:
+def ask(model: Any, tokenizer: Any, row: Measured, context: Context, cache: Any) -> None:
     prompts = _tokens(tokenizer, [fact.prompt for fact in context.facts])
     said = [""] * len(prompts)
     for indices in batches_of_one_length(prompts):

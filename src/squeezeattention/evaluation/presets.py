@@ -13,7 +13,7 @@ def standard(model: str) -> Settings:
         lengths=(1024,),
         samples=20,
         policies=("h2o", "snapkv", "echo"),
-        allocators=("uniform", "squeeze", "probe", "adakv", "global", "pyramid"),
+        allocators=("uniform", "squeeze", "probe", "adakv", "global", "pyramid", "random", "inverted"),
         budgets=("0.1", "0.2", "0.4"),
     )
 

@@ -41,7 +41,7 @@ class CacheMaker:
         policy = POLICIES.create(self.policy)
         self.options = {name: value for name, value in self.options.items() if value is not None}
         if self.allocator is None:
-            self.allocator = default_allocator(policy, self.p, self.options.get("outliers"))
+            self.allocator = default_allocator(policy.allocator, self.p, self.options.get("outliers"))
         if not isinstance(self.allocator, str):
             raise ConfigError(f"allocator must be a name or the path of a saved plan, got {self.allocator!r}")
         self._rule = name_or_plan(self.allocator)
