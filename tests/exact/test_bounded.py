@@ -301,13 +301,8 @@ def test_generate_tells_where_the_prompt_ends(model, masked, handle, chunk):
             assert cache.memory().peak_bytes <= most
 
 
-SOME = ("llama", "gemma2", "mistral-window", "falcon-7b")
-
-
 @pytest.mark.parametrize("policy", POLICIES.names())
-@pytest.mark.parametrize(
-    "family", [name if name in SOME else pytest.param(name, marks=pytest.mark.matrix) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_what_no_plan_could_keep_goes_while_the_prompt_is_read(family, policy):
     """A signal decides, but all but the others' floors is the most that a layer could get: the same bits, less peak."""
     model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
