@@ -19,7 +19,7 @@ SOME = ("llama", "gemma2", "mistral-window", "falcon-7b")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark most cases of the large matrices ``matrix`` or ``scorers``: ``make test`` leaves those to targets of their own.
+    """Mark most cases of the large matrices ``matrix`` or ``scorers``, which are targets of their own.
 
     What stays of small budgets is the default allocator everywhere, and each other one with each policy and with
     each family; of pieces, one policy for each family; of compiled steps, one policy for each fifth family; of ragged
