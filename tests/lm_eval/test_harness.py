@@ -147,7 +147,8 @@ def test_everything_kept_scores_as_stock(embedded, folder, stock, batch_size, po
         for name, value in metrics.items():
             if isinstance(value, float):
                 assert found["results"][task][name] == pytest.approx(value, abs=1e-4), (task, name)
-    assert found["config"]["squeeze"]["held"]["end of context"]["share"] == pytest.approx(1.0)
+    share = found["config"]["squeeze"]["held"]["end of context"]["share"]
+    assert share == pytest.approx(1.0) if batch_size == 1 else 0.8 < share <= 1.0  # rows do without their padding
 
 
 def test_a_small_budget_is_another_score_and_is_recorded(embedded, folder, stock):
@@ -272,7 +273,8 @@ def test_command_line(folder, tmp_path, device):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "squeeze_choice" in done.stdout
     (written,) = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(written.read_text())["config"]["squeeze"]["held"]["end of context"]["share"] == 1.0
+    share = json.loads(written.read_text())["config"]["squeeze"]["held"]["end of context"]["share"]
+    assert 0.8 < share <= 1.0  # rows of a batch do without their padding
 
 
 @pytest.mark.parametrize(
