@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from facts_summary import full_of, lines_of
 from squeezeattention import SqueezeCache, load_smollm2
 from squeezeattention.allocators import resolve_allocator
 from squeezeattention.demo import Settings, build_contexts
@@ -119,31 +120,11 @@ def loss(model: Any, cache: Any, logits: torch.Tensor, following: list[int]) -> 
 
 
 def show(record: dict[str, Any]) -> None:
-    full = {row["text"]: row for row in record["rows"] if row["cache"] == "full"}
-    answers = [right for row in full.values() for right in row["right"]]
-    print(f"\n{len(full)} texts, {len(answers)} questions; full cache {statistics.fmean(answers):.3f}, "
-          f"{statistics.fmean(row['nats'] for row in full.values()):.3f} nats")  # fmt: skip
-    keys = dict.fromkeys((row["cache"], row["budget"]) for row in record["rows"] if row["cache"] != "full")
-    for cache, budget in keys:
-        rows = [row for row in record["rows"] if (row["cache"], row["budget"]) == (cache, budget)]
-        right = [statistics.fmean(row["right"]) for row in rows]
-        base = [statistics.fmean(full[row["text"]]["right"]) for row in rows]
-        ratio = statistics.fmean(right) / max(1e-9, statistics.fmean(base))
-        low, high = bootstrap(right, base)
-        share = statistics.fmean(row["bytes"] / full[row["text"]]["bytes"] for row in rows)
-        nats = statistics.fmean(row["nats"] - full[row["text"]]["nats"] for row in rows)
-        print(f"{cache:16s} {share:5.1%} of the bytes: {statistics.fmean(right):.3f} = {ratio:4.0%} of the full cache "
-              f"({low:.0%} to {high:.0%}), {nats:+.3f} nats", flush=True)  # fmt: skip
-
-
-def bootstrap(right: list[float], base: list[float], rounds: int = 2000) -> tuple[float, float]:
-    """95 % interval of the ratio of two means over the same texts."""
-    rng, ratios = random.Random(0), []
-    for _ in range(rounds):
-        chosen = [rng.randrange(len(right)) for _ in right]
-        ratios.append(sum(right[i] for i in chosen) / max(1e-9, sum(base[i] for i in chosen)))
-    ratios.sort()
-    return ratios[int(0.025 * rounds)], ratios[int(0.975 * rounds)]
+    texts, questions, share = full_of(record)
+    print(f"\n{texts} texts, {questions} questions; full cache {share:.3f}")
+    for line in lines_of(record):
+        print(f"{line.cache:16s} {line.share:5.1%} of the bytes: {line.right:.3f} = {line.kept:4.0%} of the full cache "
+              f"({line.low:.0%} to {line.high:.0%}), {line.nats:+.3f} nats", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

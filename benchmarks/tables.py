@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from facts_summary import full_of, lines_of
 from results import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -318,7 +319,23 @@ def oracle() -> Table:
     return ["", "costs most", "costs next", *shown], rows
 
 
+def facts() -> Table:
+    """Facts in prose on SmolLM2, and what going on with the text costs."""
+    record = json.loads((ROOT / "benchmarks" / "facts.json").read_text())
+    _, questions, share = full_of(record)
+    rows = [["full cache", "100 %", f"{percent(share)} % of {questions}", "", ""]]
+    rows += [
+        [
+            line.cache, f"{percent(line.share)} %", f"{percent(line.right)} %",
+            f"{percent(line.kept)} % ({percent(line.low)}-{percent(line.high)})", f"{line.nats:+.3f}",
+        ]
+        for line in sorted(lines_of(record), key=lambda line: (round(line.share, 1), line.right))
+    ]  # fmt: skip
+    return ["policy/allocator", "bytes", "right", "of the full cache's", "nats"], rows
+
+
 TABLES: dict[str, Callable[[], Table]] = {
+    "facts": facts,
     "quick": quick,
     "oracle": oracle,
     "bytes for 95 %": lambda: bytes_for(0.95),
