@@ -68,18 +68,15 @@ class SqueezeCache(Cache):
         budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of each row's own; 1.0
             holds the answer too, where ``generate`` or ``new_tokens`` tell its length); text such as "512MiB" = bytes
             of keys and values per sequence. ``None`` is a share of 0.2.
-        policy: "sliding_window", "streaming_llm", "h2o", a scorer ("snapkv", "criticalkv", "defensivekv", "tova",
-            "keydiff", "rkv", "expected_attention", "kvzip", "echo") or an :class:`EvictionPolicy`.
-        allocator: "lookup" (the default: what won across tasks and models), "squeeze" (the paper; the default where
-            ``p`` or ``outliers``, which are its parameters, are given), "reach", "focus",
-            "probe", "adakv" and "global", which divide among KV heads, "uniform", "random", "inverted", those of other
-            papers ("cake", "dynamickv", "lazy", "pyramid", "zigzag"), a
-            :class:`BudgetPlan` or a list of tokens per layer, or per layer a list of tokens per KV head (these fix the
-            budgets: give no ``budget``).
+        policy: which tokens stay: "echo" (the default), "h2o", "streaming_llm", "sliding_window", those of other papers
+            (``squeezeattention.POLICIES``), or an :class:`EvictionPolicy`.
+        allocator: how the cache is divided among layers and KV heads; ``None`` is the policy's own ("global" for "echo"
+            and "kvzip", "probe" for all others), or "squeeze", the paper's, where its parameters ``p`` or ``outliers``
+            are given. A name (``squeezeattention.ALLOCATORS``), an :class:`Allocator`, a :class:`BudgetPlan`, or a list
+            of tokens per layer, or per layer a list of tokens per KV head (these fix the budgets: give no ``budget``).
         p: share of the average budget that the least important group keeps, in (0, 1].
-        signal: what tells important layers from others (by name or an object); ``None`` = the allocator's own,
-            which is "sharpness" for "lookup" and the paper's "cosine" for "squeeze". Rules that measure nothing
-            take none.
+        signal: what tells important layers and heads from others (by name or an object); ``None`` = the allocator's
+            own, which is the paper's "cosine" for "squeeze". Rules that measure nothing take none.
         outliers: "keep" (the paper) or "clamp", for the "squeeze" family.
         positions: "original" or "cache" (re-rotated sinks, StreamingLLM on RoPE models).
         sinks: leading tokens that StreamingLLM keeps (default 4).
