@@ -131,8 +131,9 @@ class TokenScorer:
             return
         keys, values = store.view()
         held = store.used_positions()
-        at = held[:, :, None, :] == columns.to(held.device)[:, None, :, None]  # [B or 1, H or 1, n, N]
-        slot = at.to(torch.int8).argmax(dim=-1).expand(*store.shape, -1)[..., None]
+        ordered, order = held.expand(len(columns), -1, -1).sort(dim=-1)
+        place = torch.searchsorted(ordered, columns[:, None].expand(-1, held.shape[1], -1).contiguous())
+        slot = order.gather(-1, place.clamp(max=order.shape[-1] - 1)).expand(*store.shape, -1)[..., None]
         keys, values = (one.gather(2, slot.expand(-1, -1, -1, one.shape[-1])) for one in (keys, values))
         fitted = self.policy.fit(self._view(keys, values, columns[:, None]), received)
         enough = enough.view(-1, *[1] * (fitted.ndim - 1))
