@@ -5,9 +5,10 @@ import torch
 import transformers
 
 from squeezeattention import POLICIES, SqueezeCache
+from squeezeattention.errors import UnsupportedModelError
 from squeezeattention.hf import compat
 from squeezeattention.hf.layout import inspect_model
-from squeezeattention.testing import NaiveReference, teacher_forced
+from squeezeattention.testing import REFERENCE_POLICIES, NaiveReference, Recorded, teacher_forced
 
 LENGTHS, STEPS, TOLERANCE = (41, 22, 37), 12, 1e-4
 SHAPE = {"vocab_size": 101, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 256, "rotary_dim": 4, "n_inner": 48}
@@ -28,12 +29,18 @@ def test_what_is_carried_now_equals_the_reference(family, policy):
                 parameter.normal_(std=0.9 * parameter.shape[-1] ** -0.5)
     rows = [torch.randint(3, 101, (n,)).tolist() for n in LENGTHS]
     generated = torch.randint(3, 101, (3, STEPS))
+    if policy == "expected_attention":
+        with pytest.raises(UnsupportedModelError, match="not of the usual form"):
+            SqueezeCache(model, policy=policy)
+        return
     cache = SqueezeCache(model, budget=17, policy=policy, allocator="squeeze")
-    ours = teacher_forced(model, cache, rows, generated)
+    recorded = Recorded(cache)
+    ours = teacher_forced(model, cache, rows, generated, after_step=recorded.note)
     moved = 0.0
     for index, row in enumerate(rows):
-        reference = NaiveReference(model, policy, inspect_model(model).windows, 4)
-        want = reference.run(row, cache.plan.budgets, generated[index].tolist())
+        kept = policy if policy in REFERENCE_POLICIES else recorded.choice(index)
+        reference = NaiveReference(model, kept, inspect_model(model).windows, 4)
+        want = reference.run(row, cache.plans[index].budgets, generated[index].tolist())
         assert (ours[index] - want).abs().max() <= TOLERANCE
         with torch.no_grad():
             full = model(input_ids=torch.tensor([row + generated[index].tolist()])).logits[0]

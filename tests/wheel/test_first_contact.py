@@ -83,8 +83,8 @@ def test_demo(tmp_path: Path) -> None:
     assert data["full"]["right"] > 0.8 * data["full"]["n"]
     for row in data["rows"]:
         for size, full in zip(row["bytes"], data["full"]["bytes"], strict=True):
-            assert 0 < size <= (row["budget"] + 0.02) * full, row["allocator"]
-    best = max(row["right"] / row["n"] for row in data["rows"] if row["allocator"] != "uniform")
+            assert 0 < size <= (row["budget"] + 0.02) * full, row["cache"]
+    best = max(row["right"] / row["n"] for row in data["rows"] if not row["cache"].endswith("uniform"))
     assert best > 0.8
 
 

@@ -58,7 +58,8 @@ class Turning:
         rotate = namespace.get("apply_rotary_pos_emb")
         if rotary is None and rotate is None and not _mentions_rope(decoder, namespace):
             return cls(_no_angles, lambda states, cos, sin: states)
-        if rotary is None or rotate is None:
+        table = getattr(rotary, "embed_positions", None)  # GPT-J's ends, and queries are turned ahead of the text
+        if rotary is None or rotate is None or table is not None:
             raise UnsupportedModelError(
                 f"policy {policy!r} undoes the queries' rotary embedding, which is not of the usual form in {family}; "
                 'use another policy, such as "snapkv"'
