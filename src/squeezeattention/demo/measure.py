@@ -180,6 +180,8 @@ def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 def _answer(model: Any, cache: Any, prompts: torch.Tensor, count: int) -> tuple[list[list[int]], list[float]]:
     """``count`` greedy tokens after each prompt, and the seconds that each step took."""
     logits = forward(model, cache, prompts)
+    if isinstance(cache, SqueezeCache):
+        cache.compact()  # the question's end, not a part of the first step
     rows, seconds = [], []
     for _ in range(count):
         tokens = logits.argmax(-1)[:, None]
