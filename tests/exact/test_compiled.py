@@ -37,6 +37,8 @@ def assert_same_tokens(one, other):
 def test_every_family_decodes_in_graphs(family, policy, graphs):
     model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
     rows, generated = story()
+    if family == "deepseek-v3" and policy in ("criticalkv", "defensivekv", "expected_attention"):
+        pytest.skip("refused: see test_heads.py")
     plain = SqueezeCache(model, budget=BUDGET, policy=policy)
     want = teacher_forced(model, plain, rows, generated)
     cache = SqueezeCache(model, budget=BUDGET, policy=policy, compile=True)
