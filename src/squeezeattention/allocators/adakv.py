@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Allocation, Allocator, check_signal_values
+from .base import Allocation, HeadAllocator
 
 
 @dataclass(frozen=True)
-class AdaKV(Allocator):
+class AdaKV(HeadAllocator):
     """Each KV head gets as many tokens as it has among the best of its layer; a fifth of an even share at least.
 
     For any policy with scores: they are compared within a layer only.
@@ -18,13 +18,6 @@ class AdaKV(Allocator):
 
     name: ClassVar[str] = "adakv"
     signal: ClassVar[str] = "layer_scores"
-    needs_signal: ClassVar[bool] = True
-    per_head: ClassVar[bool] = True
-
-    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
-        """With a signal of layers: the same for all."""
-        values = check_signal_values(self.name, signal_values, n_layers)
-        return self.allocate_heads([[value] for value in values], n_layers)
 
     def allocate_heads(self, signal_values: Sequence[Sequence[float]], n_layers: int) -> Allocation:
         return Allocation((1.0,) * n_layers, (1,) * n_layers, heads=tuple(map(_even_mean, signal_values)))

@@ -56,6 +56,18 @@ class Allocator(ABC):
         raise ConfigError(f"allocator {self.name!r} divides among layers, not among their heads")
 
 
+class HeadAllocator(Allocator):
+    """A rule that divides among KV heads, by a signal that has a number for each; it has :meth:`allocate_heads`."""
+
+    needs_signal: ClassVar[bool] = True
+    per_head: ClassVar[bool] = True
+
+    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
+        """With a signal of layers: as if each had one head."""
+        values = check_signal_values(self.name, signal_values, n_layers)
+        return self.allocate_heads([[value] for value in values], n_layers)
+
+
 def check_p(p: object) -> float:
     """``p`` as a float; :class:`ConfigError` unless it is a number in (0, 1]."""
     if not is_real(p) or not 0 < p <= 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ConfigError, PlanError
-from ..plan.codec import read_json, write_json
+from ..plan.codec import has_format, read_json, write_json
 from .base import Allocation, Allocator
 
 FORMAT, VERSION = "squeezeattention-layer-losses", 1
@@ -22,11 +22,7 @@ _STEEP = 1000.0
 
 def is_measured(path: str | Path) -> bool:
     """Whether a file says that it holds measured losses; ``False`` if it cannot be read."""
-    try:
-        data = read_json(path)
-    except PlanError:
-        return False
-    return isinstance(data, dict) and data.get("format") == FORMAT
+    return has_format(path, FORMAT)
 
 
 @dataclass(frozen=True)

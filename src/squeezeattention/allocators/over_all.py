@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Allocation, Allocator, check_signal_values
+from .base import Allocation, HeadAllocator
 
 
 @dataclass(frozen=True)
-class OverAll(Allocator):
+class OverAll(HeadAllocator):
     """Each KV head gets as many tokens as it has among the best of all layers and heads, see
     :class:`~squeezeattention.signals.TopScores`.
 
@@ -19,13 +19,6 @@ class OverAll(Allocator):
 
     name: ClassVar[str] = "global"
     signal: ClassVar[str] = "top_scores"
-    needs_signal: ClassVar[bool] = True
-    per_head: ClassVar[bool] = True
-
-    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
-        """With a signal of layers: in proportion to it."""
-        values = check_signal_values(self.name, signal_values, n_layers)
-        return self.allocate_heads([[value] for value in values], n_layers)
 
     def allocate_heads(self, signal_values: Sequence[Sequence[float]], n_layers: int) -> Allocation:
         shares = tuple(tuple(max(0.0, 1.0 - value) for value in layer) for layer in signal_values)

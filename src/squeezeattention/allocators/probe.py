@@ -8,14 +8,14 @@ from typing import ClassVar
 
 from ..errors import ConfigError
 from ..plan.budget import is_real
-from .base import Allocation, Allocator, check_signal_values
+from .base import Allocation, HeadAllocator
 
 #: What a head is worth that did not look back at all: a sample is a sample.
 _SLEEPING = 0.02
 
 
 @dataclass(frozen=True)
-class Probe(Allocator):
+class Probe(HeadAllocator):
     """Most of the budget for the KV heads that retrieve, a floor for all others.
 
     Which heads retrieve the signal says (``replay``: the model reads some of its own prompt again). Every head gets
@@ -28,8 +28,6 @@ class Probe(Allocator):
 
     name: ClassVar[str] = "probe"
     signal: ClassVar[str] = "replay"
-    needs_signal: ClassVar[bool] = True
-    per_head: ClassVar[bool] = True
     floor: int = 64
     power: float = 1.5
 
@@ -38,11 +36,6 @@ class Probe(Allocator):
             raise ConfigError(f"floor must be a whole number of at least 1 token, got {self.floor!r}")
         if not is_real(self.power) or not self.power > 0:
             raise ConfigError(f"power must be a number above 0, got {self.power!r}")
-
-    def allocate(self, signal_values: Sequence[float] | None, n_layers: int) -> Allocation:
-        """With a signal of layers: each layer's heads alike."""
-        values = check_signal_values(self.name, signal_values, n_layers)
-        return self.allocate_heads([[value] for value in values], n_layers)
 
     def allocate_heads(self, signal_values: Sequence[Sequence[float]], n_layers: int) -> Allocation:
         needs = [[max(0.0, 1.0 - value) for value in layer] for layer in signal_values]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import PlanError
 from ..hf.layout import inspect_model
-from ..plan.codec import read_json, write_json
+from ..plan.codec import has_format, read_json, write_json
 from .weights import same_weights, sample_weights
 
 FORMAT, VERSION = "squeezeattention-calibration", 1
@@ -83,8 +83,4 @@ def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
 
 def is_calibration(path: str | Path) -> bool:
     """Whether a file says that it is one; ``False`` if it cannot be read."""
-    try:
-        data = read_json(path)
-    except PlanError:
-        return False
-    return isinstance(data, dict) and data.get("format") == FORMAT
+    return has_format(path, FORMAT)

@@ -153,8 +153,7 @@ def _measure_full(model: Any, tokenizer: Any, row: Measured, context: Context) -
 def _measure(model: Any, tokenizer: Any, row: Measured, context: Context, cache: SqueezeCache, seconds: float) -> None:
     row.seconds.append(seconds)
     row.bytes.append(cache.memory().bytes)
-    plan = cache.plan
-    assert plan is not None  # the context was read
+    (plan,) = cache.plans
     row.plans.append(plan)
     ask(model, tokenizer, row, context, cache.twin(allocator=plan))  # a question is a turn under the same plan
 

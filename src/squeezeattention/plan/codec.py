@@ -124,6 +124,15 @@ def write_json(path: str | os.PathLike[str], data: dict[str, Any], *, what: str 
         raise PlanError(f"cannot write the {what} to {os.fspath(path)}: {error}") from error
 
 
+def has_format(path: str | os.PathLike[str], name: str) -> bool:
+    """Whether a file says that it is of this format; ``False`` if it cannot be read."""
+    try:
+        data = read_json(path)
+    except PlanError:
+        return False
+    return isinstance(data, dict) and data.get("format") == name
+
+
 def read_json(path: str | os.PathLike[str], *, what: str = "budget plan") -> Any:
     """The JSON value in a file; raises :class:`PlanError` with the path."""
     try:
