@@ -33,11 +33,11 @@ def attend_one_ragged(
     batch, query_heads, _, width = query.shape
     units = store.units
     # What can be done for all units is done before they are told apart: with eight runs a layer each operation counts.
-    packed = query.reshape(len(units.room), -1, width).index_select(0, units.order).mul_(scoring.scale).transpose(1, 2)
+    packed = units.by_place(query.reshape(len(units.room), -1, width)) * scoring.scale
     sinks = _sinks_by_unit(scoring, store)
-    parts = []
+    parts, received = [], []
     for run, mask, own in zip(store.runs, masks, packed.split(units.counts), strict=True):
-        logits = scoring.logits_of_turned(own, run.keys)
+        logits = scoring.logits_of_scaled(own, run.keys)
         if mask is not None:
             logits.masked_fill_(~mask[:, None], -torch.inf)
         if sinks is None:
@@ -47,8 +47,10 @@ def attend_one_ragged(
             mass = torch.cat([logits, sink], dim=-1).softmax(dim=-1)[..., :-1]
         parts.append(torch.bmm(mass.to(run.values.dtype), run.values))
         if scores:
-            _scores(run.scores).add_(mass[:, 0] if mass.shape[1] == 1 else mass.mean(dim=1))
-    out = torch.cat(parts).index_select(0, units.place)
+            received.append((mass[:, 0] if mass.shape[1] == 1 else mass.mean(dim=1)).flatten())
+    if scores:
+        _scores(store.scores).add_(torch.cat(received))
+    out = units.by_unit(torch.cat(parts))
     return out.view(batch, query_heads, 1, -1)
 
 
@@ -96,7 +98,7 @@ def attend_ragged(
     """
     batch, query_heads, length, width = query.shape
     units = store.units
-    packed = query.reshape(len(units.room), -1, length, width).index_select(0, units.order)
+    packed = units.by_place(query.reshape(len(units.room), -1, length, width))
     positions = visibility.queries.expand(batch, length).index_select(0, units.row)
     sinks = _sinks_by_unit(scoring, store)
     parts = []
@@ -113,7 +115,7 @@ def attend_ragged(
         parts.append(out)
         if mass is not None:
             _scores(run.scores).add_(mass[:, 0].detach())
-    out = torch.cat(parts).index_select(0, units.place)
+    out = units.by_unit(torch.cat(parts))
     return out.reshape(batch, query_heads, length, -1)
 
 

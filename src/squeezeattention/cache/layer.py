@@ -240,7 +240,7 @@ class SqueezeLayer(CacheLayerMixin):
         self._rescore_if_due()
         if isinstance(self.store, RaggedStore):
             note_full(self.store, self.seen)
-            self._insert_ragged(self.store, keys, values, positions)
+            self._insert_ragged(self.store, keys, values, positions, step.start)
             return
         budget, store = self._require_budget(), self.store
         slot: int | torch.Tensor
@@ -269,10 +269,15 @@ class SqueezeLayer(CacheLayerMixin):
         self._place_sinks()
 
     def _insert_ragged(
-        self, store: RaggedStore, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor
+        self,
+        store: RaggedStore,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor,
+        start: list[int] | None = None,
     ) -> None:
         if self._next_slot is None:
-            slots, new = slots_of(store, self.policy, positions, self.window)
+            slots, new = slots_of(store, self.policy, positions, self.window, start)
         else:
             slots, new = self._next_slot, positions.expand(*store.shape).reshape(-1)
         store.insert(slots, keys, values, new, self._score_of_new(keys, values, positions))

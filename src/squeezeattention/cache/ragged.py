@@ -38,6 +38,37 @@ class RunView:
         """[units, 1, sinks, D]: keys of re-rotated sinks as they were read."""
 
 
+class Ring:
+    """How slots follow from positions where all units have as many leading tokens."""
+
+    def __init__(self, leading: int, units: Units) -> None:
+        self.leading, self.heads = leading, units.heads
+        self.begin = units.begin.view(units.rows, units.heads)
+        self.span = units.rooms.view_as(self.begin) - leading
+        self.known = list(zip(self.begin.flatten().tolist(), self.span.flatten().tolist(), strict=True))
+
+    def slots(self, positions: torch.Tensor) -> torch.Tensor:
+        """Slot of each unit's token at ``positions`` ``[B or 1, 1]``, int64 ``[U]``."""
+        slots = (positions - self.leading) % self.span + (self.begin + self.leading)
+        if self.leading:
+            slots = torch.where(positions < self.leading, self.begin + positions, slots)
+        return slots.flatten()
+
+    def slots_at(self, start: list[int]) -> torch.Tensor:
+        """The same from what the host knows, one position for all rows or one for each: a tensor less is a kernel
+        less."""
+        rows = len(self.known) // self.heads
+        at = [position for position in (start if len(start) > 1 else start * rows) for _ in range(self.heads)]
+        lead = self.leading
+        return torch.tensor(
+            [
+                begin + (position if position < lead else lead + (position - lead) % span)
+                for position, (begin, span) in zip(at, self.known, strict=True)
+            ],
+            device=self.begin.device,
+        )
+
+
 class RaggedStore:
     """Flat buffers: keys [S, D], values [S, Dv], positions [S] int64 (-1 = hole), scores [S] fp32 or ``None``."""
 
@@ -56,6 +87,7 @@ class RaggedStore:
         """[S] int64: how many newest tokens of a slot's unit stay whatever their score, where a policy goes by that."""
         self.recent_of_unit: torch.Tensor | None = None
         """[U] the same of each *unit*."""
+        self.ring: Ring | None = None
 
     is_empty = False
 
@@ -70,7 +102,7 @@ class RaggedStore:
 
     def follow(self, other: RaggedStore) -> None:
         """What is known of another store's runs holds of mine, which are as those were."""
-        self.recent, self.recent_of_unit = other.recent, other.recent_of_unit
+        self.recent, self.recent_of_unit, self.ring = other.recent, other.recent_of_unit, other.ring
         for mine, theirs in zip(self.runs, other.runs, strict=True):
             mine.ring, mine.full, mine.full_at = theirs.ring, theirs.full, theirs.full_at
 
@@ -84,7 +116,7 @@ class RaggedStore:
     @property
     def used(self) -> int:
         """Slots of the largest unit."""
-        return self.runs[-1].room
+        return max(self.units.room)
 
     capacity = used
 
@@ -156,8 +188,7 @@ class RaggedStore:
         rows, heads, length = keys.shape[:3]
         room = [[self.units.room[row * heads + head] + length for head in range(heads)] for row in range(rows)]
         units = Units(room, keys.device)  # the same order: all grew by as much
-        order = self.units.order
-        keys, values = (new.detach().flatten(0, 1).index_select(0, order) for new in (keys, values))
+        keys, values = (self.units.by_place(new.detach().flatten(0, 1)) for new in (keys, values))
         position = positions.expand(rows, length).index_select(0, self.units.row)
         parts: list[list[torch.Tensor]] = [[], [], [], []]
         for run in self.runs:
@@ -208,12 +239,15 @@ class RaggedStore:
         """What decode steps need to know of how tokens are chosen."""
         for run in self.runs:
             run.ring = ring_at(policy, window, run.room)
+        rings = {run.ring for run in self.runs}
+        if None not in rings and len(rings) == 1:
+            self.ring = Ring(rings.pop() or 0, self.units)
         spared = [policy.recent_tokens(run.room) for run in self.runs]
         if None not in spared and (policy.needs_scores or policy.scores_tokens):
             counts = torch.tensor(spared, device=self.units.device)
             units = torch.tensor([run.run.units for run in self.runs], device=self.units.device)
             by_place = counts.repeat_interleave(units, output_size=len(self.units.room))
-            self.recent_of_unit = by_place.index_select(0, self.units.place)
+            self.recent_of_unit = self.units.by_unit(by_place)
             slots = torch.tensor([run.run.units * run.room for run in self.runs], device=self.units.device)
             self.recent = counts.repeat_interleave(slots, output_size=self.units.slots)
 

@@ -33,22 +33,23 @@ def note_full(store: RaggedStore, seen: int) -> None:
 
 
 def slots_of(
-    store: RaggedStore, policy: EvictionPolicy, positions: torch.Tensor, window: int | None
+    store: RaggedStore,
+    policy: EvictionPolicy,
+    positions: torch.Tensor,
+    window: int | None,
+    start: list[int] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slot of the new token of each unit, and its position: int64 ``[U]`` twice; ``positions`` ``[B or 1, 1]``."""
+    """Slot of the new token of each unit, and its position: int64 ``[U]`` twice; ``positions`` ``[B or 1, 1]``, which
+    are ``start`` if the host knows them."""
     units = store.units
     new = positions.expand(units.rows, units.heads).reshape(-1)
-    ring = store.runs[0].ring
-    if ring is not None and all(run.ring == ring for run in store.runs):
-        begin, rooms = units.begin, units.rooms
-        if ring == 0:
-            return begin + new % rooms, new
-        return begin + torch.where(new < ring, new, ring + (new - ring) % (rooms - ring)), new
+    if store.ring is not None:
+        return (store.ring.slots(positions) if start is None else store.ring.slots_at(start)), new
     if store.recent is not None and store.scores is not None and window is None:
         columns = _columns_by_score(store, store.recent, store.scores, positions)
     else:
         columns = torch.cat([_columns_of(run, policy, positions, window) for run in store.runs])
-    return (columns + units.first_slots).index_select(0, units.place), new
+    return units.by_unit(columns + units.first_slots), new
 
 
 def _columns_by_score(
@@ -66,8 +67,8 @@ def _columns_by_score(
     # Score and age as one number: floats that are not negative are ordered as their bits are.
     rank = torch.add(held, scores.view(torch.int32), alpha=2**32)
     rank.masked_fill_(spared, torch.iinfo(torch.int64).max)
-    found = [rank[run.run.slots].view(run.run.units, run.room).argmin(dim=-1) for run in store.runs]
-    return torch.cat(found)
+    parts = zip(rank.split([run.run.units * run.room for run in store.runs]), store.runs, strict=True)
+    return torch.cat([part.view(run.run.units, run.room).argmin(dim=-1) for part, run in parts])
 
 
 def _columns_of(run: RunView, policy: EvictionPolicy, positions: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -8,6 +8,8 @@ that one batched product serves them all; what is stored is the sum of the budge
              room 36           room 96                 room 1170
              \\____ run 0 ____/ \\______ run 1 _______/  \\_______ run 2 _______/
 
+Where no two are equal, they lie as they are numbered, and nothing has to be put in order at a step.
+
 A layer whose heads and rows are equal has one run, and that is the plain ``[B, H, N, D]`` of :class:`LayerStore`.
 """
 
@@ -48,7 +50,10 @@ class Units:
         self.rows, self.heads = len(room), len(room[0])
         self.device = device
         self.room = tuple(slots for row in room for slots in row)
-        self.sequence = sorted(range(len(self.room)), key=lambda unit: self.room[unit])
+        self.natural = len(set(self.room)) == len(self.room)
+        """Whether units lie in the order of their numbers."""
+        numbers = range(len(self.room))
+        self.sequence = list(numbers) if self.natural else sorted(numbers, key=lambda unit: self.room[unit])
         self.runs = tuple(self._runs())
         self.counts = [run.units for run in self.runs]
         self.slots = sum(self.room)
@@ -82,6 +87,14 @@ class Units:
 
     def __deepcopy__(self, memo: object) -> Units:
         return self
+
+    def by_place(self, of_unit: torch.Tensor) -> torch.Tensor:
+        """What is given of each unit ``[U, ...]``, in the order in which they lie."""
+        return of_unit if self.natural else of_unit.index_select(0, self.order)
+
+    def by_unit(self, of_place: torch.Tensor) -> torch.Tensor:
+        """The way back."""
+        return of_place if self.natural else of_place.index_select(0, self.place)
 
     @property
     def of_slot(self) -> tuple[torch.Tensor, torch.Tensor]:
