@@ -31,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "exact, uniform": {"policy": "streaming_llm", "allocator": "uniform"},
     "exact, squeeze, H2O": {"policy": "h2o", "allocator": "squeeze"},
     "exact, squeeze, a tenth of the budget": {"policy": "streaming_llm", "allocator": "squeeze", "budget": 0.1},
+    "exact, probe, H2O": {"policy": "h2o", "allocator": "probe"},
+    "exact, echo": {"policy": "echo", "allocator": "global"},
     "bounded, squeeze": {"policy": "streaming_llm", "allocator": "squeeze", "prefill": "bounded"},
     "bounded, squeeze, H2O": {"policy": "h2o", "allocator": "squeeze", "prefill": "bounded"},
 }
