@@ -14,6 +14,7 @@ from squeezeattention.cli.app import app
 from squeezeattention.datasets import DATASETS
 from squeezeattention.errors import UnsupportedModelError
 from squeezeattention.evaluation.folder import read_rows
+from squeezeattention.evaluation.reading import Reading
 from squeezeattention.policies import H2O
 from squeezeattention.tasks import TASKS
 
@@ -153,17 +154,15 @@ def test_bad_folders(squeeze: Any, tmp_path: Path) -> None:
 def test_failures_are_told_by_the_exit_code_and_can_be_tried_again(
     squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import squeezeattention.evaluation.measure as measuring
+    real = Reading.cut
 
-    real = measuring._outcome
-
-    def fails(model: Any, tokenizer: Any, settings: Any, unit: Any, sample: Any) -> Any:
-        if str(unit.config.allocator) == "uniform":
+    def fails(self: Reading, config: Any) -> Any:
+        if str(config.allocator) == "uniform":
             raise UnsupportedModelError("not this one")
-        return real(model, tokenizer, settings, unit, sample)
+        return real(self, config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "_outcome", fails)
+        patch.setattr(Reading, "cut", fails)
         result = squeeze("tiny", *SMALL, "--out", tmp_path)
     for again in (result, squeeze("tiny", *SMALL, "--out", tmp_path)):
         assert again.exit_code == 1
@@ -187,13 +186,14 @@ def test_a_bug_ends_the_run_with_its_traceback(squeeze: Any, tmp_path: Path, mon
 def test_an_interrupt_leaves_what_is_done(squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import squeezeattention.evaluation.runner as runner
 
-    real, calls = runner.measure, []
+    real, rows = runner.measure, []
 
     def stopped(*args: Any) -> Any:
-        calls.append(None)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*args)
+        for row in real(*args):
+            rows.append(row)
+            if len(rows) == 4:
+                raise KeyboardInterrupt
+            yield row
 
     monkeypatch.setattr(runner, "measure", stopped)
     result = squeeze("tiny", *SMALL, "--out", tmp_path)
@@ -201,7 +201,7 @@ def test_an_interrupt_leaves_what_is_done(squeeze: Any, tmp_path: Path, monkeypa
     assert "the same command goes on" in " ".join(result.stderr.split())
     assert (tmp_path / "results.jsonl").read_bytes().count(b"\n") == 3
     assert squeeze("tiny", *SMALL, "--out", tmp_path).exit_code == 0
-    assert len(calls) == 4 + 9
+    assert len(rows) == 4 + 9
 
 
 def test_help(squeeze: Any) -> None:

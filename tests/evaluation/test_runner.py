@@ -19,7 +19,10 @@ from squeezeattention import SqueezeCache
 from squeezeattention.datasets import Dataset
 from squeezeattention.errors import ConfigError, EvaluationError, MissingExtraError, UnsupportedModelError
 from squeezeattention.evaluation import Settings
+from squeezeattention.evaluation.config import Config
 from squeezeattention.evaluation.folder import ROWS, RUN, Results, read_rows
+from squeezeattention.evaluation.grid import Unit
+from squeezeattention.evaluation.reading import Reading
 from squeezeattention.extras import require
 from squeezeattention.signals import Cosine
 from squeezeattention.tasks import TASKS, Question, Sample
@@ -57,16 +60,58 @@ def test_rows_have_what_was_measured(evaluate: Run, settings: Settings, tmp_path
             assert row["cut_bytes"] == row["bytes"] < row["full_bytes"]
             assert row["full_bytes"] == rows[f"{row['task']}/40/0/{row['index']}/full"]["bytes"]
             prompt = rows[f"{row['task']}/40/0/{row['index']}/full"]["cut_bytes"]
-            # Layers are cut one by one, uniform budgets to what they will be, others to what they could be at most.
-            known = row["config"]["allocator"] == "uniform"
-            assert row["cut_bytes"] < row["peak_bytes"] <= prompt
-            assert row["peak_bytes"] < prompt or not known
+            assert row["cut_bytes"] < row["peak_bytes"] == prompt  # which others share, so that it stays whole
         if row["task"] == "lines":
             assert row["answer_tokens"] == [len(text) for text in row["answers"]] == [3, 2, 4]
             assert row["scores"] == [spread(text, ["a"]) for text in row["answers"]]
         if row["task"] == "story":
             assert len(row["losses"]) == 9
             assert 0 < row["scores"][0] < 1
+
+
+@pytest.mark.parametrize("question", ["hidden", "visible"])
+def test_a_configuration_alone_gives_the_rows_that_it_has_in_a_grid(
+    evaluate: Run, settings: Settings, tmp_path: Path, question: str
+) -> None:
+    grid = replace(
+        settings, tasks=("lines", "story"), samples=1, policies=("h2o", "snapkv:window=8", "echo"),
+        allocators=(
+            "uniform", "squeeze", "squeeze:signal=locality", "squeeze:prefill=bounded", "probe", "global", "random",
+        ),
+        budgets=("0.3", "12"), question=question,
+    )  # fmt: skip
+    evaluate(grid, tmp_path / "grid")
+    together = by_id(tmp_path / "grid")
+    configs = grid.configs()
+    for number, config in enumerate(configs[1:]):
+        alone = replace(
+            grid, policies=(str(config.policy),), allocators=(str(config.allocator),), budgets=(str(config.budget),)
+        )
+        evaluate(alone, tmp_path / str(number))
+        for name, row in by_id(tmp_path / str(number)).items():
+            for column, value in row.items():
+                if not column.endswith("_seconds"):
+                    assert value == together[name][column], (name, column)
+    assert len({str(row["answers"]) + str(row["losses"]) for row in together.values()}) > 10
+
+
+@pytest.mark.parametrize(("question", "prompts"), [("hidden", 1), ("visible", 3)])
+def test_a_prompt_is_read_once_for_all_that_it_serves(
+    evaluate: Run, model: Any, settings: Settings, tmp_path: Path, question: str, prompts: int
+) -> None:
+    lengths: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    grid = replace(
+        settings, tasks=("lines",), samples=1, policies=("h2o", "sliding_window"), question=question,
+        allocators=("uniform", "squeeze", "random", "pyramid"), budgets=("0.3", "0.5", "12"),
+    )  # fmt: skip
+    try:
+        evaluate(grid, tmp_path)
+    finally:
+        handle.remove()
+    assert sum(length > 30 for length in lengths) == 3 * prompts, lengths  # the full cache and two policies
 
 
 CACHES = ("full", "streaming_llm/squeeze/0.3")
@@ -169,23 +214,23 @@ def test_a_mistake_ends_the_run_and_is_no_result(
     assert evaluate(settings, tmp_path)["rows"] == 18  # the same run, mended
 
 
-class Failing:
-    """Fails for one configuration, the way a GPU runs out of memory."""
+def failing(name: str) -> Callable[[Reading, Config], Any]:
+    """Cuts that fail for one configuration, the way a GPU runs out of memory."""
+    real = Reading.cut
 
-    def __init__(self, config: str, real: Callable[..., Any]) -> None:
-        self.config, self.real = config, real
-
-    def __call__(self, model: Any, tokenizer: Any, settings: Any, unit: Any, sample: Any) -> Any:
-        if unit.config.id == self.config:
+    def cut(self: Reading, config: Config) -> Any:
+        if config.id == name:
             raise torch.OutOfMemoryError("out of memory: tried to allocate 9 GiB")
-        return self.real(model, tokenizer, settings, unit, sample)
+        return real(self, config)
+
+    return cut
 
 
 @pytest.mark.parametrize("config", ["streaming_llm/squeeze/0.3", "full"])
 def test_a_failing_configuration_is_recorded_and_scores_nothing(
     evaluate: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
 ) -> None:
-    monkeypatch.setattr(measuring, "_outcome", Failing(config, measuring._outcome))
+    monkeypatch.setattr(Reading, "cut", failing(config))
     summary = evaluate(settings, tmp_path)
     rows = by_id(tmp_path)
     assert len(rows) == 18
@@ -209,7 +254,7 @@ def test_what_failed_is_tried_again_when_that_is_asked_for(
     evaluate: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "_outcome", Failing("streaming_llm/squeeze/0.3", measuring._outcome))
+        patch.setattr(Reading, "cut", failing("streaming_llm/squeeze/0.3"))
         evaluate(settings, tmp_path / "a")
     assert evaluate(settings, tmp_path / "a")["errors"][0]["n"] == 6  # counts as done
     seen: list[tuple[int, int, str]] = []
@@ -302,9 +347,10 @@ def test_a_killed_run_goes_on_from_every_place(
     rows = by_id(finished)
     done: list[str] = []
 
-    def recorded(model: Any, tokenizer: Any, settings: Any, task: Any, unit: Any, sample: Any) -> dict[str, Any]:
-        done.append(unit.id)
-        return rows[unit.id]
+    def recorded(model: Any, tokenizer: Any, settings: Any, task: Any, configs: Any, key: Any, *more: Any) -> Any:
+        for config in configs:
+            done.append(Unit(key, config).id)
+            yield rows[done[-1]]
 
     monkeypatch.setattr(runner, "measure", recorded)
     for number, cut in enumerate(sorted(cuts)):
@@ -328,12 +374,12 @@ def test_a_run_that_was_stopped_measures_the_rest_alone(
     real, done = measuring.measure, []
 
     def stopped(*args: Any) -> Any:
-        if len(done) in (4, 9):
-            done.append(None)
-            raise KeyboardInterrupt
-        row = real(*args)
-        done.append(row["id"])
-        return row
+        for row in real(*args):
+            if len(done) in (4, 9):
+                done.append(None)
+                raise KeyboardInterrupt
+            done.append(row["id"])
+            yield row
 
     monkeypatch.setattr(runner, "measure", stopped)
     for _ in range(2):

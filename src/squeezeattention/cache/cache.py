@@ -510,7 +510,8 @@ class SqueezeCache(Cache):
         other = self.allocator if allocator is None else resolve_allocator(allocator)
         other = other.for_model(self._attachment.model)
         check_used(other, budget=budget, signal=None)
-        if other.needs_signal and not (self._observes and resolve_signal(other.signal).name == self.signal.name):
+        foreign = not (self._observes and resolve_signal(other.signal).name == self.signal.name)
+        if allocator is not None and other.needs_signal and foreign:
             seen = f"looked at {self.signal.name!r} only" if self._observes else "looked at no signal"
             raise ConfigError(
                 f"allocator {other.name!r} goes by the signal {other.signal!r}, but this cache {seen}; make one with it"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..tasks.driving import batches_of_one_length, greedy, repeated, step_by_step
+from ..tasks.driving import forward, repeated
 from .holding import Holding, holding_of
 
 
@@ -39,22 +39,27 @@ class Asked(NamedTuple):
     tokens: list[int]
     max_new_tokens: int
 
+    @property
+    def steps(self) -> int:
+        """The most that it takes: the last token of an answer is not fed."""
+        return len(self.tokens) + self.max_new_tokens - 1
+
 
 def ask(model: Any, tokenizer: Any, cache: Any, asked: Sequence[Asked], rows: int) -> Answers:
-    """Ask everything after what ``cache`` (one row, left as it is) holds.
+    """Ask everything after what ``cache`` (one row, left as it is) holds, at most ``rows`` questions at once.
 
-    Questions are fed token by token, as decode steps: they change no plan and lift no budget. Those of one
-    length are asked together, at most ``rows`` at once.
+    Questions are fed token by token, as decode steps: they change no plan and lift no budget. In a batch the shorter
+    ones are answered sooner.
     """
     synchronize(model.device)
     began = time.perf_counter()
     said: dict[int, list[int]] = {}
     end = Holding()
-    for indices in batches_of_one_length([question.tokens for question in asked], rows):
+    order = sorted(range(len(asked)), key=lambda index: asked[index].steps)  # rows of a batch end at about one time
+    for start in range(0, len(order), rows):
+        indices = order[start : start + rows]
         twin = repeated(cache, len(indices))
-        last = step_by_step(model, twin, torch.tensor([asked[i].tokens for i in indices], device=model.device))
-        found = _decode(model, twin, last, [asked[i].max_new_tokens for i in indices])
-        said.update(zip(indices, found, strict=True))
+        said.update(zip(indices, _converse(model, twin, [asked[index] for index in indices]), strict=True))
         end = max(end, holding_of(twin, len(indices)))
     synchronize(model.device)
     answers = [said[index] for index in range(len(asked))]
@@ -62,15 +67,27 @@ def ask(model: Any, tokenizer: Any, cache: Any, asked: Sequence[Asked], rows: in
     return Answers(texts, list(map(len, answers)), end, time.perf_counter() - began)
 
 
-def _decode(model: Any, cache: Any, logits: torch.Tensor, limits: Sequence[int]) -> list[list[int]]:
-    """Greedy tokens of each row, up to its limit or the model's end token, which is left out."""
+def _converse(model: Any, cache: Any, asked: Sequence[Asked]) -> list[list[int]]:
+    """Greedy tokens after each row's question, up to its limit or the model's end token, which is left out."""
     ends = end_tokens(model)
+    said: list[list[int]] = [[] for _ in asked]
+    fed = [one.tokens[0] for one in asked]
+    for step in range(max(one.steps for one in asked)):
+        logits = forward(model, cache, torch.tensor(fed, device=model.device)[:, None])
+        found: list[int] = logits.argmax(-1).tolist()
+        for row, one in enumerate(asked):
+            if step + 1 < len(one.tokens):
+                fed[row] = one.tokens[step + 1]
+            else:
+                fed[row] = found[row]
+                said[row].append(found[row])
+        if all(_is_over(own, one, ends) for own, one in zip(said, asked, strict=True)):
+            break
+    return [_until(own[: one.max_new_tokens], ends) for own, one in zip(said, asked, strict=True)]
 
-    def finished(rows: list[list[int]]) -> bool:
-        return all(len(row) >= limit or not ends.isdisjoint(row) for row, limit in zip(rows, limits, strict=True))
 
-    rows = greedy(model, cache, logits, max(limits), stop=finished)
-    return [_until(row[:limit], ends) for row, limit in zip(rows, limits, strict=True)]
+def _is_over(said: list[int], asked: Asked, ends: set[int]) -> bool:
+    return len(said) >= asked.max_new_tokens or not ends.isdisjoint(said)
 
 
 def _until(tokens: list[int], ends: set[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -42,6 +43,30 @@ class Config:
         value = None if self.allocator is None else self.allocator.get("p")
         return None if value is None else float(value)
 
+    @property
+    def needs_signal(self) -> bool:
+        """Whether its budgets go by what a signal measures."""
+        return self.allocator is not None and _make(self.allocator)[0].needs_signal
+
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """How a prompt is read for it: what one reading serves has the same; an allocator that goes by no signal is
+        served by any reading for its policy."""
+        if self.policy is None or self.allocator is None:
+            return ("full",)
+        allocator, given = _make(self.allocator)
+        if given.get("prefill") == "bounded":
+            return (self.id,)
+        if given:  # a signal of one's own: only budgets may differ
+            return (str(self.policy), str(self.allocator))
+        return (str(self.policy), allocator.signal) if allocator.needs_signal else (str(self.policy),)
+
+    def make_allocator(self) -> Allocator:
+        """The allocator. Raises :class:`ConfigError` for the full cache, which has none."""
+        if self.allocator is None:
+            raise ConfigError("the full cache has no allocator")
+        return _make(self.allocator)[0]
+
     def check(self) -> Config:
         """Return the config if a cache can be made of it; else raise what making it would raise."""
         if self.policy is not None and self.allocator is not None:
@@ -71,6 +96,18 @@ class Config:
         if self.policy is None:
             return {"id": self.id, "policy": None, "allocator": None, "budget": None}
         return {"id": self.id, "policy": str(self.policy), "allocator": str(self.allocator), "budget": self.budget}
+
+
+def read_together(configs: Sequence[Config]) -> list[list[Config]]:
+    """Groups that one reading of a prompt serves, in the order in which they come first."""
+    groups: dict[tuple[str, ...], list[Config]] = {}
+    for config in configs:
+        groups.setdefault(config.reading, []).append(config)
+    for key in [key for key in groups if len(key) == 1]:  # no signal: some other reading for this policy may do
+        host = next((other for other in groups if len(other) > 1 and other[0] == key[0]), None)
+        if host is not None:
+            groups[host] += groups.pop(key)
+    return list(groups.values())
 
 
 def takes(allocator: Spec, option: str) -> bool:

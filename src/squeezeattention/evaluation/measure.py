@@ -1,10 +1,13 @@
-"""One piece of work: one sample with one way to hold the cache, measured and scored."""
+"""One sample with several ways to hold the cache, measured and scored."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,44 +16,136 @@ from ..device import out_of_memory
 from ..errors import BudgetError, InputError, UnsupportedFeatureError, UnsupportedModelError
 from ..tasks.base import Sample, Task
 from .answering import Answers, Asked, ask
+from .config import Config, read_together
 from .exercises import score_answer
-from .grid import FULL, Settings, Unit
-from .holding import Holding, holding_of
+from .following import Continuation, Following
+from .grid import FULL, SampleKey, Settings, Unit
+from .holding import holding_of
 from .likelihood import token_losses, token_probability
-from .reading import Reader
+from .reading import Measured, Reading
 
 #: What a method may answer instead of working: this model, this prompt or this budget is not for it.
 REFUSALS = (BudgetError, InputError, UnsupportedFeatureError, UnsupportedModelError)
 _LONGEST_ERROR = 500  # characters
 
 
-def measure(model: Any, tokenizer: Any, settings: Settings, task: Task, unit: Unit, sample: Sample) -> dict[str, Any]:
-    """The row of a unit, as JSON values.
+def measure(
+    model: Any,
+    tokenizer: Any,
+    settings: Settings,
+    task: Task,
+    configs: Sequence[Config],
+    key: SampleKey,
+    sample: Sample,
+    next_is: Callable[[Config], None] = lambda config: None,
+) -> Iterator[dict[str, Any]]:
+    """The row of each configuration, as JSON values, as soon as it is there; ``next_is`` is told what comes.
 
-    Memory that runs out and :data:`REFUSALS` are part of the row, and the score is 0: a method that refuses has not
-    answered. Any other error is a mistake in somebody's code or settings, no result, and is raised.
+    Those that can do with one reading of the prompt share it. Memory that runs out and :data:`REFUSALS` are part of
+    the row, and the score is 0: a method that refuses has not answered. Any other error is a mistake in somebody's
+    code or settings, no result, and is raised.
     """
-    outcome: dict[str, Any] = {}
-    error: dict[str, str] | None = None
+    context: list[int] = list(tokenizer(sample.context, verbose=False).input_ids)
+    follows = Following(tokenizer, sample, context, visible=settings.question == "visible")
+    for group in read_together(configs):
+        for config, work in _work(model, tokenizer, settings, follows, group, next_is):
+            outcome = {"prompt_tokens": len(context), **work.to_dict()} if work.error is None else {}
+            yield {
+                "id": Unit(key, config).id,
+                **key.to_dict(),
+                "digest": digest(sample),
+                "config": config.to_dict(),
+                "kind": "continuation" if sample.continuation else "questions",
+                "details": dict(sample.details) if config == FULL else None,
+                "scores": _scores(task, sample, outcome),
+                "error": work.error,
+                **{name: outcome.get(name) for name in _FIELDS},
+            }
+
+
+def _work(
+    model: Any,
+    tokenizer: Any,
+    settings: Settings,
+    follows: Following,
+    group: Sequence[Config],
+    next_is: Callable[[Config], None],
+) -> Iterator[tuple[Config, _Work]]:
+    """What came of each configuration of a group, which shares the reading of every prompt."""
+    works = {config: _Work() for config in group}
+    for number, (prompt, then) in enumerate(follows.prompts, 1):
+        next_is(group[0])
+        reading: Reading | None = None
+        going = [config for config in group if works[config].error is None]
+        with contextlib.ExitStack() as stack:
+            with _noting([works[config] for config in going]):
+                reading = Reading(model, prompt, going, follows.longest, settings.chunk)
+            if reading is not None:
+                stack.callback(reading.close)
+            for config in group:
+                work = works[config]
+                if reading is not None and work.error is None:
+                    if config != group[0]:
+                        next_is(config)
+                    with _noting([work]):
+                        work.go_on(model, tokenizer, *reading.cut(config), then, settings.rows)
+                if number == len(follows.prompts):
+                    yield config, work
+
+
+@contextlib.contextmanager
+def _noting(works: Sequence[_Work]) -> Iterator[None]:
+    """What may go wrong in here is noted of all of these; the rest is raised."""
     try:
-        outcome = _outcome(model, tokenizer, settings, unit, sample)
+        yield
     except Exception as failure:
         if not (isinstance(failure, REFUSALS) or out_of_memory(failure)):
             raise
-        error = {"type": type(failure).__name__, "text": str(failure)[:_LONGEST_ERROR]}
-    if error is not None and torch.cuda.is_available():
+        for work in works:
+            work.error = {"type": type(failure).__name__, "text": str(failure)[:_LONGEST_ERROR]}
+    else:
+        return
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()  # here the failure, and what its frames held, is gone
-    return {
-        "id": unit.id,
-        **unit.sample.to_dict(),
-        "digest": digest(sample),
-        "config": unit.config.to_dict(),
-        "kind": "continuation" if sample.continuation else "questions",
-        "details": dict(sample.details) if unit.config == FULL else None,
-        "scores": _scores(task, sample, outcome),
-        "error": error,
-        **{name: outcome.get(name) for name in _FIELDS},
-    }
+
+
+@dataclass
+class _Work:
+    """One configuration and one sample."""
+
+    measured: Measured = field(default_factory=Measured)
+    answers: Answers = field(default_factory=Answers)
+    losses: list[float] | None = None
+    error: dict[str, str] | None = None
+
+    def go_on(
+        self,
+        model: Any,
+        tokenizer: Any,
+        cache: Any,
+        seconds: float,
+        follows: list[Asked] | Continuation,
+        rows: int,
+    ) -> None:
+        """Questions or a continuation after a prompt that was read and cut."""
+        self.measured.see(cache, seconds)
+        if isinstance(follows, Continuation):
+            began = time.perf_counter()
+            losses = token_losses(model, cache, follows.last, follows.tokens)
+            self.losses = [round(loss, 6) for loss in losses]
+            self.answers.extend(Answers(end=holding_of(cache), seconds=time.perf_counter() - began))
+        else:
+            self.answers.extend(ask(model, tokenizer, cache, follows, rows))
+
+    def to_dict(self) -> dict[str, Any]:
+        answers = self.answers
+        said = {"answers": answers.texts, "answer_tokens": answers.lengths} if self.losses is None else {}
+        return {
+            **self.measured.to_dict(answers.end),
+            **said,
+            "losses": self.losses,
+            "decode_seconds": round(answers.seconds, 4),
+        }
 
 
 _FIELDS = (
@@ -67,65 +162,6 @@ def _scores(task: Task, sample: Sample, outcome: dict[str, Any]) -> list[float]:
         return [0.0] * len(sample.questions)
     answers = zip(sample.questions, outcome["answers"], strict=True)
     return [score_answer(task, sample, question, answer) for question, answer in answers]
-
-
-def _outcome(model: Any, tokenizer: Any, settings: Settings, unit: Unit, sample: Sample) -> dict[str, Any]:
-    context: list[int] = list(tokenizer(sample.context, verbose=False).input_ids)
-    follows = _Following(tokenizer, sample, context, visible=settings.question == "visible")
-    reader = Reader(model, lambda: unit.config.make_cache(model, follows.longest), settings.chunk)
-    if follows.continuation:
-        found, end = _continue(model, reader, context, follows.continuation)
-    else:
-        answers = Answers()
-        for prompt, asked in follows.prompts:
-            answers.extend(ask(model, tokenizer, reader.read(prompt), asked, settings.rows))
-        found, end = _said(answers), answers.end
-    return {"prompt_tokens": len(context), **reader.to_dict(end), **found}
-
-
-class _Following:
-    """What is read, and what follows it: questions or a continuation.
-
-    No token of an answer is predicted from a cache that was not cut yet: at least one token follows each prompt,
-    the prompt's own last one if there is no other.
-    """
-
-    def __init__(self, tokenizer: Any, sample: Sample, context: list[int], *, visible: bool) -> None:
-        def plain(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False).input_ids)
-
-        self.continuation = plain(sample.continuation or "")
-        questions = [(plain(question.text), question.max_new_tokens) for question in sample.questions]
-        self.prompts: list[tuple[list[int], list[Asked]]]
-        """Each with what is asked after it: all questions after the context, or each after a prompt of its own."""
-        if visible:
-            whole = [([*context, *tokens], room) for tokens, room in questions]
-            self.prompts = [(tokens[:-1], [Asked(tokens[-1:], room)]) for tokens, room in whole]
-        else:
-            cut = len(context) if all(tokens for tokens, _ in questions) else len(context) - 1
-            asked = [Asked([*context[cut:], *tokens], room) for tokens, room in questions]
-            self.prompts = [(context[:cut], asked)]
-        rooms = [len(one.tokens) + one.max_new_tokens for _, asked in self.prompts for one in asked]
-        self.longest = max(1 + len(self.continuation), *rooms, 0)
-        """Tokens that may come after a prompt: no layer can use room for more."""
-
-
-def _said(answers: Answers) -> dict[str, Any]:
-    return {
-        "answers": answers.texts,
-        "answer_tokens": answers.lengths,
-        "decode_seconds": round(answers.seconds, 4),
-    }
-
-
-def _continue(
-    model: Any, reader: Reader, context: list[int], continuation: list[int]
-) -> tuple[dict[str, Any], Holding]:
-    cache = reader.read(context[:-1])
-    began = time.perf_counter()
-    losses = token_losses(model, cache, context[-1], continuation)
-    seconds = round(time.perf_counter() - began, 4)
-    return {"losses": [round(loss, 6) for loss in losses], "decode_seconds": seconds}, holding_of(cache)
 
 
 def digest(sample: Sample) -> str:

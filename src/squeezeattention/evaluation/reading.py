@@ -1,7 +1,8 @@
-"""Reading prompts into caches, and what they left there: bytes, plans, seconds."""
+"""Reading prompts into caches, once for many configurations, and what is left there: bytes, plans, seconds."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,18 +10,76 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import BudgetPlan, SqueezeCache
-from ..tasks.driving import read
+from ..allocators import Allocator
+from ..tasks.driving import read, read_chunks
 from .answering import synchronize
+from .config import Config
 from .holding import Holding, holding_of
 
 
-@dataclass
-class Reader:
-    """Reads the prompts of one sample, each into a cache of its own, and keeps the measurements."""
+class Reading:
+    """One prompt, read once for all configurations of a group (see :attr:`Config.reading`) and cut for each.
 
-    model: Any
-    make_cache: Callable[[], Any]
-    chunk: int | None
+    What is read stays whole until the end: so much memory does it take, and what one configuration holds beside it. A
+    bounded prefill cuts while it reads, and is its configuration's own.
+    """
+
+    def __init__(
+        self, model: Any, tokens: Sequence[int], configs: Sequence[Config], new_tokens: int, chunk: int | None
+    ) -> None:
+        """``new_tokens``: the most that follow; ``chunk``: tokens of a piece. Raises what making the cache and reading
+        raise."""
+        self._model = model
+        # What goes by a signal comes first: the others do without.
+        self._config = min(configs, key=lambda config: not config.needs_signal)
+        self._open = contextlib.ExitStack()
+        self._cache = self._config.make_cache(model, new_tokens)
+        self._seconds, _ = self._timed(lambda: self._read(list(tokens), chunk))
+
+    def _read(self, tokens: list[int], chunk: int | None) -> None:
+        cache = self._cache
+        if not isinstance(cache, SqueezeCache) or cache.prefill == "bounded":
+            read(self._model, cache, tokens, chunk=chunk)
+            return
+        self._open.enter_context(cache.prefilling())
+        read_chunks(self._model, cache, tokens, chunk)
+        cache.twin()  # what is read again is read now
+
+    def cut(self, config: Config) -> tuple[Any, float]:
+        """The cache that ``config`` makes of it, and the seconds that takes, reading included."""
+        if not self._is_shared:
+            return self._cache, self._seconds
+        allocator = None if config.allocator == self._config.allocator else config.make_allocator()
+        seconds, twin = self._timed(lambda: self._cut(config.budget, allocator))
+        return twin, self._seconds + seconds
+
+    def _cut(self, budget: str | None, allocator: Allocator | None) -> SqueezeCache:
+        twin: SqueezeCache = self._cache.twin(budget=budget, allocator=allocator)
+        twin.compact()
+        return twin
+
+    @property
+    def _is_shared(self) -> bool:
+        return isinstance(self._cache, SqueezeCache) and self._cache.prefill != "bounded"
+
+    def _timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        synchronize(self._model.device)
+        began = time.perf_counter()
+        found = work()
+        synchronize(self._model.device)
+        return time.perf_counter() - began, found
+
+    def close(self) -> None:
+        """Let go of the prompt."""
+        if self._is_shared:
+            self._cache.reset()
+        self._open.close()
+
+
+@dataclass
+class Measured:
+    """What was measured of one configuration's caches, one for each prompt of a sample."""
+
     cut: list[int] = field(default_factory=list)
     """Bytes of keys and values right after each prompt was cut. Layers with more room than that fill up later."""
     peaks: list[int] = field(default_factory=list)
@@ -28,18 +87,9 @@ class Reader:
     plans: list[BudgetPlan] = field(default_factory=list)
     seconds: float = 0.0
 
-    def read(self, tokens: Sequence[int]) -> Any:
-        """A cache that holds the prompt, cut."""
-        cache = self.make_cache()
-        synchronize(self.model.device)
-        began = time.perf_counter()
-        read(self.model, cache, tokens, chunk=self.chunk)
-        synchronize(self.model.device)
-        self.seconds += time.perf_counter() - began
-        self._measure(cache)
-        return cache
-
-    def _measure(self, cache: Any) -> None:
+    def see(self, cache: Any, seconds: float) -> None:
+        """A prompt was read and cut."""
+        self.seconds += seconds
         held = holding_of(cache).bytes
         self.cut.append(held)
         if not isinstance(cache, SqueezeCache):

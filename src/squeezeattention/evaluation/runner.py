@@ -12,10 +12,11 @@ from .. import SqueezeError
 from ..allocators import names_file
 from ..errors import EvaluationError
 from ..tasks.base import CountTokens, Sample, Task
+from .config import Config
 from .environment import describe_model, environment
 from .exercises import score_answer, split_of
 from .folder import Results
-from .grid import SampleKey, Settings, Unit
+from .grid import SampleKey, Settings
 from .measure import digest, measure
 from .spec import Spec
 
@@ -60,20 +61,20 @@ def run(
                     f"the text of the sample {key.id} is not what it was when {folder} was begun (another version "
                     "of Python or of the data?): start anew in another folder"
                 )
-            for unit in group:
-                progress(len(done), len(units), _title(unit))
-                results.append(measure(model, tokenizer, settings, tasks[key.task], unit, sample))
-                done.add(unit.id)
+
+            def next_is(config: Config, key: SampleKey = key) -> None:
+                progress(len(done), len(units), f"{key.task} {key.length:,} {config.id.replace('/', ' ')}")
+
+            configs = [unit.config for unit in group]
+            for row in measure(model, tokenizer, settings, tasks[key.task], configs, key, sample, next_is):
+                results.append(row)
+                done.add(row["id"])
         progress(len(done), len(units), "done")
 
 
 def key_of(row: Mapping[str, Any]) -> SampleKey:
     """The sample that a row is of."""
     return SampleKey(row["task"], row["length"], row["seed"], row["index"])
-
-
-def _title(unit: Unit) -> str:
-    return f"{unit.sample.task} {unit.sample.length:,} {unit.config.id.replace('/', ' ')}"
 
 
 def describe_run(model: Any, settings: Settings) -> dict[str, Any]:

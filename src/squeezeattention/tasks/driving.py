@@ -19,14 +19,15 @@ def read(model: Any, cache: Any, tokens: Sequence[int], *, chunk: int | None = N
 
     A :class:`SqueezeCache` is compacted when this returns.
     """
-    ids = torch.tensor([list(tokens)], device=model.device)
     if not isinstance(cache, SqueezeCache):
-        return _read_chunks(model, cache, ids, chunk)
-    with cache.prefilling(cache.get_seq_length() + ids.shape[1]):
-        return _read_chunks(model, cache, ids, chunk)
+        return read_chunks(model, cache, tokens, chunk)
+    with cache.prefilling(cache.get_seq_length() + len(tokens)):
+        return read_chunks(model, cache, tokens, chunk)
 
 
-def _read_chunks(model: Any, cache: Any, ids: torch.Tensor, chunk: int | None) -> torch.Tensor:
+def read_chunks(model: Any, cache: Any, tokens: Sequence[int], chunk: int | None) -> torch.Tensor:
+    """Forward passes over one text, of ``chunk`` tokens each or of all; returns the last logits ``[1, V]``."""
+    ids = torch.tensor([list(tokens)], device=model.device)
     logits = torch.empty(0)
     for part in ids.split(chunk or ids.shape[1], dim=1):
         logits = forward(model, cache, part)
