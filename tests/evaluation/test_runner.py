@@ -95,6 +95,18 @@ def test_a_configuration_alone_gives_the_rows_that_it_has_in_a_grid(
     assert len({str(row["answers"]) + str(row["losses"]) for row in together.values()}) > 10
 
 
+def test_a_signal_that_a_model_refuses_fails_in_its_rows_alone(
+    evaluate: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Cosine, *args: Any) -> None:
+        raise UnsupportedModelError("nothing to measure")
+
+    monkeypatch.setattr(Cosine, "see_hidden", refuse)
+    evaluate(replace(settings, policies=("h2o",), allocators=("uniform", "squeeze", "probe")), tmp_path)
+    for row in by_id(tmp_path).values():
+        assert (row["error"] is not None) == (row["config"]["allocator"] == "squeeze")
+
+
 @pytest.mark.parametrize(("question", "prompts"), [("hidden", 1), ("visible", 3)])
 def test_a_prompt_is_read_once_for_all_that_it_serves(
     evaluate: Run, model: Any, settings: Settings, tmp_path: Path, question: str, prompts: int
@@ -105,7 +117,7 @@ def test_a_prompt_is_read_once_for_all_that_it_serves(
     )
     grid = replace(
         settings, tasks=("lines",), samples=1, policies=("h2o", "sliding_window"), question=question,
-        allocators=("uniform", "squeeze", "random", "pyramid"), budgets=("0.3", "0.5", "12"),
+        allocators=("uniform", "squeeze", "random", "pyramid", "lookup"), budgets=("0.3", "0.5", "12"),
     )  # fmt: skip
     try:
         evaluate(grid, tmp_path)

@@ -41,6 +41,33 @@ def test_twins_are_what_fresh_caches_are(allocator, policy, ways):
         assert greedy(model, twin, logits, 8) == greedy(model, fresh, logits, 8)
 
 
+@pytest.mark.parametrize("prefill", ["whole", "pieces"])
+def test_signals_that_watch_together_serve_twins_of_each(prefill):
+    model = tiny_model("llama")
+    reader = SqueezeCache(
+        model, 0.3, "h2o", "probe", signal=["replay", "cosine", "sharpness", "top_scores"], min_tokens=1
+    )
+    with reader.prefilling():
+        for piece in IDS.split(90 if prefill == "whole" else 37, dim=1):
+            logits = forward(model, reader, piece)
+        twins = {name: reader.twin(allocator=name) for name in ("probe", "squeeze", "lookup", "global", "uniform")}
+        own = reader.twin(budget=0.2)
+    for name, twin in twins.items():
+        fresh = SqueezeCache(model, 0.3, "h2o", name, min_tokens=1)
+        read(model, fresh, IDS[0].tolist(), chunk=90 if prefill == "whole" else 37)
+        twin.compact()
+        assert twin.plan == fresh.plan
+        assert twin.plan.signal == fresh.plan.signal
+        assert greedy(model, twin, logits, 8) == greedy(model, fresh, logits, 8)
+    own.compact()
+    assert own.plan.signal == reader.plan.signal == "replay"
+    with pytest.raises(ConfigError, match="looked at 'replay' and 'cosine'"):
+        SqueezeCache(model, 0.3, "h2o", "probe", signal=["replay", "cosine"]).twin(allocator="lookup")
+    for wrong in ([], ["replay", "replay"]):
+        with pytest.raises(ConfigError, match="different names"):
+            SqueezeCache(model, 0.3, "h2o", "probe", signal=wrong)
+
+
 def test_a_twin_after_the_cut_takes_the_next_turn_under_its_own_plan():
     model = tiny_model("llama")
     cache = SqueezeCache(model, 0.3, "h2o", "probe", min_tokens=1)

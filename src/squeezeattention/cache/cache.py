@@ -75,7 +75,8 @@ class SqueezeCache(Cache):
             are given. A name (``squeezeattention.ALLOCATORS``), an :class:`Allocator`, a :class:`BudgetPlan`, or a list
             of tokens per layer, or per layer a list of tokens per KV head (these fix the budgets: give no ``budget``).
         p: share of the average budget that the least important group keeps, in (0, 1].
-        signal: what tells important layers and heads from others (by name or an object); ``None`` = the allocator's
+        signal: what tells important layers and heads from others (by name or an object); ``None`` = the allocator's;
+            of several the first decides, the others are there for :meth:`twin`
             own, which is the paper's "cosine" for "squeeze". Rules that measure nothing take none.
         outliers: "keep" (the paper) or "clamp", for the "squeeze" family.
         positions: "original" or "cache" (re-rotated sinks, StreamingLLM on RoPE models).
@@ -110,7 +111,7 @@ class SqueezeCache(Cache):
         allocator: str | Allocator | BudgetPlan | Sequence[int] | Sequence[Sequence[int]] | None = None,
         p: float | None = None,
         *,
-        signal: str | Signal | None = None,
+        signal: str | Signal | Sequence[str | Signal] | None = None,
         outliers: str | None = None,
         positions: str | None = None,
         sinks: int | None = None,
@@ -333,7 +334,9 @@ class SqueezeCache(Cache):
     @property
     def _prober(self) -> Replay | None:
         """The signal, if it wants to see some of the prompt repeated."""
-        return self.signal if self._observes and isinstance(self.signal, Replay) else None
+        if not self._observes:
+            return None
+        return next((one for one in self.signal.parts if isinstance(one, Replay)), None)
 
     @property
     def _wants_replay(self) -> bool:
@@ -510,9 +513,10 @@ class SqueezeCache(Cache):
         other = self.allocator if allocator is None else resolve_allocator(allocator)
         other = other.for_model(self._attachment.model)
         check_used(other, budget=budget, signal=None)
-        foreign = not (self._observes and resolve_signal(other.signal).name == self.signal.name)
-        if allocator is not None and other.needs_signal and foreign:
-            seen = f"looked at {self.signal.name!r} only" if self._observes else "looked at no signal"
+        wanted = self.signal.name if allocator is None else resolve_signal(other.signal).name
+        names = [one.name for one in self.signal.parts] if self._observes else []
+        if other.needs_signal and wanted not in names:
+            seen = f"looked at {' and '.join(map(repr, names))} only" if names else "looked at no signal"
             raise ConfigError(
                 f"allocator {other.name!r} goes by the signal {other.signal!r}, but this cache {seen}; make one with it"
             )
@@ -521,7 +525,9 @@ class SqueezeCache(Cache):
         twin = copy.deepcopy(self)
         twin._budget = self._budget if budget is None else Budget.parse(budget)
         twin.allocator = other
-        twin._planner = replace(self._planner, budget=twin._budget, allocator=other)
+        if other.needs_signal:
+            twin.signal = next(one for one in twin.signal.parts if one.name == wanted)
+        twin._planner = replace(self._planner, budget=twin._budget, allocator=other, signal=twin.signal.name)
         twin._in_prefill = False
         return twin
 

@@ -44,9 +44,10 @@ def check_used(allocator: Allocator, *, budget: object, signal: object) -> None:
 
 def check_has_scores(policy: EvictionPolicy, signal: Signal) -> None:
     """:class:`ConfigError` where budgets are to follow scores that the policy does not have."""
-    if signal.wants_scores and not (policy.needs_scores or policy.scores_tokens):
+    ranking = next((one for one in signal.parts if one.wants_scores), None)
+    if ranking is not None and not (policy.needs_scores or policy.scores_tokens):
         raise ConfigError(
-            f"signal {signal.name!r} ranks all tokens by the policy's scores, and {policy.name!r} has none: use a "
+            f"signal {ranking.name!r} ranks all tokens by the policy's scores, and {policy.name!r} has none: use a "
             'policy that scores tokens, such as "echo", "snapkv" or "h2o", or another allocator'
         )
 

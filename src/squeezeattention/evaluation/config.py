@@ -44,22 +44,22 @@ class Config:
         return None if value is None else float(value)
 
     @property
-    def needs_signal(self) -> bool:
-        """Whether its budgets go by what a signal measures."""
-        return self.allocator is not None and _make(self.allocator)[0].needs_signal
-
-    @property
     def reading(self) -> tuple[str, ...]:
-        """How a prompt is read for it: what one reading serves has the same; an allocator that goes by no signal is
-        served by any reading for its policy."""
+        """How a prompt is read for it: what one reading can serve has the same."""
         if self.policy is None or self.allocator is None:
             return ("full",)
-        allocator, given = _make(self.allocator)
+        _, given = _make(self.allocator)
         if given.get("prefill") == "bounded":
             return (self.id,)
-        if given:  # a signal of one's own: only budgets may differ
-            return (str(self.policy), str(self.allocator))
-        return (str(self.policy), allocator.signal) if allocator.needs_signal else (str(self.policy),)
+        return (str(self.policy), str(self.allocator)) if given else (str(self.policy),)
+
+    @property
+    def signal(self) -> str | None:
+        """The signal that its allocator goes by, where that is the allocator's own."""
+        if self.allocator is None:
+            return None
+        allocator, given = _make(self.allocator)
+        return allocator.signal if allocator.needs_signal and "signal" not in given else None
 
     def make_allocator(self) -> Allocator:
         """The allocator. Raises :class:`ConfigError` for the full cache, which has none."""
@@ -81,11 +81,14 @@ class Config:
                 )
         return self
 
-    def make_cache(self, model: Any, new_tokens: int) -> Any:
-        """An empty cache for one prompt that ``new_tokens`` tokens will follow; a share is what it says."""
+    def make_cache(self, model: Any, new_tokens: int, others: Sequence[str] = ()) -> Any:
+        """An empty cache for one prompt that ``new_tokens`` tokens will follow; a share is what it says. ``others`` are
+        signals that watch beside its own."""
         if self.policy is None or self.allocator is None or self.budget is None:
             return DynamicCache(config=model.config)
         allocator, given = _make(self.allocator)
+        if self.signal is not None and others:
+            given["signal"] = [self.signal, *others]
         return SqueezeCache(
             model, self.budget, resolve_policy(self.policy.name, **dict(self.policy.options)),
             allocator, new_tokens=new_tokens, min_tokens=1, **given,
@@ -103,10 +106,6 @@ def read_together(configs: Sequence[Config]) -> list[list[Config]]:
     groups: dict[tuple[str, ...], list[Config]] = {}
     for config in configs:
         groups.setdefault(config.reading, []).append(config)
-    for key in [key for key in groups if len(key) == 1]:  # no signal: some other reading for this policy may do
-        host = next((other for other in groups if len(other) > 1 and other[0] == key[0]), None)
-        if host is not None:
-            groups[host] += groups.pop(key)
     return list(groups.values())
 
 

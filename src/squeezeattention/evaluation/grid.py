@@ -78,7 +78,7 @@ class Settings:
     device: str = "auto"
     chunk: int | None = None
     """Read prompts in pieces of so many tokens; ``None``: whole."""
-    rows: int = 8
+    rows: int = 32
     """Most questions that are answered at once. Recorded: a batch rounds differently than a single row."""
 
     def __post_init__(self) -> None:

@@ -73,6 +73,7 @@ def _work(
 ) -> Iterator[tuple[Config, _Work]]:
     """What came of each configuration of a group, which shares the reading of every prompt."""
     works = {config: _Work() for config in group}
+    signals = list(dict.fromkeys(config.signal for config in group))
     for number, (prompt, then) in enumerate(follows.prompts, 1):
         next_is(group[0])
         reading: Reading | None = None
@@ -82,6 +83,11 @@ def _work(
                 reading = Reading(model, prompt, going, follows.longest, settings.chunk)
             if reading is not None:
                 stack.callback(reading.close)
+            elif number == 1 and len(signals) > 1:  # a signal may be to blame: each by itself
+                for signal in signals:
+                    own = [config for config in group if config.signal == signal]
+                    yield from _work(model, tokenizer, settings, follows, own, next_is)
+                return
             for config in group:
                 work = works[config]
                 if reading is not None and work.error is None:

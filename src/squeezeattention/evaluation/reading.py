@@ -30,10 +30,13 @@ class Reading:
         """``new_tokens``: the most that follow; ``chunk``: tokens of a piece. Raises what making the cache and reading
         raise."""
         self._model = model
-        # What goes by a signal comes first: the others do without.
-        self._config = min(configs, key=lambda config: not config.needs_signal)
+        signals = list(dict.fromkeys(config.signal for config in configs if config.signal))
+        # What goes by a signal can do for what does not.
+        self._config = next((config for config in configs if config.signal), configs[0])
         self._open = contextlib.ExitStack()
-        self._cache = self._config.make_cache(model, new_tokens)
+        self._cache = self._config.make_cache(
+            model, new_tokens, [name for name in signals if name != self._config.signal]
+        )
         self._seconds, _ = self._timed(lambda: self._read(list(tokens), chunk))
 
     def _read(self, tokens: list[int], chunk: int | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..registry import Registry
 from .base import AttentionSample, Signal
 from .cosine import Cosine
@@ -15,6 +17,7 @@ from .sampled import SampledAttention
 from .sharpness import Sharpness
 from .span import Span
 from .streaming_mass import StreamingMass
+from .together import Together
 from .top_scores import LayerScores, TopScores
 from .top_tokens import TopTokens
 
@@ -33,8 +36,10 @@ SIGNALS.register("top_scores", TopScores)
 SIGNALS.register("layer_scores", LayerScores)
 
 
-def resolve_signal(spec: str | Signal) -> Signal:
-    """A signal from its registered name, or a :class:`Signal` as it is."""
+def resolve_signal(spec: str | Signal | Sequence[str | Signal]) -> Signal:
+    """A signal from its registered name, or a :class:`Signal` as it is; several as one that has them watch together."""
+    if isinstance(spec, Sequence) and not isinstance(spec, str):
+        return Together([resolve_signal(one) for one in spec])
     return SIGNALS.resolve(spec, Signal)  # type: ignore[type-abstract]
 
 
@@ -54,6 +59,7 @@ __all__ = [
     "Signal",
     "Span",
     "StreamingMass",
+    "Together",
     "TopScores",
     "TopTokens",
     "resolve_signal",

@@ -48,11 +48,13 @@ class Signal(ABC):
     #: Whether :meth:`see_attention` wants each layer's queries and keys.
     wants_attention: ClassVar[bool] = False
 
-    #: Whether :meth:`see_replay` wants the prompt's own tokens read again over the whole of it, at its end.
-    wants_replay: ClassVar[bool] = False
-
     #: Whether :meth:`see_scores` wants the scores of the tokens that each layer holds, at the prompt's end.
     wants_scores: ClassVar[bool] = False
+
+    @property
+    def parts(self) -> tuple[Signal, ...]:
+        """The signals that this one is made of: itself, unless several watch together."""
+        return (self,)
 
     @abstractmethod
     def start(self, n_layers: int) -> None:

@@ -28,7 +28,6 @@ class Replay(Signal):
 
     name = "replay"
     label = "1 - replay"
-    wants_replay = True
 
     def __init__(self, pieces: int = 4, length: int = 32, lead: int = 8, share: float = 0.2) -> None:
         for name, value, least in (("pieces", pieces, 1), ("length", length, 1), ("lead", lead, 0)):
