@@ -68,7 +68,7 @@ class Registry(Generic[T]):
                 f"unknown {self.kind} {name!r}{hint}; choose one of: {', '.join(self.names())}"
             ) from None
 
-    def create(self, name: str, **options: object) -> T:
+    def create(self, name: str, /, **options: object) -> T:
         """Build ``name`` with ``options``; options that it does not take are a :class:`ConfigError`."""
         factory = self.factory(name)
         try:
@@ -77,7 +77,7 @@ class Registry(Generic[T]):
             raise ConfigError(f"{self.kind} {name!r} cannot take {options}: {error}") from error
         return factory(**options)
 
-    def resolve(self, spec: str | T, kind: type[T], **options: object) -> T:
+    def resolve(self, spec: str | T, kind: type[T], /, **options: object) -> T:
         """``spec`` as it is if it is a ``kind``, or what its name stands for, built with ``options``.
 
         Raises :class:`UnknownNameError`, or :class:`ConfigError` for anything else and for options with an object.

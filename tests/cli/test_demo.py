@@ -13,11 +13,12 @@ import pytest
 
 from squeezeattention import BudgetPlan, SqueezeCache, demo, load_embedded, load_smollm2
 from squeezeattention.cli import demo as command
-from squeezeattention.demo import measure, prose
+from squeezeattention.demo import measure
 from squeezeattention.demo.measure import Measured, Result
 from squeezeattention.errors import ConfigError, InputError
 from squeezeattention.tasks import corpus, recall
 from squeezeattention.tasks.driving import read
+from squeezeattention.tasks.prose import sentences_of
 
 from .conftest import is_figure
 
@@ -116,21 +117,21 @@ def test_texts_that_cannot_be_read(text: bytes | None, words: tuple[str, ...], t
     if text is not None:
         path.write_bytes(text)
     with pytest.raises(InputError) as error:
-        prose.sentences_of(path)
+        sentences_of(path)
     for word in words:
         assert word in str(error.value)
 
 
 def test_sentences_lose_nothing(tmp_path: Path) -> None:
     (tmp_path / "story").write_text(STORY + "and " * 200)
-    sentences = prose.sentences_of(tmp_path / "story")
+    sentences = sentences_of(tmp_path / "story")
     assert "".join(sentences) == (STORY + "and " * 200).strip() + "\n\n"
     assert sentences[:4] == [
         "It rained. ", "The boats were late! ", "Nobody said a word, and the cook went home.\n\n",
         "In the morning it was dry.\n",
     ]  # fmt: skip
     assert max(len(sentence.split()) for sentence in sentences) == 60
-    assert len(prose.sentences_of(None)) > 80
+    assert len(sentences_of(None)) > 80
 
 
 def test_contexts_of_code_are_held_out_seeded_and_of_the_length_asked_for() -> None:

@@ -36,7 +36,7 @@ def make(text_file: Path) -> Callable[..., Task]:
 
     def make(name: str, **options: Any) -> Task:
         if name == "text_file":
-            options = {"path": text_file}
+            options = {"path": text_file, **options}
         return TASKS.create(name, **options)
 
     return make

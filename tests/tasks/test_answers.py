@@ -38,6 +38,16 @@ def recall(context, question):
     return re.findall(rf"^{question.replace('recall', 'remember')} (\d+)$", context, re.M)
 
 
+def facts(context, question):
+    """Look up each person that the question names, in its order."""
+    thing, people = re.search(r"(?:What|On which day) (?:is|are) the (.+?)s? of (.+)\?", question).groups()
+    values = []
+    for person in re.split(r", | and ", people):
+        (value,) = re.findall(rf"The {thing} of {person} is (?:on )?([^.]+)\. ", context)
+        values.append(value)
+    return [" and ".join([", ".join(values[:-1]), values[-1]]) if values[1:] else values[0]]
+
+
 def passkey(context, question):
     return re.findall(r"^The pass key is (\d+)\. Remember it\. \1 is the pass key\.$", context, re.M)
 
@@ -73,6 +83,7 @@ def sort(context, question):
 
 
 READERS = {
+    "facts": facts,
     "recall": recall,
     "niah_single_1": needle,
     "niah_multikey_2": needle,
@@ -103,3 +114,15 @@ def test_answers_can_be_read_off_the_context(make, counters, name, length):
                 assert found == list(question.answers)
         texts = [question.text for question in sample.questions]
         assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["number", "name", "date", "saying"])
+def test_facts_of_every_kind_can_be_read_off_the_text(counters, kind, together, tmp_path):
+    (tmp_path / "own.txt").write_text("A short text. It has two sentences!\n\nAnd a third, which is longer than those.")
+    for path in (None, tmp_path / "own.txt"):
+        task = TASKS.create("facts", kind=kind, together=together, most=5, path=path)
+        sample = task.sample(counters["embedded"], 700, 1, 0)
+        assert len(sample.questions) == 5
+        for question in sample.questions:
+            assert facts(sample.context, question.text) == list(question.answers)

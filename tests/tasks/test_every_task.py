@@ -94,7 +94,7 @@ def test_too_short_a_length_is_an_error_that_says_how_much_is_needed(make, count
             make(name).sample(counters["words"], length, 0, 0)
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "text_file"])
+@pytest.mark.parametrize("name", list(TASKS))
 def test_the_part_for_training_can_be_drawn_too(counters, name):
     count = counters["words"]
     evaluated, trained = (TASKS.create(name, held_out=held_out) for held_out in (True, False))
@@ -112,7 +112,7 @@ def test_resolving():
     with pytest.raises(UnknownNameError, match="niah_single_1"):
         resolve_task("niah_single1")
     with pytest.raises(ConfigError, match="cannot take"):
-        resolve_task("text_file")
+        resolve_task("text_file", words=3)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,10 @@ def test_resolving():
         ("kv_retrieval", {"questions": 0}),
         ("ledger", {"accounts": 0}),
         ("track", {"variables": 1.5}),
+        ("facts", {"kind": "colour"}),
+        ("facts", {"together": 0}),
+        ("facts", {"most": 500}),
+        ("text_file", {"following": 0}),
     ],
 )
 def test_options_that_cannot_be_are_refused(name, options):

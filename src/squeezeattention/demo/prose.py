@@ -1,46 +1,17 @@
-"""Prose with facts in it: a chapter that was written for this demo, or one of the user's own."""
+"""Facts in prose for the demo to ask for."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Callable
-from importlib.resources import files
-from pathlib import Path
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError
+from ..tasks.prose import NAMES
 from .facts import Fact
 
-CHAPTER = "chapter.txt"
-NAMES = (
-    "Adrian", "Agnes", "Albert", "Amelia", "Beatrice", "Bernard", "Caroline", "Cedric", "Charlotte", "Claudia",
-    "Conrad", "Dorothy", "Edgar", "Edmund", "Eleanor", "Esther", "Felix", "Florence", "Gareth", "Gilbert", "Harriet",
-    "Harvey", "Helena", "Horace", "Hugo", "Irene", "Jasper", "Josephine", "Judith", "Leonard", "Lucy", "Mabel",
-    "Martha", "Matilda", "Maurice", "Miriam", "Mortimer", "Nadine", "Oscar", "Oswald", "Penelope", "Quentin",
-    "Rosalind", "Rupert", "Sebastian", "Sylvia", "Theodore", "Ursula", "Victor", "Vincent", "Walter", "Winifred",
-)  # fmt: skip
 _THINGS = ("access code", "account number", "badge number", "locker number", "ticket number")
 _DIGITS = 5
-_LONGEST = 60  # words of a sentence; what has no full stops is cut
-_SENTENCE = re.compile(r"\S.*?(?:[.!?][\"'”’)]*(?=\s|$)|\Z)\s*", re.DOTALL)
-_WORD = re.compile(r"\S+\s*")
-
-
-def sentences_of(text: Path | None) -> list[str]:
-    """The sentences of a file (``None``: this package's chapter), each with the white space behind it; long ones cut.
-
-    Raises :class:`InputError` for a file that cannot be read or has no text.
-    """
-    try:
-        found = (files(__package__) / CHAPTER if text is None else text).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"cannot read the text {text}: {reason}") from error
-    sentences = [_WORD.findall(sentence) for sentence in _SENTENCE.findall(found.strip() + "\n\n")]
-    if not sentences:
-        raise InputError(f"the text is empty: {text}")
-    return ["".join(words[at : at + _LONGEST]) for words in sentences for at in range(0, len(words), _LONGEST)]
 
 
 def draw_facts(rng: random.Random, count: int, tokens_of: Callable[[str], int]) -> list[Fact]:

@@ -11,6 +11,7 @@ from typing import Any
 from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_POLICY
 from ..errors import ConfigError
 from ..tasks import corpus, recall
+from ..tasks.prose import NAMES, sentences_of
 from . import prose
 from .facts import Fact
 
@@ -46,7 +47,7 @@ class Settings:
             value = getattr(self, name)
             if value < least:
                 raise ConfigError(f"{name} must be at least {least}, got {value}")
-        most = len(prose.NAMES if self.kind == "prose" else recall.NOUNS)
+        most = len(NAMES if self.kind == "prose" else recall.NOUNS)
         if self.facts > most:
             raise ConfigError(f"there are names for {most} facts, not for {self.facts}")
 
@@ -80,7 +81,7 @@ def build_contexts(tokenizer: Any, settings: Settings, *, salt: str = "") -> lis
 
 
 def _prose(tokenizer: Any, settings: Settings, rng: random.Random) -> Iterator[Context]:
-    sentences = prose.sentences_of(settings.text)
+    sentences = sentences_of(settings.text)
     source = "the chapter in this package" if settings.text is None else str(settings.text)
     for _ in range(settings.contexts):
         facts = prose.draw_facts(rng, settings.facts, lambda text: _cost(tokenizer, text))

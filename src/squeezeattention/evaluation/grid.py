@@ -66,6 +66,7 @@ class Settings:
     """Contexts of each task, length and seed."""
     seeds: tuple[int, ...] = (0,)
     policies: tuple[str, ...] = ("h2o", DEFAULT_POLICY)
+    """Names, with options where wanted; ``h2o/squeeze`` is a policy with this allocator only."""
     allocators: tuple[str, ...] = ()
     """Names, with options where wanted: ``squeeze:outliers=clamp``, ``squeeze:signal=cosine``; empty: "uniform" and
     each policy's own."""
@@ -86,8 +87,10 @@ class Settings:
             if isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
         object.__setattr__(self, "budgets", tuple(map(budget_text, self.budgets)))
-        for name in ("tasks", "policies", "allocators"):
+        for name in ("tasks", "allocators"):
             object.__setattr__(self, name, tuple(str(Spec.parse(text)) for text in getattr(self, name)))
+        pairs = [[str(Spec.parse(part)) for part in text.split("/", 1)] for text in self.policies]
+        object.__setattr__(self, "policies", tuple("/".join(pair) for pair in pairs))
         object.__setattr__(self, "ps", tuple(map(check_p, self.ps)))
         self._check()
 
@@ -106,8 +109,9 @@ class Settings:
             raise ConfigError(f"lengths are in tokens and must be at least 1, got {min(self.lengths)}")
         if self.question not in QUESTIONS:
             raise ConfigError(f'question must be "hidden" or "visible", got {self.question!r}')
-        if self.ps and not any(takes(Spec.parse(text), "p") for text in self.allocators):
-            raise ConfigError(f"none of {', '.join(self.allocators)} has a p: name squeeze too, or leave ps out")
+        named = self.named_allocators()
+        if self.ps and not any(takes(allocator, "p") for allocator in named):
+            raise ConfigError(f"none of {', '.join(map(str, named))} has a p: name squeeze too, or leave ps out")
         for config in self.configs():
             config.check()
 
@@ -118,11 +122,19 @@ class Settings:
     def configs(self) -> list[Config]:
         """The full cache, then every combination; an allocator without a ``p`` comes once, whatever ``ps``."""
         found = [FULL]
-        for policy in map(Spec.parse, self.policies):
+        for text in self.policies:
+            name, _, only = text.partition("/")
+            policy = Spec.parse(name)
+            allocators = [Spec.parse(only)] if only else self._allocators_of(policy)
             for budget in self.budgets:
-                for allocator in self._allocators_of(policy):
+                for allocator in allocators:
                     found += [Config(policy, variant, budget) for variant in self._variants(allocator)]
-        return found
+        return list(dict.fromkeys(found))
+
+    def named_allocators(self) -> list[Spec]:
+        """Every allocator that was named, with a policy or for all."""
+        pairs = [text.partition("/")[2] for text in self.policies]
+        return [Spec.parse(text) for text in (*self.allocators, *filter(None, pairs))]
 
     def _allocators_of(self, policy: Spec) -> list[Spec]:
         """Those that were named, or those that say most of this policy."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_POLICY
+from ..embedded import NAME as EMBEDDED
 from .grid import Settings
 
 
@@ -19,13 +21,13 @@ def standard(model: str) -> Settings:
 
 
 def quick(model: str) -> Settings:
-    """What the embedded model can do, in minutes on two cores; too few contexts to tell small differences."""
+    """Minutes on two cores, for what the model can do; too few contexts to tell small differences."""
+    ways = ("h2o/uniform", "h2o/squeeze", f"{DEFAULT_POLICY}/{DEFAULT_ALLOCATOR}")
+    if model == EMBEDDED:
+        return Settings(
+            model, ("recall", "code"), lengths=(512,), samples=5, policies=ways, budgets=("0.15", "0.3", "0.5")
+        )
     return Settings(
-        model=model,
-        tasks=("recall", "code"),
-        lengths=(512,),
-        samples=5,
-        policies=("h2o", "echo"),
-        allocators=("uniform", "squeeze", "global"),
-        budgets=("0.15", "0.3", "0.5"),
-    )
+        model, ("facts", "text_file:following=100"), lengths=(1024,), samples=4, policies=ways,
+        budgets=("0.2", "0.3", "0.5"),
+    )  # fmt: skip

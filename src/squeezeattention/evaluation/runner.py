@@ -18,7 +18,6 @@ from .exercises import score_answer, split_of
 from .folder import Results
 from .grid import SampleKey, Settings
 from .measure import digest, measure
-from .spec import Spec
 
 #: Told before each piece of work: how many are done, how many there are in all, and what comes next.
 Progress = Callable[[int, int, str], None]
@@ -95,7 +94,7 @@ def describe_run(model: Any, settings: Settings) -> dict[str, Any]:
 
 def _files(settings: Settings) -> dict[str, Any]:
     """Digests of the files that allocators are read from, if there are any."""
-    paths = [name for name in (Spec.parse(text).name for text in settings.allocators) if names_file(name)]
+    paths = [allocator.name for allocator in settings.named_allocators() if names_file(allocator.name)]
     digests = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths}
     return {"files": digests} if digests else {}
 

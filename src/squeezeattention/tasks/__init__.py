@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..registry import Registry
 from .base import NLL, CountTokens, Question, Sample, Task
 from .cwe import CommonWords
+from .facts import Facts
 from .fwe import FrequentWords
 from .kv_retrieval import KeyValueRetrieval
 from .language import Code, TextFile
@@ -17,6 +18,7 @@ from .track import Track
 from .vt import VariableTracking
 
 TASKS: Registry[Task] = Registry("task", name=str, metric=str, summary=str)
+TASKS.register("facts", Facts)
 TASKS.register("recall", Recall)
 TASKS.register("niah_single_1", NiahSingle1)
 TASKS.register("niah_multikey_2", NiahMultikey2)
@@ -34,7 +36,7 @@ TASKS.register("code", Code)
 TASKS.register("text_file", TextFile)
 
 
-def resolve_task(spec: str | Task, **options: object) -> Task:
+def resolve_task(spec: str | Task, /, **options: object) -> Task:
     """A task from its registered name (with ``options``) or a :class:`Task` as it is.
 
     Raises :class:`~squeezeattention.errors.UnknownNameError` or :class:`~squeezeattention.errors.ConfigError`.

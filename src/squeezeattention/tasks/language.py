@@ -10,7 +10,8 @@ from pathlib import Path
 from ..errors import ConfigError, InputError
 from .base import NLL, CountTokens, Sample
 from .corpus import require_modules
-from .generated import Draft, GeneratedTask
+from .generated import Draft, GeneratedTask, at_least
+from .prose import text_of
 
 _LEAST_CHARS = 200
 _CONTINUATION_SHARE = 0.25  # of the characters, from the next line's start on
@@ -26,6 +27,7 @@ class LanguageModelling(GeneratedTask):
     """
 
     metric = NLL
+    following = _CONTINUATION_CHARS
 
     @abstractmethod
     def text(self) -> str:
@@ -42,7 +44,7 @@ class LanguageModelling(GeneratedTask):
         # The start moves with the size, so that every piece lies within the text.
         start = text.rfind("\n", 0, int(rng.random() * max(1, len(text) - units + 1))) + 1
         piece = text[start : start + units]
-        middle = units - min(int(units * _CONTINUATION_SHARE), _CONTINUATION_CHARS)
+        middle = units - min(int(units * _CONTINUATION_SHARE), self.following)
         line_end = piece.find("\n", middle, (middle + units) // 2) + 1
         cut = line_end or middle
         return Draft(piece[:cut], continuation=piece[cut:], details={"start": start, "chars": units})
@@ -71,23 +73,23 @@ def _library(held_out: bool) -> str:
 
 
 class TextFile(LanguageModelling):
-    """Any UTF-8 text file, given by its path.
+    """Any UTF-8 text file, or this package's chapter of prose; ``following``: characters to foresee, at most.
 
     Raises :class:`~squeezeattention.errors.InputError` if it cannot be read or has fewer than 200 characters.
     """
 
     name = "text_file"
-    summary = "likelihood of a text file of yours (option path)"
+    summary = "likelihood of a text file of yours, or of a chapter (options path, following)"
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        self.path = Path(path)
-        try:
-            self._text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {self.path} as UTF-8 text: {error}") from error
+    def __init__(
+        self, path: str | Path | None = None, following: int = _CONTINUATION_CHARS, held_out: bool = True
+    ) -> None:
+        super().__init__(held_out)
+        at_least(1, following=following)
+        self.following = following
+        self._text = text_of(None if path is None else Path(path))
         if len(self._text) < _LEAST_CHARS:
-            raise InputError(f"{self.path} has {len(self._text)} characters; at least {_LEAST_CHARS} are needed")
+            raise InputError(f"{path} has {len(self._text)} characters; at least {_LEAST_CHARS} are needed")
 
     def text(self) -> str:
         return self._text
