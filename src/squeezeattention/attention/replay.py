@@ -46,7 +46,7 @@ def attend_replayed(
     out = query.new_empty(rows, pieces, query_heads, length, value.shape[-1])
     received = query.new_zeros(rows, heads, pieces, asked, dtype=torch.float32)
     packed = query.reshape(rows, pieces, heads, group * length, -1)
-    own_key, own_value = (own.reshape(rows, pieces, heads, length, -1) for own in (key, value))
+    own_key, own_value = (part.reshape(rows, pieces, heads, length, -1) for part in (key, value))
     later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(1).repeat(group, 1)
     if window is not None:  # a window shorter than a piece hides its own first tokens, too
         step = torch.arange(length, device=query.device)
@@ -55,20 +55,19 @@ def attend_replayed(
     for row in range(0, rows, most):
         some = slice(row, min(row + most, rows))
         held = positions[some] if len(positions) > 1 else positions
-        hidden = (held < 0)[:, :, None, :]
-        if window is not None:
-            hidden = hidden | (held[:, :, None, :] <= query_positions[some][:, None, :, None] - window).repeat(
-                1, 1, group, 1
-            )
+        hidden: torch.Tensor | None = None
+        if window is None and (held < 0).any():  # else a pass over all scores less
+            hidden = (held < 0)[:, :, None, :]
+        elif window is not None:
+            passed = held[:, :, None, :] <= query_positions[some][:, None, :, None] - window
+            hidden = (held < 0)[:, :, None, :] | passed.repeat(1, 1, group, 1)
         for piece in range(pieces):
             queries = packed[some, piece]
-            logits = torch.cat(
-                [
-                    scoring.logits(queries, held_key[some]).masked_fill_(hidden, -torch.inf),
-                    scoring.logits(queries, own_key[some, piece]).masked_fill_(later, -torch.inf),
-                ],
-                dim=-1,
-            )
+            before = scoring.logits(queries, held_key[some])
+            if hidden is not None:
+                before.masked_fill_(hidden, -torch.inf)
+            own = scoring.logits(queries, own_key[some, piece]).masked_fill_(later, -torch.inf)
+            logits = torch.cat([before, own], dim=-1)
             sink = scoring.sink_column(heads, length, logits)
             if sink is not None:
                 logits = torch.cat([logits, sink.expand(*logits.shape[:-1], 1)], dim=-1)
