@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from facts_summary import full_of, lines_of
+from facts_summary import Line, full_of, lines_of
 from results import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -322,20 +322,43 @@ def oracle() -> Table:
 def facts() -> Table:
     """Facts in prose on SmolLM2, and what going on with the text costs."""
     record = json.loads((ROOT / "benchmarks" / "facts.json").read_text())
+    rows = [[*row, f"{line.nats:+.3f}"] for row, line in _facts_lines(record)]
+    return ["policy/allocator", "bytes", "right", "of the full cache's", "nats"], [[*_full_line(record), ""], *rows]
+
+
+def kvpress() -> Table:
+    """The same texts and questions under kvpress's presses, beside ours."""
+    theirs = json.loads((ROOT / "benchmarks" / "kvpress_quality.json").read_text())
+    ours = json.loads((ROOT / "benchmarks" / "facts.json").read_text())
+    texts = {row["text"] for row in theirs["rows"]}
+    both = {"rows": [row for row in ours["rows"] if row["text"] in texts]}
+    both["rows"] += [row for row in theirs["rows"] if row["cache"] != "full"]
+    header = ["", "bytes", "right", "of the full cache's"]
+    return header, [_full_line(both), *(row for row, _ in _facts_lines(both))]
+
+
+def _full_line(record: dict[str, Any]) -> list[str]:
     _, questions, share = full_of(record)
-    rows = [["full cache", "100 %", f"{percent(share)} % of {questions}", "", ""]]
-    rows += [
-        [
-            line.cache, f"{percent(line.share)} %", f"{percent(line.right)} %",
-            f"{percent(line.kept)} % ({percent(line.low)}-{percent(line.high)})", f"{line.nats:+.3f}",
-        ]
-        for line in sorted(lines_of(record), key=lambda line: (round(line.share, 1), line.right))
+    return ["full cache", "100 %", f"{percent(share)} % of {questions}", ""]
+
+
+def _facts_lines(record: dict[str, Any]) -> list[tuple[list[str], Line]]:
+    lines = sorted(lines_of(record), key=lambda line: (round(line.share, 1), line.right))
+    return [
+        (
+            [
+                line.cache, f"{percent(line.share)} %", f"{percent(line.right)} %",
+                f"{percent(line.kept)} % ({percent(line.low)}-{percent(line.high)})",
+            ],
+            line,
+        )
+        for line in lines
     ]  # fmt: skip
-    return ["policy/allocator", "bytes", "right", "of the full cache's", "nats"], rows
 
 
 TABLES: dict[str, Callable[[], Table]] = {
     "facts": facts,
+    "kvpress": kvpress,
     "quick": quick,
     "oracle": oracle,
     "bytes for 95 %": lambda: bytes_for(0.95),

@@ -124,7 +124,7 @@ def test_heads():
         base, floor = rng.randint(3, 400), rng.randint(1, 3)
         caps = [rng.choice([None, rng.randint(1, 500)]) for _ in counts]
         shares = [[rng.choice([0, 1, rng.random() ** 3]) for _ in range(count)] for count in counts]
-        budgets, heads = fit_heads(shares, base, caps, floor, whole=rng.random() < 0.5)
+        budgets, heads = fit_heads(shares, base, caps, floor)
         assert sum(budgets) == total_tokens(base, caps)
         for budget, own, wanted, cap in zip(budgets, heads, shares, caps, strict=True):
             assert sum(own) == budget * len(own)
@@ -150,19 +150,3 @@ def test_heads_that_cannot_be_paid():
         fit_heads([[1.0, 2.0]], 3, [None], 4)
     with pytest.raises(ConfigError):
         fit_heads([[1.0], []], 3, [None, None])
-
-
-def test_whole_heads():
-    """Full heads in order of their shares, one that gets the rest, and floors, but for what a whole mean leaves."""
-    rng = random.Random(2)
-    for _ in range(500):
-        layers, count, cap, floor = rng.randint(1, 6), rng.randint(1, 4), rng.randint(60, 90), rng.randint(1, 9)
-        shares = [[rng.random() for _ in range(count)] for _ in range(layers)]
-        _, heads = fit_heads(shares, rng.randint(floor, cap), [cap] * layers, floor, whole=True)
-        ranked = sorted(
-            ((shares[layer][head], heads[layer][head]) for layer in range(layers) for head in range(count)),
-            reverse=True,
-        )
-        tokens = [budget for _, budget in ranked]
-        full = next((i for i, budget in enumerate(tokens) if budget < cap), len(tokens))
-        assert all(budget < floor + 2 * count for budget in tokens[full + 1 :])

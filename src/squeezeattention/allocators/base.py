@@ -23,7 +23,6 @@ class Allocation:
     floor: int = 1  # tokens that every layer should keep, as far as ``floor_share`` of the average budget pays for them
     floor_share: float = 0.25
     heads: tuple[tuple[float, ...], ...] | None = None  # shares of each layer's KV heads, instead of ``shares``
-    whole: bool = False  # fill head after head, that of the largest share first, instead of sharing in proportion
     plan: BudgetPlan | None = None  # finished budgets, to be taken as they are instead of the shares
 
 

@@ -53,7 +53,7 @@ def build_plan(
     if allocation.heads is None:
         budgets = fit_budgets(allocation.shares, base_budget, caps, floor)
     else:
-        budgets, by_layer = fit_heads(allocation.heads, base_budget, caps, floor, whole=allocation.whole)
+        budgets, by_layer = fit_heads(allocation.heads, base_budget, caps, floor)
         ragged = any(len(set(layer)) > 1 for layer in by_layer)
         heads = tuple(map(tuple, by_layer)) if ragged else None
     return BudgetPlan(

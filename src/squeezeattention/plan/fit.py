@@ -129,15 +129,12 @@ def fit_heads(
     base_budget: int,
     caps: Sequence[int | None],
     floor: int = 1,
-    *,
-    whole: bool = False,
 ) -> tuple[list[int], list[list[int]]]:
     """Budgets of every layer and of each of its KV heads, in proportion to ``shares[layer][head]``.
 
     As :func:`fit_budgets`, with a head where that has a layer: the floor and a layer's cap hold for each of its heads,
     and ``base_budget`` is the average of a head. A layer's budget is the mean of its heads, a whole number, and the
-    layers' budgets sum to ``total_tokens(base_budget, caps)`` exactly. With ``whole``, head after head is filled to its
-    cap, that of the largest share first, and the rest keep the floor.
+    layers' budgets sum to ``total_tokens(base_budget, caps)`` exactly.
 
     First all heads of all layers are filled, then each layer's mean is rounded, then its heads share that.
     """
@@ -151,46 +148,18 @@ def fit_heads(
     floors = [floor if cap is None else min(floor, cap) for cap in caps]
     if total < sum(floors):
         raise _too_small(base_budget, len(caps), total, floors, floor)
-    if whole:
-        budgets, reals = _fill(shares, total, floors, caps)
-    else:
-        # Layers with more heads than others weigh more; what a layer holds is counted in tokens of its mean head.
-        parts = [1 / count for count in counts for _ in range(count)]
-        low = [floor if cap is None else min(floor, cap) for cap in spread]
-        filled = iter(_water_fill(flat, total, low, spread, parts))
-        reals = [[next(filled) for _ in range(count)] for count in counts]
-        budgets = _whole([math.fsum(layer) / len(layer) for layer in reals], total, floors, caps)
+    # Layers with more heads than others weigh more; what a layer holds is counted in tokens of its mean head.
+    parts = [1 / count for count in counts for _ in range(count)]
+    low = [floor if cap is None else min(floor, cap) for cap in spread]
+    filled = iter(_water_fill(flat, total, low, spread, parts))
+    reals = [[next(filled) for _ in range(count)] for count in counts]
+    budgets = _whole([math.fsum(layer) / len(layer) for layer in reals], total, floors, caps)
     heads = []
     for layer, budget, cap, least in zip(reals, budgets, caps, floors, strict=True):
         own_floors, own_caps, own_total = [least] * len(layer), [cap] * len(layer), budget * len(layer)
         own = _water_fill(layer, own_total, own_floors, own_caps)
         heads.append(_whole(own, own_total, own_floors, own_caps))
     return budgets, heads
-
-
-def _fill(
-    shares: Sequence[Sequence[float]], total: int, floors: Sequence[int], caps: Sequence[int | None]
-) -> tuple[list[int], list[list[float]]]:
-    """Floors, then one head after another up to its cap, that of the largest share first; the first among equals.
-
-    A layer's mean stays whole, rounded up with each head that is filled: a full head is never a token short.
-    """
-    filled = [[float(low)] * len(layer) for layer, low in zip(shares, floors, strict=True)]
-    budgets = list(floors)
-    left = total - sum(floors)
-    order = sorted(
-        ((layer, head) for layer, own in enumerate(shares) for head in range(len(own))),
-        key=lambda unit: (-shares[unit[0]][unit[1]], unit),
-    )
-    for layer, head in order:
-        heads, cap = filled[layer], caps[layer]
-        others = math.fsum(heads) - heads[head]
-        wanted = left if cap is None else math.ceil((others + cap) / len(heads)) - budgets[layer]
-        budgets[layer] += min(left, wanted)
-        left -= min(left, wanted)
-        most = budgets[layer] * len(heads) - others
-        heads[head] = max(heads[head], most if cap is None else min(cap, most))
-    return budgets, filled
 
 
 def _whole(exact: Sequence[float], total: int, floors: Sequence[int], caps: Sequence[int | None]) -> list[int]:
