@@ -238,12 +238,13 @@ def failing(name: str) -> Callable[[Reading, Config], Any]:
     return cut
 
 
+@pytest.mark.parametrize("question", ["hidden", "visible"])
 @pytest.mark.parametrize("config", ["streaming_llm/squeeze/0.3", "full"])
 def test_a_failing_configuration_is_recorded_and_scores_nothing(
-    evaluate: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+    evaluate: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, question: str
 ) -> None:
     monkeypatch.setattr(Reading, "cut", failing(config))
-    summary = evaluate(settings, tmp_path)
+    summary = evaluate(replace(settings, question=question), tmp_path)
     rows = by_id(tmp_path)
     assert len(rows) == 18
     for row in rows.values():

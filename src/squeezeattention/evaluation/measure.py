@@ -80,7 +80,7 @@ def _work(
         going = [config for config in group if works[config].error is None]
         with contextlib.ExitStack() as stack:
             with _noting([works[config] for config in going]):
-                reading = Reading(model, prompt, going, follows.longest, settings.chunk)
+                reading = Reading(model, prompt, going, follows.longest, settings.chunk) if going else None
             if reading is not None:
                 stack.callback(reading.close)
             elif number == 1 and len(signals) > 1:  # a signal may be to blame: each by itself
