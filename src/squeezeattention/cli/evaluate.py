@@ -59,7 +59,10 @@ def evaluate(
         int | None, typer.Option("--samples", metavar="N", help="Contexts of each task, length and seed.")
     ] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seeds", "--seed", metavar="N", help="Draw the samples.")] = None,
-    policies: Annotated[list[str] | None, typer.Option("--policy", metavar="NAME", help="Which tokens stay.")] = None,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option("--policy", metavar="NAME", help="Which tokens stay; NAME/ALLOCATOR: with this allocator only."),
+    ] = None,
     allocators: Annotated[
         list[str] | None,
         typer.Option("--allocator", metavar="NAME", help="Which layers get more: NAME, or NAME:OPTION=VALUE,..."),
@@ -76,7 +79,9 @@ def evaluate(
         typer.Option("--question", metavar="hidden|visible", help="Asked after the cut, or part of what is cut."),
     ] = None,
     out: Out = Path("squeeze-eval"),
-    quick: Annotated[bool, typer.Option("--quick", help="A small grid: minutes with the embedded model.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small grid: minutes with the embedded model or SmolLM2.")
+    ] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     chunk: options.ChunkSize = None,

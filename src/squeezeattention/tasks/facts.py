@@ -80,7 +80,7 @@ class Facts(GeneratedTask):
 
     name = "facts"
     metric = "exact_recall"
-    summary = "numbers, names, dates or sayings of people, scattered in prose (options kind, together, path)"
+    summary = "numbers, names, dates or sayings of people, scattered in prose"
 
     def __init__(
         self, kind: str = "number", together: int = 1, most: int = 8, path: str | Path | None = None,

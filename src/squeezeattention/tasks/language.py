@@ -79,7 +79,7 @@ class TextFile(LanguageModelling):
     """
 
     name = "text_file"
-    summary = "likelihood of a text file of yours, or of a chapter (options path, following)"
+    summary = "likelihood of a text file of yours, or of a chapter"
 
     def __init__(
         self, path: str | Path | None = None, following: int = _CONTINUATION_CHARS, held_out: bool = True
