@@ -51,7 +51,6 @@ def _about_contexts(cells: Sequence[Cell]) -> list[str]:
     if fewest >= _MANY_CONTEXTS:
         return []
     if fewest < LEAST_CONTEXTS:
-        return [
-            f"Some results rest on {fewest} context{'' if fewest == 1 else 's'}: no interval is given for fewer than {LEAST_CONTEXTS}."
-        ]
+        contexts = "context" if fewest == 1 else "contexts"
+        return [f"Some results rest on {fewest} {contexts}: no interval is given for fewer than {LEAST_CONTEXTS}."]
     return [f"Intervals rest on as few as {fewest} contexts and are too narrow rather than too wide."]
