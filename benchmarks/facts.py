@@ -27,19 +27,17 @@ from squeezeattention import SqueezeCache, load_smollm2
 from squeezeattention.allocators import resolve_allocator
 from squeezeattention.demo import Settings, build_contexts
 from squeezeattention.demo.measure import Measured, Way, ask, read_together
+from squeezeattention.demo.scenario import Context
 from squeezeattention.tasks.driving import forward, read
 
 BUDGETS = (0.2, 0.3)
-WAYS = ("h2o/uniform", "h2o/squeeze", "h2o/lookup", "h2o/probe", "h2o/calibrated", "echo/global")
+WAYS = ("h2o/uniform", "h2o/squeeze", "h2o/probe", "h2o/calibrated", "echo/global")
 FOLLOWING = 64
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", type=Path, nargs="*", default=[])
-    parser.add_argument("--contexts", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    add_arguments(parser)
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/facts.json"))
     args = parser.parse_args()
@@ -57,11 +55,25 @@ def main() -> None:
         show(record)
 
 
-def measure(model: Any, tokenizer: Any, args: argparse.Namespace, number: int, wanted: list[str]) -> list[dict]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What chooses the texts."""
+    parser.add_argument("--text", type=Path, nargs="*", default=[])
+    parser.add_argument("--contexts", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+
+
+def context_of(tokenizer: Any, args: argparse.Namespace, number: int) -> Context:
+    """The text of this number, with its facts."""
     rng = random.Random(f"{args.seed}/{number}")
     text = args.text[number % len(args.text)] if args.text else None
     settings = Settings(length=rng.randrange(1200, 2001), contexts=1, seed=rng.randrange(2**31), text=text)
     (context,) = build_contexts(tokenizer, settings)
+    return context
+
+
+def measure(model: Any, tokenizer: Any, args: argparse.Namespace, number: int, wanted: list[str]) -> list[dict]:
+    context = context_of(tokenizer, args, number)
     following = context.tokens[-FOLLOWING:]  # of the same text: what comes before is what the caches have read
     shorter = replace(context, tokens=context.tokens[:-FOLLOWING])
     rows = []

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from facts import BUDGETS
+from facts import BUDGETS, add_arguments, context_of
 from facts_summary import lines_of
 from squeezeattention import load_smollm2
-from squeezeattention.demo import Settings, build_contexts
 from squeezeattention.demo.measure import is_right
 
 PRESSES = (
@@ -35,10 +33,7 @@ _SPARE = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", type=Path, required=True, help="interpreter of an environment that has kvpress")
-    parser.add_argument("--text", type=Path, nargs="*", default=[])
-    parser.add_argument("--contexts", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    add_arguments(parser)
     parser.add_argument("--presses", nargs="*", default=list(PRESSES))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/kvpress_quality.json"))
     args = parser.parse_args()
@@ -52,10 +47,7 @@ def main() -> None:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     for number in range(args.contexts):
-        rng = random.Random(f"{args.seed}/{number}")
-        text = args.text[number % len(args.text)] if args.text else None
-        settings = Settings(length=rng.randrange(1200, 2001), contexts=1, seed=rng.randrange(2**31), text=text)
-        (context,) = build_contexts(tokenizer, settings)
+        context = context_of(tokenizer, args, number)
         prompts = [tokenizer(fact.prompt, add_special_tokens=False).input_ids for fact in context.facts]
         longest = max(len(tokenizer(f" {fact.value}", add_special_tokens=False).input_ids) for fact in context.facts)
         for press in ("full", *args.presses):

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from ..errors import ConfigError
+from ..tasks.facts import NUMBERS
 from ..tasks.prose import NAMES
 from .facts import Fact
 
-_THINGS = ("access code", "account number", "badge number", "locker number", "ticket number")
 _DIGITS = 5
 
 
@@ -26,7 +26,7 @@ def draw_facts(rng: random.Random, count: int, tokens_of: Callable[[str], int]) 
     names = max(by_length.values(), key=len)
     if count > len(names):
         raise ConfigError(f"there are names for {len(names)} facts, not for {count}")
-    thing, digits = rng.choice(_THINGS), "0123456789"
+    thing, digits = rng.choice(NUMBERS), "0123456789"
     firsts = rng.sample(digits, min(count, 10)) + rng.choices(digits, k=max(0, count - 10))
     facts = []
     for name, first in zip(rng.sample(names, count), firsts, strict=True):

@@ -30,18 +30,17 @@ class Reading:
         """``new_tokens``: the most that follow; ``chunk``: tokens of a piece. Raises what making the cache and reading
         raise."""
         self._model = model
-        signals = list(dict.fromkeys(config.signal for config in configs if config.signal))
+        signals = dict.fromkeys(config.signal for config in configs if config.signal)
         # What goes by a signal can do for what does not.
         self._config = next((config for config in configs if config.signal), configs[0])
+        others = [name for name in signals if name != self._config.signal]
         self._open = contextlib.ExitStack()
-        self._cache = self._config.make_cache(
-            model, new_tokens, [name for name in signals if name != self._config.signal]
-        )
+        self._cache = self._config.make_cache(model, new_tokens, others)
         self._seconds, _ = self._timed(lambda: self._read(list(tokens), chunk))
 
     def _read(self, tokens: list[int], chunk: int | None) -> None:
         cache = self._cache
-        if not isinstance(cache, SqueezeCache) or cache.prefill == "bounded":
+        if not self._is_shared:
             read(self._model, cache, tokens, chunk=chunk)
             return
         self._open.enter_context(cache.prefilling())

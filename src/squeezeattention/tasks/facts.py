@@ -12,7 +12,7 @@ from .base import Question
 from .generated import Draft, GeneratedTask, at_least
 from .prose import NAMES, sentences_of
 
-_NUMBERS = ("access code", "account number", "badge number", "locker number", "ticket number")
+NUMBERS = ("access code", "account number", "badge number", "locker number", "ticket number")
 _PEOPLE = ("doctor", "teacher", "neighbour", "landlord", "tailor", "lawyer")
 _DAYS = ("wedding", "exam", "departure", "concert", "hearing", "operation")
 _SAYINGS = ("motto", "password", "last line", "favourite saying")
@@ -57,7 +57,7 @@ def _saying(rng: random.Random, first: str) -> str:
 
 
 KINDS = {
-    "number": _Kind(_NUMBERS, _number),
+    "number": _Kind(NUMBERS, _number),
     "name": _Kind(_PEOPLE, _name),
     "date": _Kind(_DAYS, _day, " on"),
     "saying": _Kind(_SAYINGS, _saying),
