@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from . import segments
 from .accelerated import attend_accelerated
 from .core import Scoring, attend
 from .visibility import Visibility
@@ -35,6 +36,11 @@ def attend_one_ragged(
     # What can be done for all units is done before they are told apart: with eight runs a layer each operation counts.
     packed = units.by_place(query.reshape(len(units.room), -1, width)) * scoring.scale
     sinks = _sinks_by_unit(scoring, store)
+    if segments.takes(store, query, scoring):
+        out, mass = segments.attend_one_by_segments(packed, store, masks, scoring)
+        if scores:
+            _scores(store.scores).add_(mass[0] if len(mass) == 1 else mass.mean(dim=0))
+        return units.by_unit(out).view(batch, query_heads, 1, -1)
     parts, received = [], []
     for run, mask, own in zip(store.runs, masks, packed.split(units.counts), strict=True):
         logits = scoring.logits_of_scaled(own, run.keys)

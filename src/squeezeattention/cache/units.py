@@ -70,6 +70,8 @@ class Units:
         """[U] the first slot of the unit at each place."""
         self.begin = self.first_slots[self.place]
         """[U] the first slot of each *unit*."""
+        self.entries: torch.Tensor | None = None
+        """[U, S] sparse: which slots are whose, for those who compute so (attention/segments.py)."""
         self._of_slot: tuple[torch.Tensor, torch.Tensor] | None = None
         self._padded: tuple[torch.Tensor, torch.Tensor] | None = None
 
