@@ -32,7 +32,8 @@ from ..hf.replay import Replayed, replay_prompt, replay_sample
 from ..plan import Budget, BudgetPlan
 from ..policies import EvictionPolicy, StreamingLLM
 from ..signals import Replay, Signal, resolve_signal
-from .checks import check_rows, check_same_text, new_padding
+from .checks import check_rows, check_same_text, read_mask
+from .columns import Columns
 from .layer import SqueezeLayer
 from .memory import MemoryReport
 from .options import (
@@ -188,6 +189,7 @@ class SqueezeCache(Cache):
             layer.clear()
         self._plans: list[BudgetPlan] = []  # of each row; one entry while all rows have the same
         self._next: list[int] = [0]  # position of each row's next token; one entry while all rows agree
+        self._columns = Columns()
         self._padded = False
         self._open = False  # a prompt is being read
         self._first_turn = True
@@ -567,8 +569,11 @@ class SqueezeCache(Cache):
         embeddings = model_kwargs.get("inputs_embeds")
         totals: list[int] | None = None
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            columns, totals = mask.shape[1], mask.sum(1).tolist()
+            columns = mask.shape[1]
             check_rows(mask)
+            new = mask[:, seen:].bool().sum(1).tolist()  # what it hides of earlier turns was counted then
+            before = self._next * len(new) if len(self._next) == 1 else self._next
+            totals = [row + count for row, count in zip(before, new, strict=True)]
         else:  # a mask of ones alone is dropped on the way here
             given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
             columns = max(given, getattr(generation_config, "_mask_length", None) or 0)
@@ -618,18 +623,21 @@ class SqueezeCache(Cache):
                 f"this cache holds a batch of {self._rows}, but {rows} rows were given; call cache.reset()"
             )
         single = length == 1 and self.get_seq_length() > 0 and not self._in_prefill
-        real = new_padding(
-            arguments.get("attention_mask"), rows, length, self.get_seq_length(),
+        given_mask = read_mask(
+            arguments.get("attention_mask"), rows, length, self.get_seq_length(), self._columns,
             first_turn=self._first_turn, whole=not self._in_prefill,
         )  # fmt: skip
-        if single and real is None:
-            self.compact()
+        real = given_mask.real
         decoding = single and real is None
         if self._trimmed and not decoding:
             raise InputError(
                 f"a prompt of {max(self._totals or [0])} tokens was announced and has been cut, but goes on; call "
                 "cache.reset() and give prefilling() the number of tokens of the longest row when the prompt is over"
             )
+        if given_mask.before is not None:
+            self._hide(given_mask.before)
+        if decoding:
+            self.compact()
         self._open = self._open or not decoding
         self._rows = rows
         step = Step(
@@ -642,6 +650,18 @@ class SqueezeCache(Cache):
             for layer in self.layers:
                 self._note_bytes(layer)
         return step
+
+    def _hide(self, before: torch.Tensor) -> None:
+        """Drop what a mask of the columns read before, bool ``[rows, columns]``, hides from now on."""
+        if any(layer.rerotation is not None for layer in self.layers):
+            raise UnsupportedFeatureError(
+                'attention_mask hides tokens that were read before, and positions="cache" cannot tell how far their '
+                'followers moved: use positions="original", or call cache.reset() and read the text again'
+            )
+        gone = self._columns.hide(before)
+        for layer in self.layers:
+            layer.hide(gone)
+        self._static.clear()
 
     def _end(self, step: Step, *, failed: bool) -> None:
         """After a forward pass: count its tokens, or mark the cache if it died half way."""
@@ -664,6 +684,7 @@ class SqueezeCache(Cache):
             self._reading.append(step.given)
         if step.real is not None:
             self._padded = True
+            self._columns.note(step.columns - step.length, step.real)
         if self.prefill == "bounded" and not step.decoding:
             self._cut(self._announced(), more=True)
 
@@ -709,6 +730,7 @@ class SqueezeCache(Cache):
         for layer in self.layers:
             layer.select_rows(rows)
         self.signal.select_rows(rows)
+        self._columns.select_rows(rows)
         self._static.clear()
         chosen = rows.tolist()
         if len(self._next) > 1:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import CacheStateError, InputError
+from .columns import Columns
 
 
 def check_rows(mask: torch.Tensor) -> None:
@@ -35,13 +37,25 @@ def check_same_text(held: torch.Tensor, given: torch.Tensor) -> None:
         )
 
 
-def new_padding(mask: Any, rows: int, length: int, seen: int, *, first_turn: bool, whole: bool) -> torch.Tensor | None:
-    """The padding of ``length`` new tokens after ``seen``: bool ``[rows, length]``, or ``None`` if there is none.
+@dataclass(frozen=True)
+class Given:
+    """What an attention mask says of one forward."""
+
+    real: torch.Tensor | None = None
+    """bool ``[rows, length]``, False = padding among the new tokens; ``None``: there is none."""
+    before: torch.Tensor | None = None
+    """bool ``[rows, seen]``, the columns read before, if some that were seen are to be hidden from now on."""
+
+
+def read_mask(
+    mask: Any, rows: int, length: int, seen: int, columns: Columns, *, first_turn: bool, whole: bool
+) -> Given:
+    """What a mask says of ``length`` new tokens after ``seen``, which became ``columns``.
 
     ``whole``: no more tokens of this prompt will follow. ``first_turn``: the prompt is the first one.
     """
     if mask is None:
-        return None
+        return Given()
     if isinstance(mask, dict):
         raise InputError("prepared masks are not supported; pass the 2-D attention_mask of the tokenizer")
     if mask.ndim != 2:
@@ -54,16 +68,20 @@ def new_padding(mask: Any, rows: int, length: int, seen: int, *, first_turn: boo
         raise InputError(
             f"attention_mask has shape {tuple(mask.shape)}, but {rows} rows of {total} tokens were seen in all"
         )
-    new = mask[:, -length:].bool()
-    if bool(new.all()):
-        return None
-    if whole and mask.shape[1] == total:
-        check_rows(mask)
-    if first_turn:  # later turns may be padded where they begin: the middle of the text
-        turn = mask.bool()
-        if bool((turn[:, :-1] & ~turn[:, 1:]).any()):
+    mask = mask.bool()
+    new, before = mask[:, -length:], mask[:, :-length]  # none before: it speaks of the new tokens alone
+    no_padding, as_before = (
+        torch.stack([new.all(), columns.agrees(before)]).tolist() if before.shape[1] else (bool(new.all()), True)
+    )
+    if not as_before:
+        columns.check(before)
+    if not no_padding:
+        if whole and mask.shape[1] == total:
+            check_rows(mask)
+        # Later turns may be padded where they begin: the middle of the text.
+        if first_turn and not columns.begins_with_padding(new, seen):
             raise _right_padding()
-    return new
+    return Given(None if no_padding else new, None if as_before else before)
 
 
 def _right_padding() -> InputError:

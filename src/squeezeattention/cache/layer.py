@@ -219,6 +219,14 @@ class SqueezeLayer(CacheLayerMixin):
         """Slots may be empty although all rows, or the only one, look full by their positions."""
         self._may_have_holes = True
 
+    def hide(self, gone: torch.Tensor) -> None:
+        """Drop the tokens at the positions ``gone``, bool ``[B or 1, positions]``; their slots are holes."""
+        if self.store.is_empty:
+            return
+        self.store.hide(gone)
+        self._lossy = self._may_have_holes = True
+        self._settled, self._full, self._next_slot = False, False, None
+
     def select_rows(self, rows: torch.Tensor) -> None:
         self._next_slot = None
         if self.scorer is not None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ..policies import EvictionPolicy
-from .store import ring_at, storage_bytes
+from .store import among, ring_at, storage_bytes
 from .units import Run, Units
 
 
@@ -219,6 +219,14 @@ class RaggedStore:
                 self.scores.index_fill_(0, slots, 0.0)
             else:
                 self.scores.index_copy_(0, slots, score.reshape(-1))
+
+    def hide(self, gone: torch.Tensor) -> None:
+        """Make holes of the tokens at the positions ``gone``, bool ``[B or 1, positions]``, in place."""
+        for run in self.runs:
+            own = gone.to(run.rows.device)
+            own = own if len(own) == 1 else own.index_select(0, run.rows)
+            run.positions.masked_fill_(among(run.positions, own), -1)
+            run.full, run.full_at = False, None
 
     def selected(self, rows: torch.Tensor) -> RaggedStore:
         """A store of these rows: int64 indices into the batch. Re-rotated sinks must be back in their place."""

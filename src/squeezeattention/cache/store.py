@@ -37,6 +37,13 @@ def storage_bytes(*tensors: torch.Tensor | None) -> int:
     return sum(storages.values())
 
 
+def among(positions: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Whether ``chosen``, bool ``[..., n]``, has each of ``positions``, int64 ``[..., N]``, -1 = none."""
+    shape = torch.broadcast_shapes(positions.shape[:-1], chosen.shape[:-1])
+    positions, chosen = positions.expand(*shape, -1), chosen.to(positions.device).expand(*shape, -1)
+    return chosen.gather(-1, positions.clamp(0, chosen.shape[-1] - 1)) & (positions >= 0)
+
+
 def ring_slots(positions: torch.Tensor, sinks: int, budget: int) -> torch.Tensor:
     """Slot of each position in a ring store (empty positions give a slot, too: mask them)."""
     return torch.where(positions < sinks, positions, sinks + (positions - sinks) % (budget - sinks))
@@ -275,6 +282,12 @@ class LayerStore:
             self.scores.scatter_(-1, column, torch.zeros_like(column, dtype=torch.float32) if score is None else score)
 
     # ------------------------------------------------------------------- rows
+
+    def hide(self, gone: torch.Tensor) -> None:
+        """Make holes of the tokens at the positions ``gone``, bool ``[B or 1, positions]``."""
+        if self.positions is None:
+            return
+        self.positions = self.positions.masked_fill(among(self.positions, gone[:, None]), -1)
 
     def select_rows(self, rows: torch.Tensor) -> None:
         """Reorder or repeat rows: ``rows`` holds indices into the batch."""
