@@ -62,8 +62,7 @@ class SqueezeLayer(CacheLayerMixin):
         accelerated: bool = False,
         parts: Parts | None = None,
     ) -> None:
-        super().__init__()
-        self.index = index
+        self.index = index  # not the base class's constructor: keys and values are the store's
         self.window = window
         self.policy = policy
         self.rerotation = rerotation
@@ -95,6 +94,30 @@ class SqueezeLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """What the layer holds, ``[B, H, N, D]`` in no certain order (:meth:`SqueezeCache.kept_positions` has the
+        positions); ``None`` before the first prompt. Read it, do not write.
+
+        Raises :class:`UnsupportedFeatureError` where KV heads or rows hold different numbers of tokens.
+        """
+        return self._held()[0]
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """As :attr:`keys`."""
+        return self._held()[1]
+
+    def _held(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if self.store.is_empty:
+            return None, None
+        if isinstance(self.store, RaggedStore):
+            raise UnsupportedFeatureError(
+                f"layer {self.index} holds different numbers of tokens for its KV heads or rows, which is no tensor of "
+                'keys; use budgets by layer, such as allocator="uniform", or cache.kept_positions(layer)'
+            )
+        return self.store.view()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -177,6 +200,8 @@ class SqueezeLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         step = ACTIVE.step
+        if step is None:
+            ACTIVE.asks = True
         return query_length, self.seen if step is None or not step.static else 0
 
     def get_max_length(self) -> int:

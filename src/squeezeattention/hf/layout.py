@@ -69,6 +69,11 @@ def inspect_model(model: nn.Module) -> Layout:
         )
     windows = _windows(text, name)
     decoder, layers, attentions = _find_decoder(model, len(windows), name)
+    if crossing := [index for index, attention in enumerate(attentions) if "Cross" in type(attention).__name__]:
+        raise UnsupportedModelError(
+            f"{name} has layers that attend to an image or another text instead of the tokens before "
+            f"({', '.join(map(str, crossing))}); their keys and values are no cache of the text, not supported"
+        )
     if all(getattr(attention, "is_causal", True) is False for attention in attentions):
         raise UnsupportedModelError(f"{name} is an encoder: its attention is not causal, so it has no cache to squeeze")
     owner = next(m for m in model.modules() if hasattr(m, "config") and _contains(m, decoder))
@@ -79,19 +84,22 @@ def inspect_model(model: nn.Module) -> Layout:
             f"{name} ({family}) computes attention itself instead of through transformers' AttentionInterface, "
             "so it cannot be carried exactly; supported families: `squeeze models`"
         )
-    heads, width = kv_shape(text)
+    shapes = dict.fromkeys(kv_shape(text, layer) for layer in range(len(layers)))
     return Layout(
         decoder_ref=weakref.ref(decoder),
         layer_refs=tuple(map(weakref.ref, layers)),
         attention_refs=tuple(map(weakref.ref, attentions)),
         windows=windows,
         config=text,
-        fingerprint=f"{family}-{len(layers)}x{heads}x{width}",
+        fingerprint=f"{family}-{len(layers)}x" + "+".join(f"{heads}x{width}" for heads, width in shapes),
     )
 
 
-def kv_shape(text: Any) -> tuple[int, int]:
-    """KV heads and width of a head, as a text decoder's config names them."""
+def kv_shape(text: Any, layer: int | None = None) -> tuple[int, int]:
+    """KV heads and width of a head, as a text decoder's config names them; of one layer, where they differ."""
+    own = getattr(text, "per_layer_config", None)
+    if own is not None and layer is not None:
+        text = own[layer]
     heads: Any = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
     width = getattr(text, "head_dim", None) or text.hidden_size // max(1, text.num_attention_heads)
     return int(heads), int(width)
