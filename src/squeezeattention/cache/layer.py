@@ -200,8 +200,8 @@ class SqueezeLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         step = ACTIVE.step
-        if step is None:
-            ACTIVE.asks = True
+        if step is None and ACTIVE.around is not None and (cache := ACTIVE.around()) is not None:
+            ACTIVE.asks = cache.layers[self.index] is self
         return query_length, self.seen if step is None or not step.static else 0
 
     def get_max_length(self) -> int:

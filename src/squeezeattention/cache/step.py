@@ -85,8 +85,10 @@ class _Active(threading.local):
     """The step that this thread's model is in, if its cache is ours: the innermost, where forwards are nested."""
 
     step: Step | None = None
+    around: weakref.ref[SqueezeCache] | None = None
+    """The cache of ours that a forward around its decoder's was given, until the decoder's begins."""
     asks: bool = False
-    """Outside of a step, a layer of ours was just asked for the sizes of a mask, which is for it."""
+    """That cache was just asked for the sizes of a mask, so the mask made next is for it."""
     windows: list[int | None] | None = None
     """Where masks that are asked for are noted, if anybody wants to know."""
     hidden: weakref.ref[torch.Tensor] | None = None

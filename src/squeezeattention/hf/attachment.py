@@ -133,7 +133,7 @@ class Attachment:
         """Put everything in place; what is there already stays as it is."""
         layout = self.layout
         if not self._undo:
-            scrub(model, (_begin_step, _end_step), set(_ATTACHMENTS) - {layout.decoder})
+            scrub(model, (_begin_step, _end_step, _begin_around, _end_around), set(_ATTACHMENTS) - {layout.decoder})
             if layout.config.model_type in FALCON_FAMILIES:
                 self._undo += [shadow(module, "forward", falcon_forward) for module in layout.attentions]
             else:
@@ -141,6 +141,10 @@ class Attachment:
             before = layout.decoder.register_forward_pre_hook(_begin_step, with_kwargs=True)
             after = layout.decoder.register_forward_hook(_end_step, always_call=True)
             self._undo += [before.remove, after.remove]
+            for around in (m for m in model.modules() if m is not layout.decoder and layout.decoder in m.modules()):
+                before = around.register_forward_pre_hook(_begin_around, with_kwargs=True)
+                after = around.register_forward_hook(_end_around, always_call=True)
+                self._undo += [before.remove, after.remove]
             self.layout = replace(layout, windows=windows_of(layout))
         for owner in model.modules():
             if hasattr(type(owner), "_prepare_cache_for_generation") and owner not in self._shadowed:
@@ -151,8 +155,19 @@ class Attachment:
 # ------------------------------------------------------------------- forward
 
 
+def _begin_around(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a module runs that the decoder is in: some prepare masks for it, which must be for our cache then."""
+    cache = cache_of(by_name(module, args, kwargs))
+    ACTIVE.around, ACTIVE.asks = None if cache is None else weakref.ref(cache), False
+
+
+def _end_around(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    ACTIVE.around, ACTIVE.asks = None, False
+
+
 def _begin_step(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Before the decoder runs: if its cache is ours, open a step."""
+    _end_around(decoder, args, None)
     for step in FORWARDS.leave(decoder):  # an interrupted forward (Ctrl-C) that never reached its end
         close_step(step, failed=True)
     given = by_name(decoder, args, kwargs)
