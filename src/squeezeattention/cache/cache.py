@@ -365,6 +365,11 @@ class SqueezeCache(Cache):
                     bytes_per_token=sizes,
                 )  # fmt: skip
             plans.append(plan)
+        if any(plan.head_budgets for plan in plans) and not all(layer.tells_heads_apart for layer in self.layers):
+            raise UnsupportedModelError(
+                "this model rearranges its KV heads after caching, so they cannot have budgets of their own; use "
+                'budgets by layer, such as allocator="uniform"'
+            )
         return plans
 
     def _expected_tokens(self, prompt_tokens: int, padding: int) -> int | None:

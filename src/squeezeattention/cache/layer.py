@@ -86,6 +86,7 @@ class SqueezeLayer(CacheLayerMixin):
         self._had_holes = False  # ... before the empty columns came
         self._handed: tuple[object, ...] = ()  # what the model was handed last
         self._direct = True  # the model attends to the very tensors that it is handed
+        self.tells_heads_apart = True  # its attention's KV heads are those that are cached
         self.scorer = TokenScorer(self.policy, self.window, self.parts) if isinstance(self.policy, Scored) else None
         self.is_initialized = False
 
@@ -489,6 +490,9 @@ class SqueezeLayer(CacheLayerMixin):
             return self._attend_replayed(step.replayed, query, key, value, scoring)
         if not step.decoding and isinstance(store, LayerStore):
             self._direct = self._handed == _identity(key, value)
+            self.tells_heads_apart = store.shape[1] in (1, key.shape[1])
+            if self.scorer is not None and not self.tells_heads_apart:
+                raise self._unscorable("it rearranges its KV heads after caching")
         if self.scorer is not None:
             self.scorer.see_queries(query, step.positions(query.device), scoring)
             if not self._direct and (not step.decoding or self.scorer.is_due(self.seen)):
@@ -618,12 +622,16 @@ class SqueezeLayer(CacheLayerMixin):
         if self._settled:  # seen to in the prompt
             return
         if self._attended or score_heads not in (1, key.shape[1]):
-            raise UnsupportedModelError(
-                f"policy {self.policy.name!r} cannot gather this model's attention: "
-                + ("it attends twice in a layer" if self._attended else "it rearranges its KV heads after caching")
-                + '; use "streaming_llm" or "sliding_window"'
+            raise self._unscorable(
+                "it attends twice in a layer" if self._attended else "it rearranges its KV heads after caching"
             )
         self._attended = True
+
+    def _unscorable(self, why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"policy {self.policy.name!r} cannot gather this model's attention: {why}; use "
+            '"streaming_llm" or "sliding_window" with budgets by layer, such as allocator="uniform"'
+        )
 
     def _sample(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring

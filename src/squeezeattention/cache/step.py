@@ -89,7 +89,7 @@ class _Active(threading.local):
     """The cache of ours that a forward around its decoder's was given, until the decoder's begins."""
     asks: bool = False
     """That cache was just asked for the sizes of a mask, so the mask made next is for it."""
-    windows: list[int | None] | None = None
+    windows: list[Any] | None = None
     """Where masks that are asked for are noted, if anybody wants to know."""
     hidden: weakref.ref[torch.Tensor] | None = None
     """What the last compiled step gave, as long as somebody has it."""

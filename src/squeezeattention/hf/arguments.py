@@ -51,8 +51,13 @@ def wants(decoder: nn.Module, kwargs: dict[str, Any], name: str) -> bool:
     return bool(getattr(decoder.config, name, False) if given is None else given)
 
 
-def refuse_outputs(decoder: nn.Module, kwargs: dict[str, Any]) -> None:
-    """:class:`UnsupportedFeatureError` for outputs that a forward with a cache of ours has not."""
+def refuse_unsupported(decoder: nn.Module, kwargs: dict[str, Any]) -> None:
+    """:class:`UnsupportedFeatureError` for what a forward with a cache of ours cannot read or give."""
+    if kwargs.get("encoder_hidden_states") is not None:
+        raise UnsupportedFeatureError(
+            "encoder_hidden_states: a SqueezeCache holds a text's own keys and values, not those of another text or an "
+            "image; leave them out, or use the model's own cache"
+        )
     if wants(decoder, kwargs, "output_attentions"):
         raise UnsupportedFeatureError(
             "output_attentions=True: a SqueezeCache never makes the whole matrix of attention, which has no place for "

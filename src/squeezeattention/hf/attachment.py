@@ -22,7 +22,7 @@ from torch import nn
 
 from ..cache.step import ACTIVE, FORWARDS, Step
 from ..errors import CacheStateError
-from .arguments import by_name, cache_of, refuse_outputs
+from .arguments import by_name, cache_of, refuse_unsupported
 from .falcon import FALCON_FAMILIES
 from .falcon import forward as falcon_forward
 from .front import put_before_head, put_in_front
@@ -181,7 +181,7 @@ def _begin_step(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     changed = None if padding is mask else ((), given)
     if is_split(cache, given):
         return changed  # each of its pieces has a step
-    refuse_outputs(decoder, given)
+    refuse_unsupported(decoder, given)
     attachment = cache._attachment
     attachment.check()
     spots = attachment.spots if cache.observes_hidden else ()

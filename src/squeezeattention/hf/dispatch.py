@@ -97,18 +97,18 @@ def _own_function(own: str, module: torch.nn.Module) -> Callable[..., Any]:
 def _mask(own: str) -> Callable[..., Any]:
     def squeeze_mask(*args: Any, **kwargs: Any) -> Any:
         step = ACTIVE.step
+        if step is not None and step.decoding and not kwargs.get("use_vmap"):
+            return None  # the prompt has shown which layer has which
+        asks = step is not None
         if step is None:
-            asks, ACTIVE.asks = ACTIVE.asks, False
-            if asks:  # a forward around the decoder's prepares masks for our cache
-                return stand_in(kwargs, eager=own == "eager")
+            asks, ACTIVE.asks = ACTIVE.asks, False  # a forward around the decoder's prepares masks for our cache
             if ACTIVE.windows is not None:  # somebody wants to know what the model asks for
                 ACTIVE.windows.append(window_of(kwargs))
+        mask = stand_in(kwargs, eager=own == "eager") if asks else None
+        if mask is None:
             return compat.mask_function(own)(*args, **kwargs)
-        if step.decoding:
-            if kwargs.get("use_vmap"):
-                window_of(kwargs)
-            return None
-        mask = stand_in(kwargs, eager=own == "eager")
+        if step is None:
+            return mask
         if own in _WITHOUT_TENSORS:
             return None
         step.asked.append((mask, asked_of(mask)))

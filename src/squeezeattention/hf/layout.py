@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,11 @@ def inspect_model(model: nn.Module) -> Layout:
         )
     windows = _windows(text, name)
     decoder, layers, attentions = _find_decoder(model, len(windows), name)
+    if not {"input_ids", "inputs_embeds"} & set(inspect.signature(type(decoder).forward).parameters):
+        raise UnsupportedModelError(
+            f"{name} runs its layers in {type(decoder).__name__}, which is not given text, so it cannot be told what "
+            "of it is a prompt; not supported"
+        )
     if crossing := [index for index, attention in enumerate(attentions) if "Cross" in type(attention).__name__]:
         raise UnsupportedModelError(
             f"{name} has layers that attend to an image or another text instead of the tokens before "
@@ -76,10 +82,9 @@ def inspect_model(model: nn.Module) -> Layout:
         )
     if all(getattr(attention, "is_causal", True) is False for attention in attentions):
         raise UnsupportedModelError(f"{name} is an encoder: its attention is not causal, so it has no cache to squeeze")
-    owner = next(m for m in model.modules() if hasattr(m, "config") and _contains(m, decoder))
     if family in FALCON_FAMILIES:
         check_falcon(text, name)
-    elif not compat.uses_interface(_pretrained(model, owner)):
+    elif not compat.uses_interface(_pretrained(model, decoder)):
         raise UnsupportedModelError(
             f"{name} ({family}) computes attention itself instead of through transformers' AttentionInterface, "
             "so it cannot be carried exactly; supported families: `squeeze models`"
@@ -105,9 +110,10 @@ def kv_shape(text: Any, layer: int | None = None) -> tuple[int, int]:
     return int(heads), int(width)
 
 
-def _pretrained(model: nn.Module, fallback: nn.Module) -> nn.Module:
-    """The transformers model itself, inside whatever wraps it (PEFT, ...)."""
-    return next((m for m in model.modules() if hasattr(type(m), "_can_set_attn_implementation")), fallback)
+def _pretrained(model: nn.Module, decoder: nn.Module) -> nn.Module:
+    """The innermost transformers model with the decoder in it: others around it may have attention of other kinds."""
+    around = [m for m in model.modules() if hasattr(type(m), "_can_set_attn_implementation") and _contains(m, decoder)]
+    return around[-1] if around else decoder
 
 
 def _contains(module: nn.Module, part: nn.Module) -> bool:
@@ -116,7 +122,8 @@ def _contains(module: nn.Module, part: nn.Module) -> bool:
 
 def _windows(config: Any, name: str) -> tuple[int | None, ...]:
     """Native window of each layer from the config; refuses layers that are not causal attention."""
-    count = int(config.num_hidden_layers)
+    # Where a config is that of an encoder and a decoder, its layers are the encoder's.
+    count = int(getattr(config, "decoder_layers", None) or config.num_hidden_layers)
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:
         window = None

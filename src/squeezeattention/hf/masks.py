@@ -8,7 +8,7 @@ and it must be what the layer was planned for, or a mask that the model has made
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 _ASKED = "_squeezeattention_asked"
 
 
+#: A mask that is not causal order, with or without a window: both ways in an image, chunks, a model's own pattern.
+OTHER: Literal["other"] = "other"
+Window = int | None | Literal["other"]
+
+
 @dataclass(frozen=True)
 class Asked:
     """A causal mask that a model asked for."""
@@ -32,21 +37,15 @@ class Asked:
     """The 2-D mask that it was to be made of."""
 
 
-def window_of(arguments: dict[str, Any]) -> int | None:
-    """The native window (``None``: everything before) of the mask that these arguments of a mask function ask for.
-
-    Raises :class:`UnsupportedModelError` if it is no causal mask with or without a window.
-    """
+def window_of(arguments: dict[str, Any]) -> Window:
+    """The native window (``None``: everything before) of the mask that these arguments of a mask function ask for, or
+    ``OTHER``."""
     pattern, window = arguments["mask_function"], arguments.get("local_size")
-    if not arguments.get("use_vmap"):
-        if window is None and compat.is_plain_causal(pattern):
-            return None
-        if isinstance(window, int) and _is_window(pattern, window):
-            return window
-    raise UnsupportedModelError(
-        "this model adds its own pattern to the causal mask (bidirectional parts such as an image's tokens, chunks, "
-        "...), which a compacted cache cannot follow"
-    )
+    if arguments.get("use_vmap"):
+        return OTHER
+    if window is None and compat.is_plain_causal(pattern):
+        return None
+    return window if isinstance(window, int) and _is_window(pattern, window) else OTHER
 
 
 def _is_window(pattern: Any, window: int) -> bool:
@@ -64,9 +63,13 @@ def _is_window(pattern: Any, window: int) -> bool:
     return True
 
 
-def stand_in(arguments: dict[str, Any], *, eager: bool) -> torch.Tensor:
-    """What a model is handed instead of the mask that these arguments of a mask function ask for."""
-    asked = Asked(window_of(arguments), arguments.get("attention_mask"))
+def stand_in(arguments: dict[str, Any], *, eager: bool) -> torch.Tensor | None:
+    """What a model is handed instead of the mask that these arguments of a mask function ask for; ``None`` if that is
+    of a kind that nothing can stand for."""
+    window = window_of(arguments)
+    if window == OTHER:
+        return None
+    asked = Asked(window, arguments.get("attention_mask"))
     length, device = arguments["q_length"], arguments.get("device")
     if device is None and asked.padding is not None:
         device = asked.padding.device
@@ -117,7 +120,8 @@ def check_mask(
         found = next((asked for mask, asked in step.asked if _is_same(mask, given)), None)
         if found is None:
             raise UnsupportedModelError(
-                f"{name} attends with a mask of its own, which a compacted cache cannot follow; not supported"
+                f"{name} attends with a mask of its own (a pattern beside the causal order, such as an image's tokens "
+                "that see each other both ways), which a compacted cache cannot follow; not supported"
             )
         window = found.window
     if window != layer.window:

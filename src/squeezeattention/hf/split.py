@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedFeatureError
-from .arguments import new_tokens, refuse_outputs, wants
+from .arguments import new_tokens, refuse_unsupported, wants
 
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
@@ -31,7 +31,7 @@ def split_forward(decoder: nn.Module, cache: SqueezeCache, given: dict[str, Any]
 
     Raises :class:`UnsupportedFeatureError` for outputs that cannot be put together.
     """
-    refuse_outputs(decoder, given)
+    refuse_unsupported(decoder, given)
     for name in ("output_hidden_states", "output_router_logits"):
         if wants(decoder, given, name):
             raise UnsupportedFeatureError(f'{name}=True does not go with prefill="bounded", which reads in pieces')

@@ -12,6 +12,7 @@ from ..cache.step import ACTIVE
 from ..device import execution_device
 from ..errors import SqueezeError, UnsupportedModelError
 from .layout import Layout
+from .masks import OTHER, Window
 
 Windows = tuple[int | None, ...]
 _FOUND: weakref.WeakKeyDictionary[nn.Module, tuple[Windows, Windows]] = weakref.WeakKeyDictionary()  # by decoder
@@ -24,7 +25,7 @@ class _Reached(Exception):
 def windows_of(layout: Layout) -> Windows:
     """Each layer's; the model must be attached to.
 
-    Raises :class:`UnsupportedModelError` for masks that are not causal, or that no layer of the config has.
+    Raises :class:`UnsupportedModelError` for masks that are not causal, or windows that no layer of the config has.
     """
     known = _FOUND.get(layout.decoder)
     if known is None or known[0] != layout.windows:
@@ -33,13 +34,18 @@ def windows_of(layout: Layout) -> Windows:
     return known[1]
 
 
-def _reconciled(layout: Layout, asked: set[int | None]) -> Windows:
+def _reconciled(layout: Layout, asked: set[Window]) -> Windows:
     """Which layer has which window. What each layer's attention is really given is checked when a prompt is read."""
-    config = set(layout.windows)
+    if asked == {OTHER}:
+        raise UnsupportedModelError(
+            f"{type(layout.decoder).__name__} asks for a pattern beside the causal order (bidirectional parts, chunks, "
+            "...), which a compacted cache cannot follow; not supported"
+        )
+    config, asked = set(layout.windows), asked - {OTHER}  # a layer that is given such a mask will refuse it
     if asked <= config or asked >= config:
         return layout.windows
     if len(asked) == 1:
-        return tuple(asked) * layout.n_layers
+        return tuple(asked) * layout.n_layers  # type: ignore[return-value]
     readable = sorted(str(window) for window in asked)
     raise UnsupportedModelError(
         f"{type(layout.decoder).__name__} asks for attention in windows of {', '.join(readable)} tokens (None: all), "
@@ -47,7 +53,7 @@ def _reconciled(layout: Layout, asked: set[int | None]) -> Windows:
     )
 
 
-def _asked(layout: Layout) -> set[int | None]:
+def _asked(layout: Layout) -> set[Window]:
     """The windows of the masks that are made before the first layer of a short forward; empty: none, or not known."""
     decoder, first = layout.decoder, layout.layers[0]
 
