@@ -26,7 +26,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-scorers lint format test-compat test-oldest test-newest test-lm-eval test-vllm test-ray bench results train-embedded clean
+.PHONY: help demo test test-matrix test-scorers lint format test-types test-compat test-oldest test-newest test-lm-eval test-vllm test-ray bench results train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ test: lint ## lint, types and the test-suite
 
 test-matrix: $(VENV)/.installed-dev ## every family x policy x allocator that `test` leaves out
 	$(TEST_ENV) $(BIN)/python $(PYTEST) -m matrix tests/exact
+
+test-types: $(VENV)/.installed-dev ## every causal LM that transformers builds from a config (benchmarks/model_types.json)
+	$(TEST_ENV) $(BIN)/python benchmarks/model_types.py
 
 test-scorers: $(VENV)/.installed-dev ## ... and every family x scorer of other papers
 	$(TEST_ENV) $(BIN)/python $(PYTEST) -m scorers tests/exact

@@ -108,6 +108,24 @@ def test_chunks_give_what_the_whole_prompt_gives(name, family):
 
 
 @pytest.mark.parametrize("name", LAST)
+@pytest.mark.parametrize("length", [65, 70, 97])
+def test_pieces_of_a_bounded_prefill_give_it_too(name, length):
+    """Where nothing is evicted; the last piece of 32 tokens may be a single one, far from the signal's window."""
+    model, ids = tiny_model("llama"), torch.tensor([ROWS[0][:length]])
+    found = []
+    for prefill in ("exact", "bounded"):
+        cache = SqueezeCache(
+            model, budget=200, signal=name, allocator="cake", policy="h2o", prefill=prefill, chunk_size=32
+        )
+        with torch.no_grad():
+            model(ids, past_key_values=cache)
+            first = cache.plan.signal_values
+            model(ids[:, :40], past_key_values=cache)
+        found.append((*first, *cache.plan.signal_values))
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LAST)
 @pytest.mark.parametrize("family", ["llama", "gpt-oss"])
 def test_a_padded_row_gives_what_it_gives_alone(name, family):
     model = tiny_model(family)

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from squeezeattention import POLICIES, SqueezeCache, SqueezeError, squeeze
-from squeezeattention.errors import CacheStateError
+from squeezeattention.errors import CacheStateError, UnsupportedFeatureError
 from squeezeattention.testing import left_padded, position_ids, tiny_model
 
 GENERATOR = torch.Generator().manual_seed(21)
@@ -740,3 +740,83 @@ def test_rows_picked_from_a_padded_batch_go_on_as_they_would_alone(policy, famil
             alone = SqueezeCache(model, policy=policy, allocator=budgets)
             model(input_ids=torch.tensor([ROWS[row]]), past_key_values=alone)
             assert (got[index] - go_on(alone, [len(ROWS[row])])[0]).abs().max() <= TOLERANCE
+
+
+# ------------------------------------------------------------ one forward inside another
+
+
+@pytest.mark.parametrize("inner", ["ours", "stock"])
+def test_another_attached_model_may_run_inside_a_layer(inner):
+    model, other = tiny_model("llama"), tiny_model("gemma2")
+    want, inside = logits(model, IDS, None), logits(other, IDS, None)
+    cache = SqueezeCache(model, budget=100, policy="h2o", allocator="uniform")
+    attached = SqueezeCache(other, budget=100, policy="h2o", allocator="uniform")
+    own, said, at = attached if inner == "ours" else DynamicCache(), [], slice(0, 0)
+
+    def run(module, args):
+        said.append(logits(other, IDS[:, at], None, past_key_values=own))
+
+    model.model.layers[2].register_forward_pre_hook(run)
+    got = []
+    for at in (slice(0, 20), slice(20, 21), slice(21, 22), slice(22, 31)):
+        got.append(logits(model, IDS[:, at], None, past_key_values=cache))
+    torch.testing.assert_close(torch.cat(got, dim=1), want, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(torch.cat(said, dim=1), inside, atol=TOLERANCE, rtol=0)
+
+
+def test_a_failure_inside_a_layer_of_another_model_is_its_own():
+    model, other = tiny_model("llama"), tiny_model("gemma2")
+    want, inside = logits(model, IDS, None), logits(other, IDS, None)
+    caches = [SqueezeCache(one, budget=100, policy="h2o", allocator="uniform") for one in (model, other)]
+    errors = []
+
+    def run(module, args):
+        hook = other.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+        try:
+            logits(other, past_key_values=caches[1])
+        except ZeroDivisionError as error:
+            errors.append(error)
+        finally:
+            hook.remove()
+
+    hook = model.model.layers[2].register_forward_pre_hook(run)
+    torch.testing.assert_close(logits(model, IDS, None, past_key_values=caches[0]), want, atol=TOLERANCE, rtol=0)
+    hook.remove()
+    assert errors
+    with pytest.raises(CacheStateError, match="failed half way"):
+        logits(other, past_key_values=caches[1])
+    caches[1].reset()
+    torch.testing.assert_close(logits(other, IDS, None, past_key_values=caches[1]), inside, atol=TOLERANCE, rtol=0)
+
+
+# ---------------------------------------------------------- what is promised of a layer
+
+
+def test_keys_and_values_of_a_layer():
+    model = tiny_model("llama")
+    cache, stock = SqueezeCache(model, budget=100, policy="h2o", allocator="uniform"), DynamicCache()
+    assert [(keys, values) for keys, values, *_ in cache] == [(None, None)] * 4
+    for one in (cache, stock):
+        logits(model, IDS, None, past_key_values=one)
+    assert cache.is_initialized
+    for (keys, values, *_), other in zip(cache, stock.layers, strict=True):
+        torch.testing.assert_close(keys, other.keys)
+        torch.testing.assert_close(values, other.values)
+    small = SqueezeCache(model, budget=9, policy="sliding_window", allocator="uniform")
+    logits(model, IDS, None, past_key_values=small)
+    small.compact()
+    for layer, other in zip(small.layers, stock.layers, strict=True):
+        slots = torch.tensor([at % 9 for at in range(22, 31)])  # each position has a slot of its own
+        assert layer.keys.shape == other.keys[:, :, -9:].shape == (3, 2, 9, 8)
+        torch.testing.assert_close(layer.keys[:, :, slots], other.keys[:, :, -9:])
+
+
+def test_keys_of_heads_that_differ_are_no_tensor():
+    model = tiny_model("llama")
+    cache = SqueezeCache(model, allocator=[[9, 12]] * 4, policy="sliding_window")
+    logits(model, IDS, None, past_key_values=cache)
+    cache.compact()
+    with pytest.raises(UnsupportedFeatureError, match="different numbers of tokens"):
+        cache.layers[0].keys  # noqa: B018
+    with pytest.raises(UnsupportedFeatureError, match="different numbers of tokens"):
+        list(cache)

@@ -167,6 +167,8 @@ class SqueezeCache(Cache):
             min_tokens,
         )  # fmt: skip
         parts = parts_for(self.policy, layout)
+        if self.observes_hidden:
+            _ = self._attachment.spots  # raises where attention cannot be told from the rest
         return [
             SqueezeLayer(index, window, self.policy, rerotation, self._accelerated, own)
             for index, (window, own) in enumerate(zip(layout.windows, parts, strict=True))
@@ -288,6 +290,7 @@ class SqueezeCache(Cache):
             self._cramped = False
         self._open = self._first_turn = False
         self._totals = None
+        self.signal.end_turn()
 
     def _cut(self, prompt_tokens: Sequence[int], *, more: bool = False) -> None:
         """Plan each row for a prompt of so many tokens, by what was seen of it so far, and cut every layer.
@@ -362,6 +365,11 @@ class SqueezeCache(Cache):
                     bytes_per_token=sizes,
                 )  # fmt: skip
             plans.append(plan)
+        if any(plan.head_budgets for plan in plans) and not all(layer.tells_heads_apart for layer in self.layers):
+            raise UnsupportedModelError(
+                "this model rearranges its KV heads after caching, so they cannot have budgets of their own; use "
+                'budgets by layer, such as allocator="uniform"'
+            )
         return plans
 
     def _expected_tokens(self, prompt_tokens: int, padding: int) -> int | None:
@@ -753,6 +761,11 @@ class SqueezeCache(Cache):
     @property
     def batch_size(self) -> int:
         return self._rows or -1
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None, None]]:
+        """Each layer's keys and values (:attr:`SqueezeLayer.keys`), and the third thing of transformers' caches."""
+        for layer in self.layers:
+            yield layer.keys, layer.values, None
 
     def __repr__(self) -> str:
         """The settings and, once a prompt has been cut, the budgets in force. Asking changes nothing."""

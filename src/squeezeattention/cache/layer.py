@@ -62,8 +62,7 @@ class SqueezeLayer(CacheLayerMixin):
         accelerated: bool = False,
         parts: Parts | None = None,
     ) -> None:
-        super().__init__()
-        self.index = index
+        self.index = index  # not the base class's constructor: keys and values are the store's
         self.window = window
         self.policy = policy
         self.rerotation = rerotation
@@ -87,6 +86,7 @@ class SqueezeLayer(CacheLayerMixin):
         self._had_holes = False  # ... before the empty columns came
         self._handed: tuple[object, ...] = ()  # what the model was handed last
         self._direct = True  # the model attends to the very tensors that it is handed
+        self.tells_heads_apart = True  # its attention's KV heads are those that are cached
         self.scorer = TokenScorer(self.policy, self.window, self.parts) if isinstance(self.policy, Scored) else None
         self.is_initialized = False
 
@@ -95,6 +95,30 @@ class SqueezeLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """What the layer holds, ``[B, H, N, D]`` in no certain order (:meth:`SqueezeCache.kept_positions` has the
+        positions); ``None`` before the first prompt. Read it, do not write.
+
+        Raises :class:`UnsupportedFeatureError` where KV heads or rows hold different numbers of tokens.
+        """
+        return self._held()[0]
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """As :attr:`keys`."""
+        return self._held()[1]
+
+    def _held(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if self.store.is_empty:
+            return None, None
+        if isinstance(self.store, RaggedStore):
+            raise UnsupportedFeatureError(
+                f"layer {self.index} holds different numbers of tokens for its KV heads or rows, which is no tensor of "
+                'keys; use budgets by layer, such as allocator="uniform", or cache.kept_positions(layer)'
+            )
+        return self.store.view()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -177,6 +201,8 @@ class SqueezeLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         step = ACTIVE.step
+        if step is None and ACTIVE.around is not None and (cache := ACTIVE.around()) is not None:
+            ACTIVE.asks = cache.layers[self.index] is self
         return query_length, self.seen if step is None or not step.static else 0
 
     def get_max_length(self) -> int:
@@ -464,6 +490,9 @@ class SqueezeLayer(CacheLayerMixin):
             return self._attend_replayed(step.replayed, query, key, value, scoring)
         if not step.decoding and isinstance(store, LayerStore):
             self._direct = self._handed == _identity(key, value)
+            self.tells_heads_apart = store.shape[1] in (1, key.shape[1])
+            if self.scorer is not None and not self.tells_heads_apart:
+                raise self._unscorable("it rearranges its KV heads after caching")
         if self.scorer is not None:
             self.scorer.see_queries(query, step.positions(query.device), scoring)
             if not self._direct and (not step.decoding or self.scorer.is_due(self.seen)):
@@ -593,12 +622,16 @@ class SqueezeLayer(CacheLayerMixin):
         if self._settled:  # seen to in the prompt
             return
         if self._attended or score_heads not in (1, key.shape[1]):
-            raise UnsupportedModelError(
-                f"policy {self.policy.name!r} cannot gather this model's attention: "
-                + ("it attends twice in a layer" if self._attended else "it rearranges its KV heads after caching")
-                + '; use "streaming_llm" or "sliding_window"'
+            raise self._unscorable(
+                "it attends twice in a layer" if self._attended else "it rearranges its KV heads after caching"
             )
         self._attended = True
+
+    def _unscorable(self, why: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"policy {self.policy.name!r} cannot gather this model's attention: {why}; use "
+            '"streaming_llm" or "sliding_window" with budgets by layer, such as allocator="uniform"'
+        )
 
     def _sample(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring

@@ -52,6 +52,8 @@ class Step:
     """A decode step for a compiler: what follows from ``start`` is read from tensors (see static.py)."""
     final: Final | None = None
     """What is known of the prompt's end before it is reached; ``None``: not asked yet."""
+    asked: list[tuple[torch.Tensor, Any]] = field(default_factory=list)
+    """Masks that the model was handed in this pass, and what each stands for (hf/masks.py)."""
     handles: list[Any] = field(default_factory=list)
     """Hooks of this pass, removed at its end."""
     _positions: dict[torch.device, torch.Tensor] = field(default_factory=dict)
@@ -80,11 +82,41 @@ class Step:
 
 
 class _Active(threading.local):
-    """The step that this thread's model is in, if its cache is ours."""
+    """The step that this thread's model is in, if its cache is ours: the innermost, where forwards are nested."""
 
     step: Step | None = None
+    around: weakref.ref[SqueezeCache] | None = None
+    """The cache of ours that a forward around its decoder's was given, until the decoder's begins."""
+    asks: bool = False
+    """That cache was just asked for the sizes of a mask, so the mask made next is for it."""
+    windows: list[Any] | None = None
+    """Where masks that are asked for are noted, if anybody wants to know."""
     hidden: weakref.ref[torch.Tensor] | None = None
     """What the last compiled step gave, as long as somebody has it."""
 
 
 ACTIVE = _Active()
+
+
+class _Forwards(threading.local):
+    """This thread's forwards of attached decoders, the innermost last, each with its step if its cache is ours."""
+
+    def __init__(self) -> None:
+        self.stack: list[tuple[int, Step | None]] = []
+
+    def enter(self, decoder: object, step: Step | None) -> None:
+        self.stack.append((id(decoder), step))
+        ACTIVE.step = step
+
+    def leave(self, decoder: object) -> list[Step]:
+        """Forget this decoder's forward and all inside it; their steps, the innermost first."""
+        places = [place for place, (owner, _) in enumerate(self.stack) if owner == id(decoder)]
+        if not places:
+            return []
+        ended = [step for _, step in reversed(self.stack[places[-1] :]) if step is not None]
+        del self.stack[places[-1] :]
+        ACTIVE.step = self.stack[-1][1] if self.stack else None
+        return ended
+
+
+FORWARDS = _Forwards()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..errors import UnsupportedFeatureError
 from . import compat
 
 if TYPE_CHECKING:
@@ -42,6 +43,26 @@ def cache_name(model: nn.Module) -> str:
 def _cache_name(forward: Callable[..., Any]) -> str:
     names = inspect.signature(forward).parameters
     return next((name for name in compat.CACHE_NAMES if name in names), compat.generate_cache_name())
+
+
+def wants(decoder: nn.Module, kwargs: dict[str, Any], name: str) -> bool:
+    """Whether a forward with these arguments is to give an output that is named so."""
+    given = kwargs.get(name)
+    return bool(getattr(decoder.config, name, False) if given is None else given)
+
+
+def refuse_unsupported(decoder: nn.Module, kwargs: dict[str, Any]) -> None:
+    """:class:`UnsupportedFeatureError` for what a forward with a cache of ours cannot read or give."""
+    if kwargs.get("encoder_hidden_states") is not None:
+        raise UnsupportedFeatureError(
+            "encoder_hidden_states: a SqueezeCache holds a text's own keys and values, not those of another text or an "
+            "image; leave them out, or use the model's own cache"
+        )
+    if wants(decoder, kwargs, "output_attentions"):
+        raise UnsupportedFeatureError(
+            "output_attentions=True: a SqueezeCache never makes the whole matrix of attention, which has no place for "
+            "evicted tokens; read it from a forward with the model's own cache, or write a Signal, which sees it"
+        )
 
 
 def new_tokens(kwargs: dict[str, Any]) -> int:

@@ -15,23 +15,26 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..cache.step import ACTIVE, Step
+from ..cache.step import ACTIVE, FORWARDS, Step
 from ..errors import CacheStateError
-from .arguments import by_name, cache_of
+from .arguments import by_name, cache_of, refuse_unsupported
 from .falcon import FALCON_FAMILIES
 from .falcon import forward as falcon_forward
 from .front import put_before_head, put_in_front
 from .generation import FRONT_METHODS
 from .layout import Layout, inspect_model
+from .masks import padding_of
 from .observe import observe_hidden
 from .residual import ResidualSpot, find_spots
 from .shadow import scrub, shadow
 from .split import is_split
 from .switch import Switch, switch_implementation
+from .windows import windows_of
 
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
@@ -121,14 +124,16 @@ class Attachment:
                 switch.release()
             self._switches.clear()
             decoder = self.layout.decoder_ref()
-            if decoder is not None and _ATTACHMENTS.get(decoder) is self:
-                del _ATTACHMENTS[decoder]
+            if decoder is not None:
+                FORWARDS.leave(decoder)
+                if _ATTACHMENTS.get(decoder) is self:
+                    del _ATTACHMENTS[decoder]
 
     def install(self, model: nn.Module) -> None:
         """Put everything in place; what is there already stays as it is."""
         layout = self.layout
         if not self._undo:
-            scrub(model, (_begin_step, _end_step), set(_ATTACHMENTS) - {layout.decoder})
+            scrub(model, (_begin_step, _end_step, _begin_around, _end_around), set(_ATTACHMENTS) - {layout.decoder})
             if layout.config.model_type in FALCON_FAMILIES:
                 self._undo += [shadow(module, "forward", falcon_forward) for module in layout.attentions]
             else:
@@ -136,6 +141,11 @@ class Attachment:
             before = layout.decoder.register_forward_pre_hook(_begin_step, with_kwargs=True)
             after = layout.decoder.register_forward_hook(_end_step, always_call=True)
             self._undo += [before.remove, after.remove]
+            for around in (m for m in model.modules() if m is not layout.decoder and layout.decoder in m.modules()):
+                before = around.register_forward_pre_hook(_begin_around, with_kwargs=True)
+                after = around.register_forward_hook(_end_around, always_call=True)
+                self._undo += [before.remove, after.remove]
+            self.layout = replace(layout, windows=windows_of(layout))
         for owner in model.modules():
             if hasattr(type(owner), "_prepare_cache_for_generation") and owner not in self._shadowed:
                 self._undo += [shadow(owner, name, method) for name, method in FRONT_METHODS.items()]
@@ -145,30 +155,49 @@ class Attachment:
 # ------------------------------------------------------------------- forward
 
 
-def _begin_step(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _begin_around(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a module runs that the decoder is in: some prepare masks for it, which must be for our cache then."""
+    cache = cache_of(by_name(module, args, kwargs))
+    ACTIVE.around, ACTIVE.asks = None if cache is None else weakref.ref(cache), False
+
+
+def _end_around(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    ACTIVE.around, ACTIVE.asks = None, False
+
+
+def _begin_step(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Before the decoder runs: if its cache is ours, open a step."""
-    if ACTIVE.step is not None:  # an interrupted forward (Ctrl-C) that never reached its end
-        close_step(ACTIVE.step, failed=True)
-    kwargs = by_name(decoder, args, kwargs)
-    cache = cache_of(kwargs)
-    if cache is None:
-        return
-    if is_split(cache, kwargs):
-        return  # each of its pieces has a step
+    _end_around(decoder, args, None)
+    for step in FORWARDS.leave(decoder):  # an interrupted forward (Ctrl-C) that never reached its end
+        close_step(step, failed=True)
+    given = by_name(decoder, args, kwargs)
+    cache = cache_of(given)
+    if cache is None:  # what runs inside a layer of another model is none of that one's business
+        FORWARDS.enter(decoder, None)
+        return None
+    mask = given.get("attention_mask")
+    if (padding := padding_of(mask)) is not mask:
+        given = {**given, "attention_mask": padding}
+    changed = None if padding is mask else ((), given)
+    if is_split(cache, given):
+        return changed  # each of its pieces has a step
+    refuse_unsupported(decoder, given)
     attachment = cache._attachment
     attachment.check()
     spots = attachment.spots if cache.observes_hidden else ()
-    step = cache._begin(decoder, kwargs)
+    step = cache._begin(decoder, given)
     attachment.open_steps.append(step)
     if step.observe and spots:
         step.handles = observe_hidden(step, cache.signal, attachment.layout, spots)
-    ACTIVE.step = step
+    FORWARDS.enter(decoder, step)
+    return changed
 
 
 def _end_step(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    step = ACTIVE.step
-    if step is not None:
-        close_step(step, failed=output is None)
+    """After the decoder has run, or failed; what is still open inside it was interrupted."""
+    for step in FORWARDS.leave(decoder):
+        own = step.cache._attachment.layout.decoder_ref() is decoder
+        close_step(step, failed=output is None or not own)
 
 
 def close_step(step: Step, *, failed: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 from transformers.generation.utils import GenerationMixin
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from ..errors import UnsupportedFeatureError, UnsupportedModelError
@@ -96,6 +96,23 @@ def mask_function(name: str) -> Callable[..., Any]:
 
 def has_mask_function(name: str) -> bool:
     return name in ALL_MASK_ATTENTION_FUNCTIONS
+
+
+def is_plain_causal(pattern: Any) -> bool:
+    """Whether a mask's pattern is causal order and nothing else."""
+    return pattern is causal_mask_function
+
+
+def is_builtin(name: str) -> bool:
+    """Whether attention and masks of this name are what transformers itself computes, not what a user registered."""
+    tables: tuple[Any, ...] = (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS)
+    return all(_is_of_transformers(table[name]) for table in tables if name in table)
+
+
+def _is_of_transformers(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__module__", "")).partition(".")[0] == "transformers"
 
 
 def register(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:

@@ -18,6 +18,7 @@ from ..cache.layer import Native
 from ..cache.step import ACTIVE, Step
 from ..errors import UnsupportedFeatureError, UnsupportedModelError
 from . import compat
+from .masks import asked_of, check_mask, stand_in, window_of
 
 PREFIX = "squeeze_"
 
@@ -28,6 +29,8 @@ _HARMLESS = frozenset({
     "layer_past", "head_mask", "position_embeddings", "token_type_ids", "labels", "cu_seq_lens_q", "cu_seq_lens_k",
     "max_length_q", "max_length_k",
 })  # fmt: skip
+#: Implementations whose masks are no tensors of queries and keys.
+_WITHOUT_TENSORS = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 #: Implementations that compute plain causal attention when they are given no mask.
 _NATIVE = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
@@ -41,6 +44,11 @@ def implementation_name(own: str) -> str:
         raise UnsupportedModelError(
             f"the model's attention implementation {own!r} builds no mask this library knows; load the model with "
             'attn_implementation="sdpa" or "eager"'
+        )
+    if not compat.is_builtin(own):
+        raise UnsupportedModelError(
+            f"the model's attention implementation {own!r} is a function that was registered by hand, which a "
+            'SqueezeCache would not call; choose another: model.set_attn_implementation("sdpa")'
         )
     compat.register(name, _attention(own), _mask(own))
     return name
@@ -64,6 +72,8 @@ def _attention(own: str) -> Callable[..., Any]:
             )
         if dropout:
             raise UnsupportedFeatureError("attention dropout is on: call model.eval() before using a SqueezeCache")
+        layer = step.cache.layers[module.layer_idx]  # type: ignore[index]
+        check_mask(step, module, layer, attention_mask, eager=own == "eager", masked=own not in _WITHOUT_TENSORS)
         native: Native | None = None
         if own in _NATIVE:
 
@@ -86,13 +96,23 @@ def _own_function(own: str, module: torch.nn.Module) -> Callable[..., Any]:
 
 def _mask(own: str) -> Callable[..., Any]:
     def squeeze_mask(*args: Any, **kwargs: Any) -> Any:
-        if ACTIVE.step is None:
+        step = ACTIVE.step
+        if step is not None and step.decoding and not kwargs.get("use_vmap"):
+            return None  # the prompt has shown which layer has which
+        asks = step is not None
+        if step is None:
+            asks, ACTIVE.asks = ACTIVE.asks, False  # a forward around the decoder's prepares masks for our cache
+            if ACTIVE.windows is not None:  # somebody wants to know what the model asks for
+                ACTIVE.windows.append(window_of(kwargs))
+        mask = stand_in(kwargs, eager=own == "eager") if asks else None
+        if mask is None:
             return compat.mask_function(own)(*args, **kwargs)
-        if kwargs.get("use_vmap"):
-            raise UnsupportedModelError(
-                "this model adds its own pattern to the causal mask, which a compacted cache cannot follow"
-            )
-        return None  # the cache decides by positions what is visible
+        if step is None:
+            return mask
+        if own in _WITHOUT_TENSORS:
+            return None
+        step.asked.append((mask, asked_of(mask)))
+        return mask
 
     return squeeze_mask
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -69,37 +70,50 @@ def inspect_model(model: nn.Module) -> Layout:
         )
     windows = _windows(text, name)
     decoder, layers, attentions = _find_decoder(model, len(windows), name)
+    if not {"input_ids", "inputs_embeds"} & set(inspect.signature(type(decoder).forward).parameters):
+        raise UnsupportedModelError(
+            f"{name} runs its layers in {type(decoder).__name__}, which is not given text, so it cannot be told what "
+            "of it is a prompt; not supported"
+        )
+    if crossing := [index for index, attention in enumerate(attentions) if "Cross" in type(attention).__name__]:
+        raise UnsupportedModelError(
+            f"{name} has layers that attend to an image or another text instead of the tokens before "
+            f"({', '.join(map(str, crossing))}); their keys and values are no cache of the text, not supported"
+        )
     if all(getattr(attention, "is_causal", True) is False for attention in attentions):
         raise UnsupportedModelError(f"{name} is an encoder: its attention is not causal, so it has no cache to squeeze")
-    owner = next(m for m in model.modules() if hasattr(m, "config") and _contains(m, decoder))
     if family in FALCON_FAMILIES:
         check_falcon(text, name)
-    elif not compat.uses_interface(_pretrained(model, owner)):
+    elif not compat.uses_interface(_pretrained(model, decoder)):
         raise UnsupportedModelError(
             f"{name} ({family}) computes attention itself instead of through transformers' AttentionInterface, "
             "so it cannot be carried exactly; supported families: `squeeze models`"
         )
-    heads, width = kv_shape(text)
+    shapes = dict.fromkeys(kv_shape(text, layer) for layer in range(len(layers)))
     return Layout(
         decoder_ref=weakref.ref(decoder),
         layer_refs=tuple(map(weakref.ref, layers)),
         attention_refs=tuple(map(weakref.ref, attentions)),
         windows=windows,
         config=text,
-        fingerprint=f"{family}-{len(layers)}x{heads}x{width}",
+        fingerprint=f"{family}-{len(layers)}x" + "+".join(f"{heads}x{width}" for heads, width in shapes),
     )
 
 
-def kv_shape(text: Any) -> tuple[int, int]:
-    """KV heads and width of a head, as a text decoder's config names them."""
+def kv_shape(text: Any, layer: int | None = None) -> tuple[int, int]:
+    """KV heads and width of a head, as a text decoder's config names them; of one layer, where they differ."""
+    own = getattr(text, "per_layer_config", None)
+    if own is not None and layer is not None:
+        text = own[layer]
     heads: Any = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
     width = getattr(text, "head_dim", None) or text.hidden_size // max(1, text.num_attention_heads)
     return int(heads), int(width)
 
 
-def _pretrained(model: nn.Module, fallback: nn.Module) -> nn.Module:
-    """The transformers model itself, inside whatever wraps it (PEFT, ...)."""
-    return next((m for m in model.modules() if hasattr(type(m), "_can_set_attn_implementation")), fallback)
+def _pretrained(model: nn.Module, decoder: nn.Module) -> nn.Module:
+    """The innermost transformers model with the decoder in it: others around it may have attention of other kinds."""
+    around = [m for m in model.modules() if hasattr(type(m), "_can_set_attn_implementation") and _contains(m, decoder)]
+    return around[-1] if around else decoder
 
 
 def _contains(module: nn.Module, part: nn.Module) -> bool:
@@ -108,7 +122,8 @@ def _contains(module: nn.Module, part: nn.Module) -> bool:
 
 def _windows(config: Any, name: str) -> tuple[int | None, ...]:
     """Native window of each layer from the config; refuses layers that are not causal attention."""
-    count = int(config.num_hidden_layers)
+    # Where a config is that of an encoder and a decoder, its layers are the encoder's.
+    count = int(getattr(config, "decoder_layers", None) or config.num_hidden_layers)
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:
         window = None

@@ -53,7 +53,7 @@ def parts_for(policy: EvictionPolicy, layout: Layout) -> list[Parts]:
         )
     found = []
     for index, attention in enumerate(layout.attentions):
-        output = find_output(policy.name, attention, layout.config) if policy.weighs_values else None
+        output = find_output(policy.name, attention, layout.config, index) if policy.weighs_values else None
         turning = None
         if policy.foresees_queries:
             turning = Turning.build(policy.name, layout.decoder, attention, index, layout.config)
@@ -61,10 +61,10 @@ def parts_for(policy: EvictionPolicy, layout: Layout) -> list[Parts]:
     return found
 
 
-def find_output(policy: str, attention: nn.Module, config: Any) -> OutputProjection:
+def find_output(policy: str, attention: nn.Module, config: Any, layer: int | None = None) -> OutputProjection:
     """The projection of all heads' outputs; raises :class:`UnsupportedModelError` where it cannot be read."""
     family = type(attention).__name__
-    width = int(config.num_attention_heads) * kv_shape(config)[1]
+    width = int(config.num_attention_heads) * kv_shape(config, layer)[1]
     for name in _OUTPUTS:
         module = getattr(attention, name, None)
         weight = getattr(module, "weight", None)

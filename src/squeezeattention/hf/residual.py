@@ -118,6 +118,9 @@ def _spot(record: dict[str, Any], index: int, layout: Layout) -> ResidualSpot:
     before, attention = record.get("input"), record.get("attention")
     if before is None or attention is None:
         raise UnsupportedModelError(f"layer {index} of {type(layout.decoder).__name__} did not run when probed")
+    if attention.numel() != before.numel():  # several streams side by side, as in Gemma 3n
+        raise _not_found(index, layout)
+    attention = attention.reshape(before.shape)
     tolerance = 1e-4 if _is_single(layout.layers[index]) else 2e-2
     branches = [attention]  # what may have been added to the stream: attention, or a norm of it
     for child in record["children"]:
@@ -127,15 +130,20 @@ def _spot(record: dict[str, Any], index: int, layout: Layout) -> ResidualSpot:
                 scale = (moved * branch).sum() / branch.square().sum().clamp(min=1e-30)
                 if scale > 0 and (moved - scale * branch).norm() <= tolerance * child.given.norm():
                     return ResidualSpot(child.name)
-        if child.output.shape == attention.shape:
-            branches.append(child.output)
+        if child.output.numel() == before.numel():
+            branches.append(child.output.reshape(before.shape))
     scale = _parallel_scale(before, attention, branches[1:], record.get("output"), tolerance)
     if scale is None:
-        raise UnsupportedModelError(
-            f"layer {index} of {type(layout.decoder).__name__}: attention could not be found in the residual "
-            'stream, so the signal has nothing to measure; use allocator="uniform" or fixed budgets'
-        )
+        raise _not_found(index, layout)
     return ResidualSpot(None, scale)
+
+
+def _not_found(index: int, layout: Layout) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"layer {index} of {type(layout.decoder).__name__}: attention could not be found in the residual stream, so a "
+        'signal that looks at this stream ("cosine") has nothing to measure; use an allocator that measures something '
+        'else or nothing, such as "probe", "uniform" or fixed budgets'
+    )
 
 
 def _is_single(layer: nn.Module) -> bool:
@@ -151,8 +159,9 @@ def _parallel_scale(
     tolerance: float,
 ) -> float | None:
     """``s`` in output = before + s * attention + t * other (the MLP) for some ``other``; None if no fit."""
-    if output is None:
+    if output is None or output.numel() != before.numel():
         return None
+    output = output.reshape(before.shape)
     moved = (output - before).flatten()
     for other in others:
         basis = torch.stack([attention.flatten(), other.flatten()], dim=1)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UnsupportedFeatureError
-from .arguments import new_tokens
+from .arguments import new_tokens, refuse_unsupported, wants
 
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
@@ -31,9 +31,9 @@ def split_forward(decoder: nn.Module, cache: SqueezeCache, given: dict[str, Any]
 
     Raises :class:`UnsupportedFeatureError` for outputs that cannot be put together.
     """
-    for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
-        wanted = given.get(name)
-        if wanted if wanted is not None else getattr(decoder.config, name, False):
+    refuse_unsupported(decoder, given)
+    for name in ("output_hidden_states", "output_router_logits"):
+        if wants(decoder, given, name):
             raise UnsupportedFeatureError(f'{name}=True does not go with prefill="bounded", which reads in pieces')
     with cache._reading_pieces(given.get("attention_mask"), new_tokens(given)):
         outputs = [decoder(**piece) for piece in _pieces(given, cache.chunk_size, cache.get_seq_length())]

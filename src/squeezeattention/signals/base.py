@@ -76,6 +76,10 @@ class Signal(ABC):
     def select_rows(self, rows: torch.Tensor) -> None:  # noqa: B027 (optional)
         """The batch now consists of these rows (int64, with repeats), for signals that keep something per row."""
 
+    def end_turn(self) -> None:  # noqa: B027 (optional)
+        """The prompt is over, and :meth:`values` has been asked for the last time: what comes is another turn. Of a
+        prompt that is read in pieces values are asked for after each."""
+
     @abstractmethod
     def values(self) -> list[list[float]]:
         """For each row of the batch one number per layer, over all its prompt tokens seen. Higher = the layer matters

@@ -45,7 +45,7 @@ class LastQueries(Signal):
     A prompt in chunks gives what it gives whole. Which queries are the last is known at the end only, so each
     chunk's last queries are kept ([B, Hq, window, D] a layer) and looked at again, with the keys that came in
     between, when the next chunk has fewer than ``window`` tokens of its own; the latest measurement stands.
-    :meth:`values` ends the prompt and drops what was kept: a later turn is judged by its own last queries.
+    :meth:`end_turn` drops what was kept: a later turn is judged by its own last queries.
     A window that is no whole number of at least 1 is a :class:`ConfigError`.
     """
 
@@ -91,6 +91,7 @@ class LastQueries(Signal):
         if not measured or len(measured) < len(self._measured):
             missing = [layer for layer, found in enumerate(self._measured) if found is None]
             raise CacheStateError(f"no attention was seen in layers {missing}: they did not run")
-        found = self.combine(measured)
-        self.start(len(measured))
-        return found
+        return self.combine(measured)
+
+    def end_turn(self) -> None:
+        self.start(len(self._measured))

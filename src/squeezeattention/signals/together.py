@@ -56,5 +56,9 @@ class Together(Signal):
         for signal in self._parts:
             signal.select_rows(rows)
 
+    def end_turn(self) -> None:
+        for signal in self._parts:
+            signal.end_turn()
+
     def values(self) -> list[list[float]]:
         return self._parts[0].values()
