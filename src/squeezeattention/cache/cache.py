@@ -46,7 +46,7 @@ from .options import (
     checked_tokens,
     policy_with,
 )
-from .planning import Planner
+from .planning import ENDLESS, Planner
 from .static import StaticDecode
 from .step import Final, Step
 
@@ -67,7 +67,7 @@ class SqueezeCache(Cache):
         model: a decoder-only transformers model. It is attached to while caches of it are alive; any other
             cache on it works as before.
         budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of each row's own; 1.0
-            holds the answer too, where ``generate`` or ``new_tokens`` tell its length); text such as "512MiB" = bytes
+            holds the whole text, answers included); text such as "512MiB" = bytes
             of keys and values per sequence. ``None`` is a share of 0.2.
         policy: which tokens stay: "echo" (the default), "h2o", "streaming_llm", "sliding_window", those of other papers
             (``squeezeattention.POLICIES``), or an :class:`EvictionPolicy`.
@@ -184,6 +184,11 @@ class SqueezeCache(Cache):
     def _is_fixed(self) -> bool:
         return not self.allocator.needs_signal and self.allocator.name == "fixed"
 
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether nothing is ever evicted, however long the text gets."""
+        return self._budget.is_whole and not self._is_fixed
+
     def _clear(self) -> None:
         for layer in self.layers:
             layer.clear()
@@ -235,7 +240,15 @@ class SqueezeCache(Cache):
     def plans(self) -> list[BudgetPlan]:
         """Each row's plan, which is the one that it would have alone; empty before the first prompt."""
         self.compact()
-        return self._plans * self._rows if len(self._plans) == 1 else list(self._plans)
+        plans = self._plans
+        if self._keeps_all and plans:
+            rows = max(len(plans), len(self._next))
+            held = self._next * rows if len(self._next) == 1 else self._next
+            plans = [
+                self._planner.grown(plan, tokens)
+                for plan, tokens in zip(plans * rows if len(plans) == 1 else plans, held, strict=True)
+            ]
+        return plans * self._rows if len(plans) == 1 else list(plans)
 
     def lengths(self) -> list[int]:
         """Tokens that each layer holds now (of the longest row and KV head)."""
@@ -272,6 +285,9 @@ class SqueezeCache(Cache):
     def memory(self) -> MemoryReport:
         """Bytes held, at peak, and of a full cache; measured from the storages."""
         self.compact()
+        for layer in self.layers:  # room for tokens that may never come would count as theirs
+            layer.store.trim()
+            self._held[layer.index] = layer.store.kv_bytes()
         return MemoryReport(tuple(layer.memory(self._rows) for layer in self.layers), self._peak)
 
     # -------------------------------------------------------------- lifecycle
@@ -381,7 +397,9 @@ class SqueezeCache(Cache):
     ) -> None:
         rows, heads = layer.store.shape
         budget: int | list[tuple[int, ...]]
-        if len(plans) == 1 and plans[0].head_budgets is None:
+        if self._keeps_all:
+            budget = ENDLESS
+        elif len(plans) == 1 and plans[0].head_budgets is None:
             budget = plans[0].budgets[layer.index]
         else:
             each = [plan.heads(layer.index, heads) for plan in plans]
@@ -646,7 +664,8 @@ class SqueezeCache(Cache):
             given=given if not decoding and self._wants_replay else None,
         )  # fmt: skip
         if decoding and self.compile:
-            self._static.enter(step, self.layers)
+            # The last token that ``generate`` writes is never read.
+            self._static.enter(step, self.layers, None if self._expected is None else self._expected - 1)
             for layer in self.layers:
                 self._note_bytes(layer)
         return step

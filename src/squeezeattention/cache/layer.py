@@ -291,16 +291,19 @@ class SqueezeLayer(CacheLayerMixin):
         store.insert(slots, keys, values, new, self._score_of_new(keys, values, positions))
         self._place_sinks()
 
-    def settle(self, rows: int) -> None:
-        """Make all columns of the budget now, empty where there is no token yet, for compiled steps of so many rows."""
+    def settle(self, rows: int, room: int | None) -> None:
+        """Make all columns that tokens will lie in now, empty where there is none yet, for compiled steps of so many
+        rows; ``room``: tokens of a row, if there will be no more than that."""
         if isinstance(self.store, RaggedStore):
             self.store.settle()
             self._settled = True
             return
-        if self._settled or self.store.keys is None:
+        columns = self._require_budget() if room is None else min(self._require_budget(), room)
+        if self.store.keys is None or (self._settled and self.store.capacity >= columns):
             return
-        self._had_holes, self._may_have_holes, self._lossy = self._may_have_holes, True, True
-        self.store.settle(self._require_budget(), rows)
+        if not self._settled:
+            self._had_holes, self._may_have_holes, self._lossy = self._may_have_holes, True, True
+        self.store.settle(columns, rows)
         self._settled = True
 
     def note_full(self, step: Step) -> None:

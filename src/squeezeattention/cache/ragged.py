@@ -259,6 +259,9 @@ class RaggedStore:
             slots = torch.tensor([run.run.units * run.room for run in self.runs], device=self.units.device)
             self.recent = counts.repeat_interleave(slots, output_size=self.units.slots)
 
+    def trim(self) -> None:
+        """Nothing: the slots of the budget are there from the cut on."""
+
     def settle(self) -> None:
         """From now on a compiler sees the buffers, and a CUDA graph reads and writes them in place."""
         _ = self.units.of_slot, self.units.padded  # made now, not while steps are traced
