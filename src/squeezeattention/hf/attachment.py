@@ -32,6 +32,7 @@ from .residual import ResidualSpot, find_spots
 from .shadow import scrub, shadow
 from .split import is_split
 from .switch import Switch, switch_implementation
+from .untouched import hooked
 
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
@@ -135,7 +136,7 @@ class Attachment:
                 self._switches = switch_implementation(model)
             before = layout.decoder.register_forward_pre_hook(_begin_step, with_kwargs=True)
             after = layout.decoder.register_forward_hook(_end_step, always_call=True)
-            self._undo += [before.remove, after.remove]
+            self._undo += [hooked(layout.decoder, handle) for handle in (before, after)]
         for owner in model.modules():
             if hasattr(type(owner), "_prepare_cache_for_generation") and owner not in self._shadowed:
                 self._undo += [shadow(owner, name, method) for name, method in FRONT_METHODS.items()]
