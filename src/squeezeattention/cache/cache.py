@@ -210,6 +210,8 @@ class SqueezeCache(Cache):
         self._trimmed = 0  # leading layers that were cut while the prompt's last piece was still being read
         self._decided = 0  # ... to the plan's own budgets
         self._rows = 0
+        self._inference = False  # something was written under torch.inference_mode()
+        self._precision: tuple[object, ...] = ()  # of the last forward
         self._static = StaticDecode()
         self._replayed: Replayed | None = None  # what the forward under way repeats, if it does
         self._reading: list[torch.Tensor] = []  # what was given since the last cut, if it is to be repeated
@@ -285,6 +287,7 @@ class SqueezeCache(Cache):
     def memory(self) -> MemoryReport:
         """Bytes held, at peak, and of a full cache; measured from the storages."""
         self.compact()
+        self._leave_inference_mode()
         for layer in self.layers:  # room for tokens that may never come would count as theirs
             layer.store.trim()
             self._held[layer.index] = layer.store.kv_bytes()
@@ -296,6 +299,7 @@ class SqueezeCache(Cache):
         """End the prompt that is being read, if any: plan it and cut every layer to its budget."""
         if not self._open or self._in_prefill or self._failed:
             return
+        self._leave_inference_mode()
         if not self._is_cut:
             self._cut(self._next)
         elif self._cramped:
@@ -504,11 +508,22 @@ class SqueezeCache(Cache):
         """An independent cache with the same content, for example to answer several questions on one context."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        shared = {"_attachment", "_release", "_planner", "policy", "allocator", "_plans"}
-        for name, value in self.__dict__.items():
-            twin.__dict__[name] = value if name in shared else copy.deepcopy(value, memo)
+        twin.__dict__.update(self._content(memo))
         twin._lease(self._attachment.model)
         return twin
+
+    def _content(self, memo: dict[int, Any]) -> dict[str, Any]:
+        """A copy of everything that a forward may change; the rest as it is."""
+        shared = {"_attachment", "_release", "_planner", "policy", "allocator", "_plans"}
+        return {name: value if name in shared else copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
+
+    def _leave_inference_mode(self) -> None:
+        """Outside of ``torch.inference_mode()``, what was made under it can be read but not written: copy it once."""
+        if torch.is_inference_mode_enabled():
+            self._inference = True
+        elif self._inference:
+            self._inference = False
+            self.__dict__.update(self._content({id(self): self}))
 
     def twin(
         self,
@@ -640,6 +655,7 @@ class SqueezeCache(Cache):
             raise InputError(
                 f"this cache holds a batch of {self._rows}, but {rows} rows were given; call cache.reset()"
             )
+        self._leave_inference_mode()
         single = length == 1 and self.get_seq_length() > 0 and not self._in_prefill
         given_mask = read_mask(
             arguments.get("attention_mask"), rows, length, self.get_seq_length(), self._columns,
@@ -663,12 +679,22 @@ class SqueezeCache(Cache):
             columns=self.get_seq_length() + length,
             given=given if not decoding and self._wants_replay else None,
         )  # fmt: skip
-        if decoding and self.compile:
+        precision = self._precision_of(decoder, given.device.type)
+        as_before, self._precision = precision == self._precision, precision
+        if decoding and self.compile and not as_before:  # buffers may change their dtypes
+            self._static.clear()
+        elif decoding and self.compile:
             # The last token that ``generate`` writes is never read.
             self._static.enter(step, self.layers, None if self._expected is None else self._expected - 1)
             for layer in self.layers:
                 self._note_bytes(layer)
         return step
+
+    @staticmethod
+    def _precision_of(decoder: nn.Module, device: str) -> tuple[object, ...]:
+        """What the dtype of new keys and values follows from."""
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return autocast, next((parameter.dtype for parameter in decoder.parameters()), None)
 
     def _hide(self, before: torch.Tensor) -> None:
         """Drop what a mask of the columns read before, bool ``[rows, columns]``, hides from now on."""
@@ -746,6 +772,7 @@ class SqueezeCache(Cache):
 
     def _select(self, rows: torch.Tensor) -> None:
         self._text = None
+        self._leave_inference_mode()
         for layer in self.layers:
             layer.select_rows(rows)
         self.signal.select_rows(rows)

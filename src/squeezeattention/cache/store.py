@@ -219,6 +219,12 @@ class LayerStore:
             self.scores = pad(self.scores[..., : self.used], (0, extra))
         return True
 
+    def in_dtypes(self, keys: torch.dtype, values: torch.dtype) -> LayerStore:
+        """This store with keys and values of these dtypes."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.to(keys), self.values.to(values)
+        return self
+
     def trim(self) -> None:
         """Give spare room back."""
         if self.used < self.capacity:
