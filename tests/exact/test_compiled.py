@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from squeezeattention import POLICIES, SqueezeCache, squeeze
 from squeezeattention.errors import CompileWarning, ConfigError, UnsupportedFeatureError
@@ -220,3 +221,25 @@ def test_mistakes(model):
         SqueezeCache(model, compile="yes")
     with pytest.raises(ConfigError, match="sinks"):
         SqueezeCache(model, policy="streaming_llm", positions="cache", compile=True)
+
+
+@pytest.mark.parametrize("policy", ["h2o", "streaming_llm"])
+@pytest.mark.parametrize("budget", [90, 1.0])
+def test_a_text_that_outlives_what_was_foreseen(model, policy, budget, graphs):
+    """Columns for the answer that ``generate`` may give, and more of them when the text goes on."""
+    ids = torch.arange(3, 43)[None]
+    want, cache = DynamicCache(config=model.config), SqueezeCache(model, budget, policy, compile=True)
+    text = {}
+    for each in (want, cache):
+        text[each] = model.generate(
+            ids, past_key_values=each, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0
+        )
+    assert text[cache].tolist() == text[want].tolist()
+    assert cache.memory().bytes == cache.memory().full_bytes
+    with torch.no_grad():
+        for token in range(7, 30):
+            step = {"input_ids": torch.tensor([[token]]), "use_cache": True}
+            expected, got = (model(**step, past_key_values=each).logits for each in (want, cache))
+            torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
+    assert cache.lengths() == [68] * 2
+    assert len(graphs) == 2

@@ -606,7 +606,7 @@ def test_positions_of_the_cache_in_one_layer(family, rows):
 
 
 @pytest.mark.parametrize(
-    "options", [{"allocator": [13]}, {"budget": 0.4}, {"budget": 1.0}], ids=["fixed", "share", "whole"]
+    "options", [{"allocator": [13]}, {"budget": 0.4}, {"budget": 0.9}], ids=["fixed", "share", "most"]
 )
 def test_positions_of_the_cache_after_another_turn(options):
     """Also where the second turn's budget is larger than what the first one left."""

@@ -46,7 +46,7 @@ from .options import (
     checked_tokens,
     policy_with,
 )
-from .planning import Planner
+from .planning import ENDLESS, Planner
 from .static import StaticDecode
 from .step import Final, Step
 
@@ -67,7 +67,7 @@ class SqueezeCache(Cache):
         model: a decoder-only transformers model. It is attached to while caches of it are alive; any other
             cache on it works as before.
         budget: int = tokens per layer on average; float in (0, 1] = share of the prompt (of each row's own; 1.0
-            holds the answer too, where ``generate`` or ``new_tokens`` tell its length); text such as "512MiB" = bytes
+            holds the whole text, answers included); text such as "512MiB" = bytes
             of keys and values per sequence. ``None`` is a share of 0.2.
         policy: which tokens stay: "echo" (the default), "h2o", "streaming_llm", "sliding_window", those of other papers
             (``squeezeattention.POLICIES``), or an :class:`EvictionPolicy`.
@@ -186,6 +186,11 @@ class SqueezeCache(Cache):
     def _is_fixed(self) -> bool:
         return not self.allocator.needs_signal and self.allocator.name == "fixed"
 
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether nothing is ever evicted, however long the text gets."""
+        return self._budget.is_whole and not self._is_fixed
+
     def _clear(self) -> None:
         for layer in self.layers:
             layer.clear()
@@ -207,6 +212,8 @@ class SqueezeCache(Cache):
         self._trimmed = 0  # leading layers that were cut while the prompt's last piece was still being read
         self._decided = 0  # ... to the plan's own budgets
         self._rows = 0
+        self._inference = False  # something was written under torch.inference_mode()
+        self._precision: tuple[object, ...] = ()  # of the last forward
         self._static = StaticDecode()
         self._replayed: Replayed | None = None  # what the forward under way repeats, if it does
         self._reading: list[torch.Tensor] = []  # what was given since the last cut, if it is to be repeated
@@ -237,7 +244,15 @@ class SqueezeCache(Cache):
     def plans(self) -> list[BudgetPlan]:
         """Each row's plan, which is the one that it would have alone; empty before the first prompt."""
         self.compact()
-        return self._plans * self._rows if len(self._plans) == 1 else list(self._plans)
+        plans = self._plans
+        if self._keeps_all and plans:
+            rows = max(len(plans), len(self._next))
+            held = self._next * rows if len(self._next) == 1 else self._next
+            plans = [
+                self._planner.grown(plan, tokens)
+                for plan, tokens in zip(plans * rows if len(plans) == 1 else plans, held, strict=True)
+            ]
+        return plans * self._rows if len(plans) == 1 else list(plans)
 
     def lengths(self) -> list[int]:
         """Tokens that each layer holds now (of the longest row and KV head)."""
@@ -274,6 +289,10 @@ class SqueezeCache(Cache):
     def memory(self) -> MemoryReport:
         """Bytes held, at peak, and of a full cache; measured from the storages."""
         self.compact()
+        self._leave_inference_mode()
+        for layer in self.layers:  # room for tokens that may never come would count as theirs
+            layer.store.trim()
+            self._held[layer.index] = layer.store.kv_bytes()
         return MemoryReport(tuple(layer.memory(self._rows) for layer in self.layers), self._peak)
 
     # -------------------------------------------------------------- lifecycle
@@ -282,6 +301,7 @@ class SqueezeCache(Cache):
         """End the prompt that is being read, if any: plan it and cut every layer to its budget."""
         if not self._open or self._in_prefill or self._failed:
             return
+        self._leave_inference_mode()
         if not self._is_cut:
             self._cut(self._next)
         elif self._cramped:
@@ -389,7 +409,9 @@ class SqueezeCache(Cache):
     ) -> None:
         rows, heads = layer.store.shape
         budget: int | list[tuple[int, ...]]
-        if len(plans) == 1 and plans[0].head_budgets is None:
+        if self._keeps_all:
+            budget = ENDLESS
+        elif len(plans) == 1 and plans[0].head_budgets is None:
             budget = plans[0].budgets[layer.index]
         else:
             each = [plan.heads(layer.index, heads) for plan in plans]
@@ -494,11 +516,22 @@ class SqueezeCache(Cache):
         """An independent cache with the same content, for example to answer several questions on one context."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        shared = {"_attachment", "_release", "_planner", "policy", "allocator", "_plans"}
-        for name, value in self.__dict__.items():
-            twin.__dict__[name] = value if name in shared else copy.deepcopy(value, memo)
+        twin.__dict__.update(self._content(memo))
         twin._lease(self._attachment.model)
         return twin
+
+    def _content(self, memo: dict[int, Any]) -> dict[str, Any]:
+        """A copy of everything that a forward may change; the rest as it is."""
+        shared = {"_attachment", "_release", "_planner", "policy", "allocator", "_plans"}
+        return {name: value if name in shared else copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
+
+    def _leave_inference_mode(self) -> None:
+        """Outside of ``torch.inference_mode()``, what was made under it can be read but not written: copy it once."""
+        if torch.is_inference_mode_enabled():
+            self._inference = True
+        elif self._inference:
+            self._inference = False
+            self.__dict__.update(self._content({id(self): self}))
 
     def twin(
         self,
@@ -630,6 +663,7 @@ class SqueezeCache(Cache):
             raise InputError(
                 f"this cache holds a batch of {self._rows}, but {rows} rows were given; call cache.reset()"
             )
+        self._leave_inference_mode()
         single = length == 1 and self.get_seq_length() > 0 and not self._in_prefill
         given_mask = read_mask(
             arguments.get("attention_mask"), rows, length, self.get_seq_length(), self._columns,
@@ -653,11 +687,22 @@ class SqueezeCache(Cache):
             columns=self.get_seq_length() + length,
             given=given if not decoding and self._wants_replay else None,
         )  # fmt: skip
-        if decoding and self.compile:
-            self._static.enter(step, self.layers)
+        precision = self._precision_of(decoder, given.device.type)
+        as_before, self._precision = precision == self._precision, precision
+        if decoding and self.compile and not as_before:  # buffers may change their dtypes
+            self._static.clear()
+        elif decoding and self.compile:
+            # The last token that ``generate`` writes is never read.
+            self._static.enter(step, self.layers, None if self._expected is None else self._expected - 1)
             for layer in self.layers:
                 self._note_bytes(layer)
         return step
+
+    @staticmethod
+    def _precision_of(decoder: nn.Module, device: str) -> tuple[object, ...]:
+        """What the dtype of new keys and values follows from."""
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return autocast, next((parameter.dtype for parameter in decoder.parameters()), None)
 
     def _hide(self, before: torch.Tensor) -> None:
         """Drop what a mask of the columns read before, bool ``[rows, columns]``, hides from now on."""
@@ -735,6 +780,7 @@ class SqueezeCache(Cache):
 
     def _select(self, rows: torch.Tensor) -> None:
         self._text = None
+        self._leave_inference_mode()
         for layer in self.layers:
             layer.select_rows(rows)
         self.signal.select_rows(rows)

@@ -88,12 +88,14 @@ class SqueezeLayer(CacheLayerMixin):
         self._direct = True  # the model attends to the very tensors that it is handed
         self.tells_heads_apart = True  # its attention's KV heads are those that are cached
         self.scorer = TokenScorer(self.policy, self.window, self.parts) if isinstance(self.policy, Scored) else None
+        self._drops_gradients = False  # what a gradient would flow through was stored without its graph
         self.is_initialized = False
 
     # -------------------------------------------------- called by transformers
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
+        self.dtypes = key_states.dtype, value_states.dtype
         self.is_initialized = True
 
     @property
@@ -132,8 +134,12 @@ class SqueezeLayer(CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if key_states.requires_grad or value_states.requires_grad:
+            self._drops_gradients = True
         if step.replayed is not None:
             return self._hand_over_replayed(key_states, value_states)
+        if self.dtypes != (key_states.dtype, value_states.dtype):
+            key_states, value_states = self._agree_on_dtypes(step, key_states, value_states)
         positions = step.positions(key_states.device)
         if step.static:  # what the host knows changes outside of the graph
             self._insert_static(key_states, value_states, positions)
@@ -151,6 +157,22 @@ class SqueezeLayer(CacheLayerMixin):
         if not step.decoding:
             self._handed = _identity(keys, values)
         return keys, values
+
+    def _agree_on_dtypes(
+        self, step: Step, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """New tokens and those that are held in the wider of their dtypes (autocast that begins or ends in the middle
+        of a text), as joining them would give."""
+        held = self.dtypes
+        wide = torch.promote_types(held[0], keys.dtype), torch.promote_types(held[1], values.dtype)
+        if wide != held and not step.static:
+            self.dtypes = wide
+            self.store = self.store.in_dtypes(*wide)
+            if self._sink_keys is not None:
+                self._sink_keys = self._sink_keys.to(wide[0])
+            self._settled, self._next_slot = False, None
+            step.cache._note_bytes(self)
+        return keys.to(self.dtypes[0]), values.to(self.dtypes[1])
 
     def _hand_over(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the model is to pass on to attention: see the class."""
@@ -317,16 +339,19 @@ class SqueezeLayer(CacheLayerMixin):
         store.insert(slots, keys, values, new, self._score_of_new(keys, values, positions))
         self._place_sinks()
 
-    def settle(self, rows: int) -> None:
-        """Make all columns of the budget now, empty where there is no token yet, for compiled steps of so many rows."""
+    def settle(self, rows: int, room: int | None) -> None:
+        """Make all columns that tokens will lie in now, empty where there is none yet, for compiled steps of so many
+        rows; ``room``: tokens of a row, if there will be no more than that."""
         if isinstance(self.store, RaggedStore):
             self.store.settle()
             self._settled = True
             return
-        if self._settled or self.store.keys is None:
+        columns = self._require_budget() if room is None else min(self._require_budget(), room)
+        if self.store.keys is None or (self._settled and self.store.capacity >= columns):
             return
-        self._had_holes, self._may_have_holes, self._lossy = self._may_have_holes, True, True
-        self.store.settle(self._require_budget(), rows)
+        if not self._settled:
+            self._had_holes, self._may_have_holes, self._lossy = self._may_have_holes, True, True
+        self.store.settle(columns, rows)
         self._settled = True
 
     def note_full(self, step: Step) -> None:
@@ -485,6 +510,25 @@ class SqueezeLayer(CacheLayerMixin):
         ``key`` and ``value`` are as the model made them of that (MLA expands its latents first).
         ``native`` computes plain causal attention of a fresh prompt, where the model's own kernel can.
         """
+        dtype = query.dtype
+        if dtype != key.dtype and not torch.is_autocast_enabled(
+            query.device.type
+        ):  # tokens held are wider than new ones
+            query = query.to(torch.promote_types(dtype, key.dtype))
+        out = self._attend(step, query, key, value, scoring, native)
+        if out.requires_grad and self._drops_gradients and not torch.compiler.is_compiling():
+            out.register_hook(refuse_gradient)
+        return out if query.dtype == dtype else out.to(dtype)
+
+    def _attend(
+        self,
+        step: Step,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scoring: Scoring,
+        native: Native | None,
+    ) -> torch.Tensor:
         store = self.store
         if step.replayed is not None:
             return self._attend_replayed(step.replayed, query, key, value, scoring)
@@ -582,6 +626,8 @@ class SqueezeLayer(CacheLayerMixin):
         else:
             held_key, key = key[:, :, : self.store.used], key[:, :, self.store.used :]
             held_value, value = value[:, :, : self.store.used], value[:, :, self.store.used :]
+        if not torch.is_autocast_enabled(query.device.type):  # as it may have been when the prompt was read
+            held_key, held_value = held_key.to(query.dtype), held_value.to(value.dtype)
         device = query.device
         positions, columns = replayed.positions.to(device), replayed.columns.to(device)
         pieces, heads = columns.shape[1], self.store.shape[1]
@@ -685,6 +731,14 @@ class SqueezeLayer(CacheLayerMixin):
             index_bytes=self.store.index_bytes() + storage_bytes(self._sink_keys) + scorer,
             full_bytes=rows * seen * self.store.bytes_per_token,
         )
+
+
+def refuse_gradient(gradient: torch.Tensor) -> None:
+    """A hook of what attention gave: part of the gradient is missing behind it."""
+    raise UnsupportedFeatureError(
+        "a backward pass through a SqueezeCache: keys and values are kept without their graph, so gradients would be "
+        "wrong. Compute the loss without this cache (use_cache=False), or run the forward under torch.no_grad()"
+    )
 
 
 def turn_sinks(

@@ -48,7 +48,8 @@ class MemoryReport:
     def saved(self) -> float:
         """Share of the full cache's bytes that is not held, 0 before the first prompt.
 
-        Below 0 while a text is shorter than its budget: room for the budget is made at once.
+        Below 0 while a text is shorter than its budget where room is made ahead: in compiled steps, and where
+        KV heads or rows keep different numbers of tokens.
         """
         return 1 - self.bytes / self.full_bytes if self.full_bytes else 0.0
 

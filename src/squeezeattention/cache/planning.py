@@ -12,7 +12,7 @@ from ..plan.fit import total_tokens as tokens_of_all
 from ..policies import EvictionPolicy
 
 #: More tokens than any cache holds, and few enough to compute with.
-_ENDLESS = 2**40
+ENDLESS = 2**40
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Planner:
 
     def base_tokens(self, prompt_tokens: int, bytes_per_token: Sequence[int], total_tokens: int | None = None) -> int:
         """What the budget means for a prompt: tokens per layer on average. Raises :class:`BudgetError`."""
-        base = min(self.budget.base_tokens(prompt_tokens, sum(bytes_per_token)), _ENDLESS)
+        base = min(self.budget.base_tokens(prompt_tokens, sum(bytes_per_token)), ENDLESS)
         floor = self.policy.minimum
         if self.budget.kind == "share":
-            whole = total_tokens if self.budget.value == 1 and total_tokens is not None else 0
+            whole = total_tokens if self.budget.is_whole and total_tokens is not None else 0
             return max(base, whole, self.min_tokens, floor)
         if base < floor:
             raise BudgetError(
@@ -84,6 +84,13 @@ class Planner:
             f"min_tokens={self.min_tokens}",
         )
 
+    def grown(self, plan: BudgetPlan, tokens: int) -> BudgetPlan:
+        """A plan that holds the whole text, once that has ``tokens`` and is longer than was foreseen."""
+        if tokens <= plan.base_budget:
+            return plan
+        caps = tuple(tokens if window is None else min(tokens, window) for window in self.windows)
+        return replace(plan, budgets=caps, caps=caps, base_budget=tokens).check()
+
     def most(self, *, prompt_tokens: int, total_tokens: int | None) -> list[int] | None:
         """The most tokens each layer could get in a plan for this prompt, whatever the signal says: all but the
         others' floors. ``None`` where that hangs on the sizes of layers that have read nothing yet."""
@@ -97,8 +104,8 @@ class Planner:
 
     def _caps(self, base: int, prompt_tokens: int, total_tokens: int | None) -> list[int]:
         """The most tokens that each layer can use."""
-        # Without word of how long the answer gets, a layer can use the prompt, or what was asked for if more.
-        most = max(prompt_tokens, total_tokens if total_tokens is not None else base)
+        # How long the answer gets is a guess: who asked for more than that is given what he asked for, in all layers.
+        most = max(prompt_tokens, base, 0 if total_tokens is None else total_tokens)
         return [most if window is None else min(most, window) for window in self.windows]
 
     def _within_bytes(self, attempt, base: int, floor: int, bytes_per_token: Sequence[int]) -> BudgetPlan:  # type: ignore[no-untyped-def]

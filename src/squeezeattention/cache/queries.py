@@ -32,6 +32,9 @@ class NewestQueries:
         if query.shape[2] > self._most:  # padding may lie between a row's tokens
             positions, newest = positions.topk(self._most, dim=1)
             query = query.gather(2, newest[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+        if query.dtype != self._queries.dtype:  # autocast has begun or ended
+            self._queries = self._queries.to(torch.promote_types(query.dtype, self._queries.dtype))
+            query = query.to(self._queries.dtype)
         column = torch.where(positions >= 0, positions % self._most, self._most)
         self._queries.scatter_(2, column[:, None, :, None].expand_as(query), query)
         self._positions.scatter_(1, column, positions)

@@ -93,11 +93,25 @@ class RaggedStore:
 
     def __deepcopy__(self, memo: dict[int, object]) -> RaggedStore:
         columns = (self.keys, self.values, self.positions, self.scores)
-        twin = RaggedStore(self.units, *(None if column is None else column.clone() for column in columns))  # type: ignore[arg-type]
+        units = self.units.outside_inference_mode()
+        twin = RaggedStore(units, *(None if column is None else column.clone() for column in columns))  # type: ignore[arg-type]
         twin.follow(self)
+        if units is not self.units:
+            twin.ring = None if self.ring is None else Ring(self.ring.leading, units)
+            twin.recent, twin.recent_of_unit = (
+                None if counts is None else counts.clone() for counts in (self.recent, self.recent_of_unit)
+            )
         for mine, theirs in zip(self.runs, twin.runs, strict=True):
             theirs.sink_keys = None if mine.sink_keys is None else mine.sink_keys.clone()
         memo[id(self)] = twin
+        return twin
+
+    def in_dtypes(self, keys: torch.dtype, values: torch.dtype) -> RaggedStore:
+        """A store of the same tokens with keys and values of these dtypes."""
+        twin = RaggedStore(self.units, self.keys.to(keys), self.values.to(values), self.positions, self.scores)
+        twin.follow(self)
+        for mine, theirs in zip(self.runs, twin.runs, strict=True):
+            theirs.sink_keys = None if mine.sink_keys is None else mine.sink_keys.to(keys)
         return twin
 
     def follow(self, other: RaggedStore) -> None:
@@ -258,6 +272,9 @@ class RaggedStore:
             self.recent_of_unit = self.units.by_unit(by_place)
             slots = torch.tensor([run.run.units * run.room for run in self.runs], device=self.units.device)
             self.recent = counts.repeat_interleave(slots, output_size=self.units.slots)
+
+    def trim(self) -> None:
+        """Nothing: the slots of the budget are there from the cut on."""
 
     def settle(self) -> None:
         """From now on a compiler sees the buffers, and a CUDA graph reads and writes them in place."""

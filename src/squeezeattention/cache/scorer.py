@@ -161,6 +161,7 @@ class TokenScorer:
         if self.newest is None or self._scoring is None:
             raise RuntimeError("no queries were kept")
         queries, at = self.newest.held
+        queries = queries.to(keys.dtype)
         visibility = Visibility(at, positions, self.window, fresh=False, ragged=True)
         found, total = probabilities_of(keys, visibility, self._scoring, queries, at)
         return found.unflatten(1, (heads, -1)), total.unflatten(1, (heads, -1))

@@ -219,6 +219,20 @@ class LayerStore:
             self.scores = pad(self.scores[..., : self.used], (0, extra))
         return True
 
+    def in_dtypes(self, keys: torch.dtype, values: torch.dtype) -> LayerStore:
+        """This store with keys and values of these dtypes."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.to(keys), self.values.to(values)
+        return self
+
+    def trim(self) -> None:
+        """Give spare room back."""
+        if self.used < self.capacity:
+            self.keys, self.values = (buffer.clone() for buffer in self.view())
+            self.positions, self.scores = self.used_positions().clone(), self.used_scores()
+            if self.scores is not None:
+                self.scores = self.scores.clone()
+
     def settle(self, columns: int, rows: int) -> None:
         """Make ``columns`` columns, all in use (holes where there is no token), with positions of their own for each
         of ``rows`` rows and, if scores tell heads apart, each head. From now on :meth:`insert` moves nothing."""

@@ -90,6 +90,13 @@ class Units:
     def __deepcopy__(self, memo: object) -> Units:
         return self
 
+    def outside_inference_mode(self) -> Units:
+        """Units like these that autograd may see: these, unless they were made under ``torch.inference_mode()``."""
+        if not self.order.is_inference() or torch.is_inference_mode_enabled():
+            return self
+        rows = [self.room[row * self.heads : (row + 1) * self.heads] for row in range(self.rows)]
+        return Units(rows, self.device)
+
     def by_place(self, of_unit: torch.Tensor) -> torch.Tensor:
         """What is given of each unit ``[U, ...]``, in the order in which they lie."""
         return of_unit if self.natural else of_unit.index_select(0, self.order)

@@ -34,6 +34,7 @@ from .residual import ResidualSpot, find_spots
 from .shadow import scrub, shadow
 from .split import is_split
 from .switch import Switch, switch_implementation
+from .untouched import hooked
 from .windows import windows_of
 
 if TYPE_CHECKING:
@@ -140,11 +141,11 @@ class Attachment:
                 self._switches = switch_implementation(model)
             before = layout.decoder.register_forward_pre_hook(_begin_step, with_kwargs=True)
             after = layout.decoder.register_forward_hook(_end_step, always_call=True)
-            self._undo += [before.remove, after.remove]
+            self._undo += [hooked(layout.decoder, handle) for handle in (before, after)]
             for around in (m for m in model.modules() if m is not layout.decoder and layout.decoder in m.modules()):
                 before = around.register_forward_pre_hook(_begin_around, with_kwargs=True)
                 after = around.register_forward_hook(_end_around, always_call=True)
-                self._undo += [before.remove, after.remove]
+                self._undo += [hooked(around, handle) for handle in (before, after)]
             self.layout = replace(layout, windows=windows_of(layout))
         for owner in model.modules():
             if hasattr(type(owner), "_prepare_cache_for_generation") and owner not in self._shadowed:

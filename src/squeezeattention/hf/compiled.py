@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..cache.layer import refuse_gradient
 from ..cache.step import ACTIVE
 from ..device import execution_device, out_of_memory
 from ..errors import CompileWarning
@@ -35,6 +36,8 @@ def compiled_forward(decoder: nn.Module, given: dict[str, Any], before: Callable
             try:
                 output = _compiled(decoder)(decoder, _steady(given))
                 ACTIVE.hidden = weakref.ref(output[0])
+                if output[0].requires_grad:  # keys and values that have just been stored had a graph, too
+                    output[0].register_hook(refuse_gradient)
                 return output
             except torch._dynamo.exc.TorchDynamoException as error:  # nothing has run: compiling comes first
                 if out_of_memory(error) or (error.__cause__ is not None and out_of_memory(error.__cause__)):

@@ -5,7 +5,6 @@ Everything else goes on to the forward that was there before.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from .arguments import by_name, cache_of
 from .compiled import compiled_forward, compiled_head
 from .shadow import shadow
 from .split import is_split, split_forward
+from .untouched import put
 
 #: Where a module keeps the forward that was put before its class's own (accelerate does that), while ours is in front.
 BEFORE = "_squeezeattention_forward"
@@ -24,14 +24,13 @@ BEFORE = "_squeezeattention_forward"
 def put_in_front(decoder: nn.Module) -> Callable[[], None]:
     """Let :func:`_route` take a decoder's calls; returns what undoes it."""
     before = decoder.__dict__.get("forward")
-    if before is not None:
-        decoder.__dict__[BEFORE] = before
-    undo_shadow, reference = shadow(decoder, "forward", _route), weakref.ref(decoder)
+    kept = None if before is None else put(decoder, BEFORE, before)
+    undo_shadow = shadow(decoder, "forward", _route)
 
     def undo() -> None:
         undo_shadow()
-        if (module := reference()) is not None:
-            module.__dict__.pop(BEFORE, None)
+        if kept is not None:
+            kept()
 
     return undo
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,28 +11,12 @@ from torch import nn
 from . import compat
 from .dispatch import PREFIX
 from .switch import is_switched
+from .untouched import put
 
 
 def shadow(owner: nn.Module, name: str, function: Callable[..., Any]) -> Callable[[], None]:
-    """Make ``owner.name(...)`` call ``function(owner, ...)``; returns what undoes it.
-
-    A bound method rather than a closure: a deep copy of the module is then bound to the copy.
-    """
-    before = owner.__dict__.get(name)
-    owner.__dict__[name] = types.MethodType(function, owner)
-
-    reference = weakref.ref(owner)
-
-    def undo() -> None:
-        module = reference()
-        if module is None:
-            return
-        if before is None:
-            module.__dict__.pop(name, None)
-        else:
-            module.__dict__[name] = before
-
-    return undo
+    """Make ``owner.name(...)`` call ``function(owner, ...)``; returns what undoes it."""
+    return put(owner, name, types.MethodType(function, owner))
 
 
 def scrub(model: nn.Module, hooks: tuple[Callable[..., Any], ...], attached: set[nn.Module]) -> None:

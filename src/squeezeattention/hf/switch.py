@@ -11,6 +11,7 @@ from torch import nn
 
 from . import compat
 from .dispatch import PREFIX, implementation_name
+from .untouched import StandIn
 
 _LIVE: dict[int, Switch] = {}
 
@@ -30,7 +31,7 @@ class Switch:
         if current is None or not current.startswith(PREFIX):
             wrapped = implementation_name(compat.implementation(self.config))
             self.own = current
-            compat.set_implementation(self.config, wrapped)
+            compat.set_implementation(self.config, StandIn(wrapped, current))  # copies have the model's own
 
     def release(self) -> None:
         self.users -= 1

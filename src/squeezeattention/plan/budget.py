@@ -114,6 +114,11 @@ class Budget:
             )
         return tokens
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the text, however long."""
+        return self.kind == "share" and self.value == 1
+
     def __str__(self) -> str:
         if self.kind == "tokens":
             return f"{self.value} token{'s' if self.value != 1 else ''} per layer"
