@@ -2,6 +2,9 @@
 
 Evaluations that are complete are left as they are, one that was stopped goes on. ``--only NAME`` runs some of them,
 ``--model`` other models (each into folders of its own), ``--list`` shows the commands.
+
+``--model smollm2 --texts FOLDER`` is the grid on a real model: prose of four novels, plain text of Project Gutenberg's
+editions as alice.txt, sherlock_holmes.txt, war_of_the_worlds.txt and frankenstein.txt.
 """
 
 from __future__ import annotations
@@ -87,8 +90,55 @@ GRIDS: dict[str, list[str]] = {
         *_each("--budget", 0.3, 0.5), "--length", "1024", "--samples", "6", "--seed", "11",
     ],
 }  # fmt: skip
+
+BOOKS = ("alice", "sherlock_holmes", "war_of_the_worlds", "frankenstein")
+BOOKS_AT = Path("build/texts")  # a link to where they are, so that records name no machine's folders
+
+
+def _books(task: str, **options: object) -> list[str]:
+    given = "".join(f",{name}={value}" for name, value in options.items())
+    return _each("-t", *(f"{task}:path={BOOKS_AT / book}.txt{given}" for book in BOOKS))
+
+
+def _ways(allocators: str, *policies: str) -> list[str]:
+    return _each("--policy", *(f"{policy}/{allocator}" for policy in policies for allocator in allocators.split()))
+
+
+SCORERS = ("snapkv", "criticalkv", "defensivekv", "tova", "keydiff", "rkv", "expected_attention", "kvzip", "echo")
+ALL_WAYS = [
+    *_ways("uniform squeeze probe calibrated", "streaming_llm", "h2o"),
+    *_ways("uniform probe adakv global", *SCORERS),
+]
+BEST_WAYS = [
+    *_ways("uniform squeeze probe calibrated", "h2o"), *_ways("uniform probe", "streaming_llm"),
+    *_ways("global", "snapkv", "kvzip"), *_ways("probe global", "echo"),
+]  # fmt: skip
+PROSE_BUDGETS = _each("--budget", 0.1, 0.2, 0.3, 0.5)
+#: The same for models that can answer questions about prose.
+PROSE: dict[str, list[str]] = {
+    # What do scorers and selections keep of facts that are asked for after the cut ...
+    "facts": [*_books("facts"), *ALL_WAYS, *PROSE_BUDGETS, "--length", "1600", "--samples", "4", "--seed", "51"],
+    # ... and of facts that are asked for in the prompt?
+    "visible": [
+        *_books("facts"), *BEST_WAYS, *PROSE_BUDGETS, "--length", "1600", "--samples", "4", "--seed", "52",
+        "--question", "visible",
+    ],
+    # What does going on with the text cost?
+    "following": [
+        *_books("text_file", following=64), *BEST_WAYS, *PROSE_BUDGETS, "--length", "1600", "--samples", "4",
+        "--seed", "53",
+    ],
+    # The same facts in longer texts
+    "long": [*_books("facts"), *BEST_WAYS, *PROSE_BUDGETS, "--length", "4000", "--samples", "2", "--seed", "54"],
+}  # fmt: skip
+REAL = "smollm2"
 TEXTS = [*_each("-t", "recall", "niah_single_1", "code", "vt"), "--length", "512", "--samples", "12", "--seed", "21"]
 NAMES = ("stability", "oracle", *GRIDS)
+
+
+def names_for(model: str) -> tuple[str, ...]:
+    """What is measured on a model."""
+    return tuple(PROSE) if model == REAL else NAMES
 
 
 def commands(name: str, model: str) -> list[tuple[list[str], Path | None]]:
@@ -106,20 +156,33 @@ def commands(name: str, model: str) -> list[tuple[list[str], Path | None]]:
     if name == "oracle":  # which signal ranks the layers as cutting them does?
         words = ["-t", "recall", "--length", "512", "--samples", "8", "--seed", "23", "--alone", "--json"]
         return [(["oracle", model, *words], OUT / f"{short}-oracle.json")]
-    options = [option.format(model=short) for option in GRIDS[name]]
+    options = [option.format(model=short) for option in {**GRIDS, **PROSE}[name]]
     return [(["eval", "run", "--model", model, *options, "-o", str(OUT / f"{short}-{name}")], None)]
+
+
+def link(texts: Path) -> None:
+    """Have the books at :data:`BOOKS_AT`; an error that names those that are not there."""
+    if missing := [book for book in BOOKS if not (texts / f"{book}.txt").is_file()]:
+        raise SystemExit(f"{texts} has no {', '.join(f'{book}.txt' for book in missing)}")
+    at = ROOT / BOOKS_AT
+    at.parent.mkdir(exist_ok=True)
+    at.unlink(missing_ok=True)
+    at.symlink_to(texts.resolve())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["embedded"], help="names, or folders as seen from the root")
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--only", nargs="+", choices=[*NAMES, *PROSE])
+    parser.add_argument("--texts", type=Path, help=f"folder with {', '.join(BOOKS)} as .txt, for --model {REAL}")
     parser.add_argument("--list", action="store_true", help="show the commands and end")
     args = parser.parse_args()
     squeeze = str(Path(sys.executable).with_name("squeeze"))
+    if args.texts:
+        link(args.texts)
     for model in args.model:
-        for name in NAMES:
-            for words, file in commands(name, model) if name in args.only else ():
+        for name in names_for(model):
+            for words, file in commands(name, model) if name in (args.only or [name]) else ():
                 print("squeeze", *words, *([">", str(file)] if file else []), flush=True)
                 if args.list or (file and (ROOT / file).exists()):
                     continue
