@@ -70,11 +70,6 @@ def inspect_model(model: nn.Module) -> Layout:
         )
     windows = _windows(text, name)
     decoder, layers, attentions = _find_decoder(model, len(windows), name)
-    if not {"input_ids", "inputs_embeds"} & set(inspect.signature(type(decoder).forward).parameters):
-        raise UnsupportedModelError(
-            f"{name} runs its layers in {type(decoder).__name__}, which is not given text, so it cannot be told what "
-            "of it is a prompt; not supported"
-        )
     if crossing := [index for index, attention in enumerate(attentions) if "Cross" in type(attention).__name__]:
         raise UnsupportedModelError(
             f"{name} has layers that attend to an image or another text instead of the tokens before "
@@ -82,6 +77,11 @@ def inspect_model(model: nn.Module) -> Layout:
         )
     if all(getattr(attention, "is_causal", True) is False for attention in attentions):
         raise UnsupportedModelError(f"{name} is an encoder: its attention is not causal, so it has no cache to squeeze")
+    if not {"input_ids", "inputs_embeds"} & set(inspect.signature(type(decoder).forward).parameters):
+        raise UnsupportedModelError(
+            f"{name} runs its layers in {type(decoder).__name__}, which is not given text, so it cannot be told what "
+            "of it is a prompt; not supported"
+        )
     if family in FALCON_FAMILIES:
         check_falcon(text, name)
     elif not compat.uses_interface(_pretrained(model, decoder)):
