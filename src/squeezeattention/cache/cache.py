@@ -529,6 +529,12 @@ class SqueezeCache(Cache):
         twin._lease(self._attachment.model)
         return twin
 
+    def _like(self) -> SqueezeCache:
+        """A cache with the same settings, as new."""
+        other = copy.deepcopy(self)
+        other.reset()
+        return other
+
     def _content(self, memo: dict[int, Any]) -> dict[str, Any]:
         """A copy of everything that a forward may change; the rest as it is."""
         shared = {"_attachment", "_release", "_planner", "policy", "allocator", "_plans"}
@@ -634,8 +640,8 @@ class SqueezeCache(Cache):
             )
         if self._virtual:
             raise UnsupportedFeatureError(
-                f"this text began with {self._virtual} tokens that generate did not know of (PEFT's virtual tokens), so "
-                "it cannot tell where a later turn begins: call cache.reset() and pass the whole text"
+                f"this text began with {self._virtual} tokens that generate did not know of (PEFT's virtual tokens), "
+                "so it cannot tell where a later turn begins: call cache.reset() and pass the whole text"
             )
         self._told = columns
         if seen and columns <= seen:

@@ -92,8 +92,8 @@ def check_holes(new: torch.Tensor, holes: bool) -> None:
     if not holes:
         raise InputError(
             "padding between a prompt's tokens (PEFT's prompt tuning puts virtual tokens in front of left padding) "
-            'cannot be carried exactly by a model with native sliding windows or with positions="cache": give texts of one '
-            "length, or one text at a time"
+            'cannot be carried exactly by a model with native sliding windows or with positions="cache": give texts of '
+            "one length, or one text at a time"
         )
 
 

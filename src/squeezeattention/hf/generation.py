@@ -4,6 +4,7 @@
 ``model.generate(..., past_key_values=SqueezeCache(model))`` the method is looked up before the cache is there, so this
 one is not called; a cache that goes unread is then found at the prompt's end.)
 ``_prepare_cache_for_generation``: refuses what cannot work; under ``squeeze()``, makes the cache.
+``_get_logits_processor``: guidance, which reads a second text, squeezes that as well.
 ``_prefill``: the whole prompt, in however many chunks, is one prompt, and it is cut at its end.
 ``prepare_inputs_for_generation``: some models throw their cache away to read the text anew (long-context Phi-3, where
 its rotary scaling switches); what holds nothing yet stays, and what has evicted cannot be read anew.
@@ -25,6 +26,7 @@ from transformers.cache_utils import Cache
 from ..errors import CacheStateError, UnsupportedFeatureError
 from . import compat
 from .arguments import CACHE_ARGUMENTS, cache_of
+from .guidance import squeeze_guidance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,6 +141,17 @@ def prepare_cache(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return original(model, *args, **kwargs)
 
 
+def logits_processor(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What changes the logits, some of which read a text of their own."""
+    original = _class_method(model, "_get_logits_processor")
+    processors, arguments = original(model, *args, **kwargs), _bound(original, model, args, kwargs)
+    cache = cache_of(arguments.get("model_kwargs") or {})
+    if cache is not None:
+        most, length = arguments["generation_config"].max_length, arguments.get("input_ids_seq_length")
+        squeeze_guidance(model, processors, cache, None if most is None or length is None else most - length)
+    return processors
+
+
 def prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The prompt of a ``generate`` call."""
     from ..cache.cache import SqueezeCache
@@ -213,7 +226,10 @@ def _refuse_unsupported(config: Any, mode: Any) -> None:
         raise UnsupportedFeatureError("use_cache=False leaves nothing to squeeze; set use_cache=True")
 
 
-_METHODS = {"generate": generate, "_prepare_cache_for_generation": prepare_cache, "_prefill": prefill}
+_METHODS = {
+    "generate": generate, "_prepare_cache_for_generation": prepare_cache, "_get_logits_processor": logits_processor,
+    "_prefill": prefill,
+}  # fmt: skip
 
 
 def front_methods(owner: nn.Module) -> dict[str, Callable[..., Any]]:
