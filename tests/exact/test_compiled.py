@@ -197,6 +197,12 @@ def test_what_cannot_be_traced_decodes_as_before_and_says_why(model, graphs):
     assert len(warned) == 1
     assert all(map(torch.equal, got, want))
     handle.remove()
+    for _ in range(2):  # what was found once is said to each cache, and not tried again
+        cache = SqueezeCache(model, budget=BUDGET, compile=True)
+        with pytest.warns(CompileWarning, match="LlamaModel decodes without torch.compile: ") as warned:
+            got = teacher_forced(model, cache, rows, generated)
+        assert len(warned) == 1
+        assert all(map(torch.equal, got, want))
 
 
 def test_a_forward_that_others_put_in_front_is_not_passed_by(model, graphs):
@@ -212,6 +218,8 @@ def test_a_forward_that_others_put_in_front_is_not_passed_by(model, graphs):
     with pytest.warns(CompileWarning, match="replaced its forward"):
         teacher_forced(model, cache, rows, generated)
     assert len(calls) >= 1 + STEPS
+    with pytest.warns(CompileWarning, match="replaced its forward"):
+        teacher_forced(model, SqueezeCache(model, budget=BUDGET, compile=True), rows, generated)
     cache.detach()
     assert model.model.forward is hooked
 

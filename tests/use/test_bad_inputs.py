@@ -288,12 +288,9 @@ def padded(*pads):
     return mask
 
 
-HOLE = torch.ones_like(IDS)
-HOLE[0, 7] = 0
 MASKS = {
     "all pad": (padded(0, 24), ["row 1", "all padding", "at least one real token"]),
     "right": (padded(0, -3), ["right padding", "pad on the left", "padding_side"]),
-    "hole": (HOLE, ["right padding|pad after a real token", "left"]),
     "wide": (torch.ones(2, 30, dtype=torch.long), ["attention_mask", r"\(2, 30\)", "24"]),
     "narrow": (torch.ones(2, 20, dtype=torch.long), ["attention_mask", r"\(2, 20\)", "24"]),
     "rows": (torch.ones(3, 24, dtype=torch.long), ["attention_mask", r"\(3, 24\)", "2 rows"]),

@@ -152,23 +152,24 @@ def _attend_rows(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring,
     score_heads: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """A left-padded prompt, row by row without its padding: faster than any mask, and a row stays itself."""
+    """A padded prompt, row by row without its padding: faster than any mask, and a row stays itself."""
     batch, heads, length, _ = query.shape
     out = query.new_zeros(batch, heads, length, value.shape[-1])
     scores = None if score_heads is None else query.new_zeros(batch, score_heads, length, dtype=torch.float32)
-    padding = (visibility.queries < 0).sum(dim=1).tolist()
+    places = visibility.places()
     for row in range(batch):
-        first = padding[row] if len(padding) > 1 else padding[0]
-        if first == length:
+        which = row if len(places) > 1 else 0
+        place = places[which]
+        if place is None:
             continue
         one = slice(row, row + 1)
         part, mass = attend(
-            query[one, :, first:], key[one, :, first:], value[one, :, first:],
-            visibility.rows(row if len(padding) > 1 else 0, first), scoring.of(row, 0, heads), score_heads=score_heads,
+            query[one, :, place], key[one, :, place], value[one, :, place],
+            visibility.rows(which, place), scoring.of(row, 0, heads), score_heads=score_heads,
         )  # fmt: skip
-        out[one, :, first:] = part
+        out[one, :, place] = part
         if scores is not None and mass is not None:
-            scores[one, :, first:] = mass
+            scores[one, :, place] = mass
     return out, scores
 
 

@@ -53,7 +53,17 @@ class Visibility:
         tokens = self.tokens[row_t : row_t + 1, head : head + 1]
         return replace(self, queries=self.queries[row_q : row_q + 1], tokens=tokens)
 
-    def rows(self, row: int, first: int) -> Visibility:
-        """The part of one row from column ``first`` on (fresh tokens only), its left padding cut off."""
-        queries = self.queries[row : row + 1, first:]
+    def places(self) -> list[slice | torch.Tensor | None]:
+        """The columns of each row's real queries, ``None`` if it has none: a slice behind left padding."""
+        real = self.queries >= 0
+        ends = torch.stack([real.byte().argmax(dim=1), real.sum(dim=1)], dim=1).tolist()
+        length = real.shape[1]
+        return [
+            None if not count else slice(first, None) if first + count == length else real[row].nonzero().flatten()
+            for row, (first, count) in enumerate(ends)
+        ]
+
+    def rows(self, row: int, place: slice | torch.Tensor) -> Visibility:
+        """What the real queries of one row, at these columns, have to do with (fresh tokens only)."""
+        queries = self.queries[row : row + 1, place]
         return Visibility(queries, queries[:, None], self.window, fresh=True, ragged=False)

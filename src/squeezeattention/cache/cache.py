@@ -28,11 +28,11 @@ from ..errors import (
 from ..hf import compat
 from ..hf.attachment import attach
 from ..hf.parts import parts_for
-from ..hf.replay import Replayed, replay_prompt, replay_sample
+from ..hf.replay import Replayed, Text, replay_prompt, replay_sample
 from ..plan import Budget, BudgetPlan
 from ..policies import EvictionPolicy, StreamingLLM
 from ..signals import Replay, Signal, resolve_signal
-from .checks import check_rows, check_same_text, read_mask
+from .checks import check_holes, check_rows, check_same_text, read_mask
 from .columns import Columns
 from .layer import SqueezeLayer
 from .memory import MemoryReport
@@ -201,6 +201,9 @@ class SqueezeCache(Cache):
         self._open = False  # a prompt is being read
         self._first_turn = True
         self._in_prefill = False  # ... and its end will be told
+        self._looked_over = False  # ... and where it is padded was looked at
+        self._told: int | None = None  # columns of all text when the prompt is over, if a ``generate`` call reads it
+        self._virtual = 0  # ... and those that it did not know of
         self._failed: str | None = None
         self._expected: int | None = None
         self._text: torch.Tensor | None = None  # what ``generate`` has read and written, [batch, columns], if it told
@@ -216,7 +219,7 @@ class SqueezeCache(Cache):
         self._precision: tuple[object, ...] = ()  # of the last forward
         self._static = StaticDecode()
         self._replayed: Replayed | None = None  # what the forward under way repeats, if it does
-        self._reading: list[torch.Tensor] = []  # what was given since the last cut, if it is to be repeated
+        self._reading: list[Text] = []  # what was given since the last cut, if it is to be repeated
         self._from: list[int] = [0]  # where it begins in each row
         self._cuts = 0
         self._held = [0] * len(self.layers)
@@ -482,18 +485,23 @@ class SqueezeCache(Cache):
         try:
             yield self
         finally:
-            self._in_prefill = False
+            self._in_prefill, self._told = False, None
         self.compact()
 
     @contextlib.contextmanager
     def _reading_pieces(self, mask: Any, length: int) -> Iterator[None]:
         """Forwards inside are pieces of one that has ``length`` tokens a row and this mask."""
         self._check_usable()
+        self._note_virtual(self.get_seq_length() + length)
         before = self._in_prefill, self._totals
         given = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         if given is not None and not self._in_prefill and given.shape[1] == self.get_seq_length() + length:
             check_rows(given)
-        self._in_prefill = True
+        if given is not None and self._first_turn:
+            real = given[:, -length:].bool()
+            if not self._columns.begins_with_padding(real, self.get_seq_length()):
+                check_holes(real, self._may_have_holes)
+        self._in_prefill = self._looked_over = True
         if self._totals is None:
             new = [length] * len(self._next) if given is None else given[:, -length:].bool().sum(1).tolist()
             rows = self._next * len(new) if len(self._next) == 1 else self._next
@@ -502,6 +510,7 @@ class SqueezeCache(Cache):
             yield
         finally:
             self._in_prefill, self._totals = before
+            self._looked_over = False
 
     def reset(self) -> None:
         """Forget everything; the next prompt gets what a fresh cache gives."""
@@ -519,6 +528,12 @@ class SqueezeCache(Cache):
         twin.__dict__.update(self._content(memo))
         twin._lease(self._attachment.model)
         return twin
+
+    def _like(self) -> SqueezeCache:
+        """A cache with the same settings, as new."""
+        other = copy.deepcopy(self)
+        other.reset()
+        return other
 
     def _content(self, memo: dict[int, Any]) -> dict[str, Any]:
         """A copy of everything that a forward may change; the rest as it is."""
@@ -623,6 +638,12 @@ class SqueezeCache(Cache):
                 "this release of transformers reads the whole text again when a later turn comes in chunks; leave "
                 "prefill_chunk_size out after the first turn, or install a newer transformers"
             )
+        if self._virtual:
+            raise UnsupportedFeatureError(
+                f"this text began with {self._virtual} tokens that generate did not know of (PEFT's virtual tokens), "
+                "so it cannot tell where a later turn begins: call cache.reset() and pass the whole text"
+            )
+        self._told = columns
         if seen and columns <= seen:
             raise CacheStateError(
                 f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
@@ -667,7 +688,8 @@ class SqueezeCache(Cache):
         single = length == 1 and self.get_seq_length() > 0 and not self._in_prefill
         given_mask = read_mask(
             arguments.get("attention_mask"), rows, length, self.get_seq_length(), self._columns,
-            first_turn=self._first_turn, whole=not self._in_prefill,
+            first_turn=self._first_turn and not self._looked_over, whole=not self._in_prefill,
+            holes=self._may_have_holes,
         )  # fmt: skip
         real = given_mask.real
         decoding = single and real is None
@@ -678,6 +700,7 @@ class SqueezeCache(Cache):
             )
         if given_mask.before is not None:
             self._hide(given_mask.before)
+        self._note_virtual(self.get_seq_length() + length)
         if decoding:
             self.compact()
         self._open = self._open or not decoding
@@ -697,6 +720,22 @@ class SqueezeCache(Cache):
             for layer in self.layers:
                 self._note_bytes(layer)
         return step
+
+    def _note_virtual(self, columns: int) -> None:
+        """More columns than the prompt of a ``generate`` call has: others (PEFT) have put virtual tokens in front."""
+        if self._told is None or columns <= self._told:
+            return
+        virtual = columns - self._told
+        self._told, self._virtual = columns, self._virtual + virtual
+        if self._expected is not None:
+            self._expected += virtual
+        if self._totals is not None:
+            self._totals = [tokens + virtual for tokens in self._totals]
+
+    @property
+    def _may_have_holes(self) -> bool:
+        """Whether padding between tokens changes nothing for the others: windows, and sinks that move, count it."""
+        return not any(self._planner.windows) and all(layer.rerotation is None for layer in self.layers)
 
     @staticmethod
     def _precision_of(decoder: nn.Module, device: str) -> tuple[object, ...]:
@@ -734,7 +773,7 @@ class SqueezeCache(Cache):
             self._from = self._next
         self._next = self._after(step)
         if step.given is not None:
-            self._reading.append(step.given)
+            self._reading.append((step.given, step.real))
         if step.real is not None:
             self._padded = True
             self._columns.note(step.columns - step.length, step.real)
@@ -766,6 +805,11 @@ class SqueezeCache(Cache):
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         self.layers[0].crop()
+
+    @property
+    def max_cache_len(self) -> int:
+        """Columns that a text may have, as other caches say it: no end."""
+        return -1
 
     def activate_past_recording(self) -> None:
         raise UnsupportedFeatureError(

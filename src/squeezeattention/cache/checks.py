@@ -48,11 +48,12 @@ class Given:
 
 
 def read_mask(
-    mask: Any, rows: int, length: int, seen: int, columns: Columns, *, first_turn: bool, whole: bool
+    mask: Any, rows: int, length: int, seen: int, columns: Columns, *, first_turn: bool, whole: bool, holes: bool
 ) -> Given:
     """What a mask says of ``length`` new tokens after ``seen``, which became ``columns``.
 
-    ``whole``: no more tokens of this prompt will follow. ``first_turn``: the prompt is the first one.
+    ``whole``: no more tokens of this prompt will follow. ``first_turn``: the prompt is the first one, and where its
+    padding may be has not been looked at. ``holes``: it may have padding between its tokens.
     """
     if mask is None:
         return Given()
@@ -80,8 +81,20 @@ def read_mask(
             check_rows(mask)
         # Later turns may be padded where they begin: the middle of the text.
         if first_turn and not columns.begins_with_padding(new, seen):
-            raise _right_padding()
+            check_holes(new, holes)
     return Given(None if no_padding else new, None if as_before else before)
+
+
+def check_holes(new: torch.Tensor, holes: bool) -> None:
+    """Padding between tokens, such as virtual ones in front of a text that is padded on the left, and what follows."""
+    if not bool(new[:, -1].all()):
+        raise _right_padding()
+    if not holes:
+        raise InputError(
+            "padding between a prompt's tokens (PEFT's prompt tuning puts virtual tokens in front of left padding) "
+            'cannot be carried exactly by a model with native sliding windows or with positions="cache": give texts of '
+            "one length, or one text at a time"
+        )
 
 
 def _right_padding() -> InputError:

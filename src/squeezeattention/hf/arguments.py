@@ -16,7 +16,8 @@ from . import compat
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
 
-_CACHE_NAMES = (*compat.CACHE_NAMES, "layer_past", "past_key_value")
+#: What forwards of models call their cache.
+CACHE_ARGUMENTS = (*compat.CACHE_NAMES, "layer_past", "past_key_value")
 
 
 def by_name(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def cache_of(kwargs: dict[str, Any]) -> SqueezeCache | None:
     """Our cache among the arguments of a forward, if there is one."""
     from ..cache.cache import SqueezeCache
 
-    return next((kwargs[name] for name in _CACHE_NAMES if isinstance(kwargs.get(name), SqueezeCache)), None)
+    return next((kwargs[name] for name in CACHE_ARGUMENTS if isinstance(kwargs.get(name), SqueezeCache)), None)
 
 
 def cache_name(model: nn.Module) -> str:

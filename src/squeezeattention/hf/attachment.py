@@ -26,7 +26,7 @@ from .arguments import by_name, cache_of, refuse_unsupported
 from .falcon import FALCON_FAMILIES
 from .falcon import forward as falcon_forward
 from .front import put_before_head, put_in_front
-from .generation import FRONT_METHODS
+from .generation import front_methods
 from .layout import Layout, inspect_model
 from .masks import padding_of
 from .observe import observe_hidden
@@ -149,7 +149,7 @@ class Attachment:
             self.layout = replace(layout, windows=windows_of(layout))
         for owner in model.modules():
             if hasattr(type(owner), "_prepare_cache_for_generation") and owner not in self._shadowed:
-                self._undo += [shadow(owner, name, method) for name, method in FRONT_METHODS.items()]
+                self._undo += [shadow(owner, name, method) for name, method in front_methods(owner).items()]
                 self._shadowed.add(owner)
 
 

@@ -11,7 +11,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,27 +23,32 @@ from ..errors import CompileWarning
 from ..loading import first_line
 from .rows import few_rows_backend, is_few_rows, sum_of_rows
 
-_EAGER: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # decoders that cannot be compiled; they were warned of
+if TYPE_CHECKING:
+    from ..cache.cache import SqueezeCache
+
+_FAILED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # decoders, and why: tried once
+_TOLD: weakref.WeakSet[SqueezeCache] = weakref.WeakSet()  # caches that were warned of
 _few_rows = torch.compile(sum_of_rows, fullgraph=True)
 
 
 def compiled_forward(decoder: nn.Module, given: dict[str, Any], before: Callable[..., Any] | None) -> Any:
     """One decode step of ``decoder``; ``before``: a forward that was put on this object."""
-    if decoder not in _EAGER:
-        if before is not None:
-            _give_up(decoder, "another library has replaced its forward (accelerate does, to move weights)")
-        else:
-            try:
-                output = _compiled(decoder)(decoder, _steady(given))
-                ACTIVE.hidden = weakref.ref(output[0])
-                if output[0].requires_grad:  # keys and values that have just been stored had a graph, too
-                    output[0].register_hook(refuse_gradient)
-                return output
-            except torch._dynamo.exc.TorchDynamoException as error:  # nothing has run: compiling comes first
-                if out_of_memory(error) or (error.__cause__ is not None and out_of_memory(error.__cause__)):
-                    raise
-                _give_up(decoder, first_line(error))
-    return type(decoder).forward(decoder, **given) if before is None else before(**given)
+    if before is not None:
+        _tell(decoder, "another library has replaced its forward (accelerate does, to move weights)")
+        return before(**given)
+    if decoder not in _FAILED:
+        try:
+            output = _compiled(decoder)(decoder, _steady(given))
+            ACTIVE.hidden = weakref.ref(output[0])
+            if output[0].requires_grad:  # keys and values that have just been stored had a graph, too
+                output[0].register_hook(refuse_gradient)
+            return output
+        except torch._dynamo.exc.TorchDynamoException as error:  # nothing has run: compiling comes first
+            if out_of_memory(error) or (error.__cause__ is not None and out_of_memory(error.__cause__)):
+                raise
+            _FAILED[decoder] = first_line(error)
+    _tell(decoder, _FAILED[decoder])
+    return type(decoder).forward(decoder, **given)
 
 
 def compiled_head(head: nn.Linear, input: torch.Tensor) -> torch.Tensor:
@@ -89,6 +94,10 @@ def _forward(decoder: nn.Module, given: dict[str, Any]) -> Any:
     return type(decoder).forward(decoder, **given)
 
 
-def _give_up(decoder: nn.Module, reason: str) -> None:
-    _EAGER.add(decoder)
+def _tell(decoder: nn.Module, reason: str) -> None:
+    """Warn once for each cache."""
+    cache = None if ACTIVE.step is None else ACTIVE.step.cache
+    if cache is None or cache in _TOLD:
+        return
+    _TOLD.add(cache)
     warnings.warn(f"{type(decoder).__name__} decodes without torch.compile: {reason}", CompileWarning, stacklevel=2)

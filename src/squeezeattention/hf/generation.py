@@ -4,7 +4,10 @@
 ``model.generate(..., past_key_values=SqueezeCache(model))`` the method is looked up before the cache is there, so this
 one is not called; a cache that goes unread is then found at the prompt's end.)
 ``_prepare_cache_for_generation``: refuses what cannot work; under ``squeeze()``, makes the cache.
+``_get_logits_processor``: guidance, which reads a second text, squeezes that as well.
 ``_prefill``: the whole prompt, in however many chunks, is one prompt, and it is cut at its end.
+``prepare_inputs_for_generation``: some models throw their cache away to read the text anew (long-context Phi-3, where
+its rotary scaling switches); what holds nothing yet stays, and what has evicted cannot be read anew.
 """
 
 from __future__ import annotations
@@ -22,11 +25,16 @@ from transformers.cache_utils import Cache
 
 from ..errors import CacheStateError, UnsupportedFeatureError
 from . import compat
+from .arguments import CACHE_ARGUMENTS, cache_of
+from .guidance import squeeze_guidance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..cache.cache import SqueezeCache
+
+
+_INPUTS = "prepare_inputs_for_generation"
 
 
 @dataclass
@@ -98,8 +106,8 @@ def _check_read(model: nn.Module, cache: SqueezeCache, before: int, columns: int
     what = "never read it" if seen <= before else f"stopped reading it after {seen} of {columns} tokens"
     raise CacheStateError(
         f"a SqueezeCache was given to {type(model).__name__}.generate, which {what}: the text came from another cache, "
-        f"and nothing was saved. The model may throw caches away (long-context Phi-3 does where its rotary scaling "
-        f"switches), or transformers {compat.release()} may not be supported"
+        f"and nothing was saved. The model may throw caches away, another library may have put one of its own in place "
+        f"(PEFT's prefix tuning does), or transformers {compat.release()} may not be supported"
     )
 
 
@@ -133,6 +141,17 @@ def prepare_cache(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return original(model, *args, **kwargs)
 
 
+def logits_processor(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What changes the logits, some of which read a text of their own."""
+    original = _class_method(model, "_get_logits_processor")
+    processors, arguments = original(model, *args, **kwargs), _bound(original, model, args, kwargs)
+    cache = cache_of(arguments.get("model_kwargs") or {})
+    if cache is not None:
+        most, length = arguments["generation_config"].max_length, arguments.get("input_ids_seq_length")
+        squeeze_guidance(model, processors, cache, None if most is None or length is None else most - length)
+    return processors
+
+
 def prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The prompt of a ``generate`` call."""
     from ..cache.cache import SqueezeCache
@@ -148,6 +167,37 @@ def prefill(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         output = original(model, *args, **kwargs)
     _check_read(model, cache, before)
     return output
+
+
+def prepare_inputs_of(owner: nn.Module) -> Callable[..., Any]:
+    """What stands in front of ``owner.prepare_inputs_for_generation``; ``generate`` reads its signature."""
+    before: Callable[..., Any] | None = vars(owner).get(_INPUTS)
+
+    def prepare_inputs(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        own = _class_method(model, _INPUTS).__get__(model) if before is None else before
+        inputs, cache = own(*args, **kwargs), cache_of(kwargs)
+        if cache is not None and all(inputs.get(name) is None for name in CACHE_ARGUMENTS):
+            _keep_cache(model, cache, inputs, next(name for name in CACHE_ARGUMENTS if kwargs.get(name) is cache))
+        return inputs
+
+    prepare_inputs.__signature__ = inspect.signature(_class_method(owner, _INPUTS))  # type: ignore[attr-defined]
+    return prepare_inputs
+
+
+def _keep_cache(model: nn.Module, cache: SqueezeCache, inputs: dict[str, Any], name: str) -> None:
+    """A model has left out its cache from the inputs of its next forward, which has then the whole text."""
+    if inputs.get("use_cache") is False:
+        return  # _check_read will say it
+    seen = cache.get_seq_length()
+    if seen == 0:
+        inputs[name] = cache
+        return
+    raise CacheStateError(
+        f"{type(model).__name__} stopped reading the SqueezeCache that it was given after {seen} tokens, to read the "
+        "whole text anew (long-context Phi models do, where their rotary scaling switches from short to long): what "
+        "was evicted cannot be read again. Prompts beyond that length are carried, and so are texts that end before "
+        "it; to cross it, use the model's own cache"
+    )
 
 
 def _class_method(model: nn.Module, name: str) -> Callable[..., Any]:
@@ -176,5 +226,12 @@ def _refuse_unsupported(config: Any, mode: Any) -> None:
         raise UnsupportedFeatureError("use_cache=False leaves nothing to squeeze; set use_cache=True")
 
 
-#: What stands in front of a model's own methods, by name.
-FRONT_METHODS = {"generate": generate, "_prepare_cache_for_generation": prepare_cache, "_prefill": prefill}
+_METHODS = {
+    "generate": generate, "_prepare_cache_for_generation": prepare_cache, "_get_logits_processor": logits_processor,
+    "_prefill": prefill,
+}  # fmt: skip
+
+
+def front_methods(owner: nn.Module) -> dict[str, Callable[..., Any]]:
+    """What stands in front of a model's own methods, by name."""
+    return {**_METHODS, _INPUTS: prepare_inputs_of(owner)}

@@ -26,6 +26,8 @@ from .arguments import cache_name
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
 
+#: What a forward was given: ids ``[B, q]`` or embeddings ``[B, q, W]``, and bool ``[B, q]``, False = padding, if any.
+Text = tuple[torch.Tensor, torch.Tensor | None]
 #: Pieces of a whole prompt: their tokens, and those that lead in.
 _LENGTH, _LEAD = 64, 8
 #: Tokens of a row that are read again in one forward, at most.
@@ -45,11 +47,11 @@ class Replayed:
 
 
 def replay_sample(
-    cache: SqueezeCache, signal: Replay, text: Sequence[torch.Tensor], before: Sequence[int], after: Sequence[int]
+    cache: SqueezeCache, signal: Replay, text: Sequence[Text], before: Sequence[int], after: Sequence[int]
 ) -> None:
     """Show ``signal`` how the pieces that it asks for look back at the prompt.
 
-    ``text``: what the prompt's forwards were given, ids ``[B, q]`` or embeddings ``[B, q, W]``, chunk by chunk;
+    ``text``: what the prompt's forwards were given, chunk by chunk;
     ``before`` and ``after``: positions of each row's (or all rows') next token when they began and when they ended.
     """
     reading = _Reading.of(text, before, after)
@@ -68,9 +70,7 @@ def replay_sample(
         signal.see_replay(layer.index, received[layer.index], told)
 
 
-def replay_prompt(
-    cache: SqueezeCache, text: Sequence[torch.Tensor], before: Sequence[int], after: Sequence[int]
-) -> None:
+def replay_prompt(cache: SqueezeCache, text: Sequence[Text], before: Sequence[int], after: Sequence[int]) -> None:
     """Let the model repeat as much of the prompt as the policy wants, and the policy see how each token was looked at;
     arguments as above."""
     reading = _Reading.of(text, before, after)
@@ -108,11 +108,17 @@ class _Reading:
     after: list[int]
 
     @classmethod
-    def of(cls, text: Sequence[torch.Tensor], before: Sequence[int], after: Sequence[int]) -> _Reading:
-        rows = text[0].shape[0]
+    def of(cls, text: Sequence[Text], before: Sequence[int], after: Sequence[int]) -> _Reading:
+        rows = len(text[0][0])
         begin, end = (list(ends) * rows if len(ends) == 1 else list(ends) for ends in (before, after))
         counts = [last - first for first, last in zip(begin, end, strict=True)]
-        return cls(torch.cat(list(text), dim=1), counts, begin, end)
+        whole = torch.cat([given for given, _ in text], dim=1)
+        if any(real is not None for _, real in text):
+            ones = whole.new_ones(whole.shape[:2], dtype=torch.uint8)
+            shown = [ones[:, : given.shape[1]] if real is None else real.to(ones) for given, real in text]
+            order = torch.cat(shown, dim=1).argsort(dim=1, stable=True)  # padding first
+            whole = whole[torch.arange(rows, device=whole.device)[:, None], order]
+        return cls(whole, counts, begin, end)
 
     def take(self, place: torch.Tensor) -> torch.Tensor:
         """The tokens at ``place`` int64 ``[B, ...]`` of each row, which is a ring: before its first comes its last."""
