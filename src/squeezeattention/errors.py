@@ -42,6 +42,10 @@ class CacheStateError(SqueezeError, RuntimeError):
     """The cache is in a state in which the call makes no sense (another model, a failed step, ...)."""
 
 
+class CacheFileError(SqueezeError, ValueError):
+    """A saved cache cannot be written or read: it is damaged, of another model or release, or none at all."""
+
+
 class EvaluationError(SqueezeError, RuntimeError):
     """A folder of results cannot be used: it is of other settings, damaged, or written by another process."""
 

@@ -77,7 +77,7 @@ def test_the_server_is_given_the_unpacked_folder(
     path, seen = tmp_path / "plan.json", []
     BudgetPlan.from_budgets([64] * 4).save(path)
     monkeypatch.setattr(serve, "check_installed", lambda: None)
-    monkeypatch.setattr(serve, "run_server", lambda command, host: seen.append(command) or 0)
+    monkeypatch.setattr(serve, "run_server", lambda command, host, key: seen.append(command) or 0)
     for name in (str(file), "smollm2", "embedded"):
         result = squeeze("serve", name, "--plan", path)
         if name == "embedded":

@@ -86,6 +86,36 @@ def test_single_tokens_need_no_sink_blocks(squeeze, tmp_path):
     assert command.count("--no-enable-prefix-caching") == command.count("--no-enable-chunked-prefill") == 1
 
 
+@pytest.mark.parametrize("given", ["option", "variable"])
+def test_a_key_is_no_argument_of_the_server(squeeze, tmp_path, monkeypatch, given):
+    """Whoever lists processes would see it there; vLLM reads it from the environment."""
+    BudgetPlan.from_budgets([64] * 8).save(tmp_path / "plan.json")
+    monkeypatch.setattr(serving, "find_spec", lambda name: True)
+    started = []
+
+    class Server:
+        def __init__(self, command, env, **how):
+            started.append((command, env))
+
+        def wait(self):
+            return 0
+
+        def poll(self):
+            return 0
+
+    monkeypatch.setattr(serving.subprocess, "Popen", Server)
+    words = ("--api-key", "s3cret") if given == "option" else ()
+    if given == "variable":
+        monkeypatch.setenv("VLLM_API_KEY", "s3cret")
+    result = squeeze("serve", "embedded", "--plan", tmp_path / "plan.json", *words)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    ((command, environment),) = started
+    assert environment["VLLM_API_KEY"] == "s3cret"
+    assert not any("s3cret" in word for word in command)
+    assert "s3cret" not in result.stdout + result.stderr
+    refused(squeeze("serve", "embedded", "--plan", tmp_path / "plan.json", "--", "--api_key=s"), "give it before --")
+
+
 def test_windows_for_tensorrt_llm(squeeze, tmp_path):
     plan, out = tmp_path / "plan.json", tmp_path / "options.yaml"
     result = squeeze(*PLAN, *TEXTS, "--policy", "sliding_window", "--budget", "64", "-o", plan)

@@ -76,6 +76,8 @@ def test_rules_of_longbench():
     first = {name for name, recipe in recipes.items() if recipe.first_line}
     assert first == {"trec", "triviaqa", "samsum", "lsht"}
     assert {name for name, recipe in recipes.items() if not recipe.chat} == first | {"lcc", "repobench-p"}
+    summaries = {name for name, recipe in recipes.items() if recipe.metric == "rougeL_longbench"}
+    assert summaries == {"gov_report", "qmsum", "multi_news", "samsum"}
     assert set(DATASETS) >= {"cnn_dailymail", "xsum", "samsum", "narrativeqa", "triviaqa"}
 
 

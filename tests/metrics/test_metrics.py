@@ -140,6 +140,40 @@ def test_rouge_is_that_of_the_package():
     assert score("rougeL", "mat the on was cat the", answers[0]) == pytest.approx(3 / 6)
 
 
+@pytest.mark.parametrize(
+    ("prediction", "answer", "theirs"),
+    [  # of rouge 1.0.1: Rouge().get_scores([prediction], [answer], avg=True)["rouge-l"]["f"]
+        (
+            "The committee approved the budget. It was signed in May.",
+            "In May the budget was approved by the committee. The mayor signed it.",
+            0.4545454495867769,
+        ),
+        (
+            "Amanda baked cookies, and will bring Jerry some tomorrow",
+            "Amanda baked cookies and will bring Jerry some tomorrow.",
+            0.888888883888889,
+        ),
+        (
+            "The report says that costs rose. Costs rose, the report says.\nNothing else.",
+            "Costs rose. The report says why costs rose.",
+            0.6666666619135801,
+        ),
+    ],
+)
+def test_rouge_of_longbench_is_that_of_its_script(prediction, answer, theirs):
+    assert score("rougeL_longbench", prediction, answer) == pytest.approx(theirs, abs=1e-8)
+    assert score("rougeL", prediction, answer) != pytest.approx(theirs, abs=0.05)
+
+
+def test_rouge_of_longbench_is_that_of_the_package():
+    theirs, rng = pytest.importorskip("rouge").Rouge(), random.Random(0)
+    words = ["the", "The", "cat", "mat.", "on", "a.b", "sat,", ". ", ".", "\n", "x"]
+    for _ in range(300):
+        said, answer = (" ".join(["x", *rng.choices(words, k=rng.randint(1, 40))]) for _ in range(2))
+        want = theirs.get_scores([said], [answer], avg=True)["rouge-l"]["f"]
+        assert score("rougeL_longbench", said, answer) == pytest.approx(want, abs=1e-8)
+
+
 def test_question_answering_f1():
     assert normalized("  The  Eiffel-Tower, (a) landmark! ") == "eiffeltower landmark"
     assert score("qa_f1", "The Eiffel Tower.", "eiffel tower") == 1

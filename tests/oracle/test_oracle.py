@@ -16,7 +16,7 @@ from squeezeattention.errors import ConfigError, EvaluationError, PlanError
 from squeezeattention.evaluation import Settings, run
 from squeezeattention.evaluation.folder import read_rows
 from squeezeattention.hf.layout import inspect_model
-from squeezeattention.oracle import Case, case_of, measure_layers, rank_signals, reply_losses
+from squeezeattention.oracle import Case, case_of, measure_layers, rank_signals, reply_losses, shown_by
 from squeezeattention.plan import build_plan
 from squeezeattention.policies import resolve_policy
 from squeezeattention.tasks import resolve_task
@@ -85,6 +85,30 @@ def test_without_greedy_the_order_is_that_of_the_losses_alone(model):
     assert told == [(count, 8) for count in range(1, 9)]
 
 
+@pytest.mark.parametrize("policy", ["streaming_llm", "h2o", "snapkv", "kvzip"])
+def test_each_context_is_read_once(model, policy):
+    """However many layers are cut; what a policy has repeated is repeated once. Losses are those of fresh caches."""
+    passes = []
+    model.model.embed_tokens.register_forward_hook(lambda module, args, out: passes.append(out.shape[1]))
+    chosen = resolve_policy(policy)
+    found = measure_layers(model, CASES, chosen, n_layers=4, keep=10)
+    lengths = [len(case.context) for case in CASES]
+    assert [count for count in passes if count in lengths] == lengths
+    assert len([count for count in passes if count > 2]) <= 2 * len(CASES)  # two tokens show where windows are
+    for case, losses in zip(CASES, zip(*found.alone, strict=True), strict=True):
+        most = len(case.context) + case.longest
+        for layer, loss in enumerate(losses):
+            want = []
+            for asked, reply in case.exchanges:
+                cache = SqueezeCache(model, policy=chosen, allocator=[10 if i == layer else most for i in range(4)])
+                with torch.no_grad():
+                    model(input_ids=torch.tensor([case.context]), past_key_values=cache)
+                    rows = [model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[:, 0]
+                            for token in (asked + reply)[:-1]]  # fmt: skip
+                want.append(F.cross_entropy(torch.cat(rows)[-len(reply) :], torch.tensor(reply), reduction="none"))
+            assert loss == pytest.approx(torch.cat(want).mean().item(), abs=1e-4)
+
+
 def test_measuring_leaves_the_model_as_it_was(model):
     text = torch.tensor([ids(30, 9)])
     with torch.no_grad():
@@ -114,6 +138,21 @@ def test_signals_are_ranked_by_how_they_order_the_layers(model):
     assert ranks == sorted(ranks, reverse=True)
     for rank in found:  # losses and order say the same here
         assert rank.alone == rank.greedy
+
+
+def test_signals_are_read_together(model):
+    """One reading of each context; each signal says what it says alone."""
+    passes = []
+    policy = resolve_policy("h2o")
+    chosen = {"losses": [3.0, 2.0, 0.0, 1.0], "order": [2, 3, 1, 0]}
+    alone = {}
+    for name in shown_by(policy):
+        [rank] = rank_signals(model, CASES, policy, 8, signals=[name], **chosen)
+        alone[name] = rank.signal_values
+    model.model.embed_tokens.register_forward_hook(lambda module, args, out: passes.append(out.shape[1]))
+    found = rank_signals(model, CASES, policy, 8, **chosen)
+    assert {rank.signal: rank.signal_values for rank in found} == alone
+    assert [passes.count(len(case.context)) for case in CASES] == [1, 1]
 
 
 def test_cases_of_samples():

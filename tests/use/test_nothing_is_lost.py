@@ -49,6 +49,19 @@ def test_a_text_that_goes_on_by_hand_after_generate(model, policy, budget):
     assert max(cache.plan.budgets) >= 70
 
 
+@pytest.mark.parametrize("policy", ["h2o", "streaming_llm", "snapkv"])
+def test_asking_for_the_memory_changes_nothing_of_a_later_turn(model, policy):
+    """It gives spare room back, and nothing else: keys, positions and scores stay side by side."""
+    cache = SqueezeCache(model, 400, policy, "uniform")
+    got = [read(model, cache, IDS, 40, *range(41, 47))]
+    cache.memory()
+    got.append(read(model, cache, IDS, 58, *range(59, 64)))
+    cache.memory()
+    got.append(read(model, cache, IDS, *range(64, 71)))
+    want = read(model, DynamicCache(config=model.config), IDS, 70)
+    torch.testing.assert_close(torch.cat(got, dim=1), want, atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("policy", ["h2o", "streaming_llm", "echo"])
 def test_the_whole_text_by_hand_with_rows_of_different_lengths(model, policy):
     ids, mask = left_padded([IDS[0].tolist(), IDS[0, 30:].tolist(), IDS[0, 11:].tolist()])

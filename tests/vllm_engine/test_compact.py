@@ -1,13 +1,17 @@
 """Whole blocks of sinks and newest tokens inside vLLM: token by token what explicit masks give."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm import SamplingParams
+from vllm.sampling_params import BeamSearchParams
 
 from squeezeattention import BudgetPlan
 from squeezeattention.engine import BlockPlan, Forecast, LayerBlocks, assign_lanes
+from squeezeattention.errors import UnsupportedFeatureError
 
 from .conftest import (
     BLOCK,
@@ -52,6 +56,25 @@ def test_tokens_equal_explicit_masks(engine, model, policy, prefill):
     assert differs >= 2, "the plan changes nothing: the comparison proves nothing"
     chunked = engine(squeeze(policy=policy, prefill=prefill), max_num_batched_tokens=48, max_num_seqs=16)
     assert generate(chunked, prompts, TOKENS) == replies
+
+
+@pytest.mark.parametrize("how", ["full", "windowed", "slab", "no plan"])
+def test_beams_that_no_plan_would_bound_are_refused(engine, model, how):
+    """Each step of vLLM's beam search reads the whole text as a prompt, which only a windowed prefill bounds."""
+    settings = {"policy": "h2o"} if how == "slab" else {"policy": "streaming_llm", "prefill": how}
+    options = {"enable_chunked_prefill": False} if how == "slab" else {}
+    llm = engine(None if how == "no plan" else squeeze(**settings), **options)
+    llm.renderer.get_tokenizer = lambda: SimpleNamespace(eos_token_id=2, decode=lambda *given, **how: "")
+    params, (prompt,) = BeamSearchParams(beam_width=1, max_tokens=6, ignore_eos=True), draw((150,))
+    if how in ("full", "slab"):
+        with pytest.raises(UnsupportedFeatureError, match="beam search in vLLM"):
+            llm.beam_search([{"prompt_token_ids": prompt}], params)
+        assert generate(llm, [prompt], 2)[0]  # goes on to work
+        return
+    (found,) = llm.beam_search([{"prompt_token_ids": prompt}], params)
+    layers = layers_of(BUDGETS, 4) if how == "windowed" else [(0, 10**6)] * LAYERS
+    reply = found.sequences[0].tokens[len(prompt) :]
+    assert_greedy(told_by_masks(model, prompt, reply, layers, windowed=how == "windowed"), reply)
 
 
 @pytest.mark.parametrize("prefill", ["full", "windowed"])

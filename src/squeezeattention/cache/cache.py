@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -47,6 +48,7 @@ from .options import (
     policy_with,
 )
 from .planning import ENDLESS, Planner
+from .saving import load_cache, save_cache
 from .static import StaticDecode
 from .step import Final, Step
 
@@ -590,7 +592,30 @@ class SqueezeCache(Cache):
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise UnsupportedFeatureError("a SqueezeCache belongs to a live model and cannot be pickled; save its plan")
+        raise UnsupportedFeatureError(
+            "a SqueezeCache belongs to a live model and cannot be pickled; use cache.save(path) and "
+            "SqueezeCache.load(model, path)"
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what the cache holds, its settings and its plan to a safetensors file, whole or not at all.
+
+        A prompt that is being read ends here. Raises :class:`CacheFileError` if it cannot be written, and
+        :class:`CacheStateError` within :meth:`prefilling` or a forward pass.
+        """
+        save_cache(self, path)
+
+    @classmethod
+    def load(
+        cls, model: nn.Module, path: str | os.PathLike[str], *, compile: bool | None = None, kernels: str | None = None
+    ) -> SqueezeCache:
+        """A cache from :meth:`save` that goes on where that one was, with the same model and release of this library.
+
+        ``compile`` and ``kernels`` are those of the machine at hand; ``None``: as they were.
+
+        Raises :class:`CacheFileError` for a file that is no whole cache, or one of another model.
+        """
+        return load_cache(cls, model, path, compile=compile, kernels=kernels)
 
     # ---------------------------------------------------- called by the model
 

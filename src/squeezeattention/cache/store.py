@@ -228,10 +228,9 @@ class LayerStore:
     def trim(self) -> None:
         """Give spare room back."""
         if self.used < self.capacity:
-            self.keys, self.values = (buffer.clone() for buffer in self.view())
-            self.positions, self.scores = self.used_positions().clone(), self.used_scores()
-            if self.scores is not None:
-                self.scores = self.scores.clone()
+            (keys, values), positions, scores = self.view(), self.used_positions(), self.used_scores()
+            self.keys, self.values, self.positions = keys.clone(), values.clone(), positions.clone()
+            self.scores = None if scores is None else scores.clone()
 
     def settle(self, columns: int, rows: int) -> None:
         """Make ``columns`` columns, all in use (holes where there is no token), with positions of their own for each

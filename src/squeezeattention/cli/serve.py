@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..engine import EngineSettings
-from ..engine.serving import check_installed, run_server, server_command
+from ..engine.serving import API_KEY, check_installed, run_server, server_command
 from ..errors import ConfigError
 from ..loading import check_there
 from ..named import named_folder
@@ -51,7 +51,15 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65535)] = 8000,
-    api_key: Annotated[str | None, typer.Option("--api-key", metavar="KEY", help="What clients have to send.")] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar=API_KEY,
+            help="What clients have to send; others on the machine can read what is given here, but not the variable.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model with vLLM, its cache as planned.
 
@@ -78,13 +86,13 @@ def serve(
     settings.check(block_size)
     command = server_command(
         model_name if named is None else str(named), settings, block_size=block_size, host=host, port=port,
-        api_key=api_key, name=None if named is None else model_name, max_num_seqs=max_num_seqs, more=context.args,
+        name=None if named is None else model_name, max_num_seqs=max_num_seqs, more=context.args,
     )  # fmt: skip
     divided = ", divided anew for each prompt" if per_prompt else ""
     ERR.print(
         f"serving {model_name} at http://{host}:{port}/v1 (plan {plan}{divided}, prefill {settings.prefill})",
         soft_wrap=True,
     )
-    code = run_server(command, host)
+    code = run_server(command, host, api_key)
     # Ended because it was asked to: vLLM says 0, or the signal.
     raise typer.Exit(0 if code in (-signal.SIGTERM, -signal.SIGINT) else code)

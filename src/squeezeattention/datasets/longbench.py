@@ -71,15 +71,15 @@ _TASKS: dict[str, tuple[int, str, _Kind]] = {
         "rouge_zh", "文章：\n{context}\n\n请根据上述文章回答问题。\n问题：{input}\n回答：",
     )),
     "gov_report": (512, "a summary of a government report", _Kind(
-        "rougeL", "Report:\n{context}\n\nSummarize this report in one page.\nSummary:",
+        "rougeL_longbench", "Report:\n{context}\n\nSummarize this report in one page.\nSummary:",
     )),
     "qmsum": (512, "a question about a meeting", _Kind(
-        "rougeL",
+        "rougeL_longbench",
         "Meeting:\n{context}\n\nAnswer this query about the meeting in one or more sentences.\n"
         "Query: {input}\nAnswer:",
     )),
     "multi_news": (512, "a summary of several news articles", _Kind(
-        "rougeL", "News:\n{context}\n\nSummarize all of this news in one page.\nSummary:",
+        "rougeL_longbench", "News:\n{context}\n\nSummarize all of this news in one page.\nSummary:",
     )),
     "vcsum": (512, "a summary of a Chinese meeting", _Kind(
         "rouge_zh", "会议记录：\n{context}\n\n请总结这次会议的内容。\n总结：",
@@ -96,7 +96,7 @@ _TASKS: dict[str, tuple[int, str, _Kind]] = {
         Asks.IN_INPUT, "Question:", first_line=True, chat=False,
     )),
     "samsum": (128, "a summary of a dialogue, after examples", _Kind(
-        "rougeL",
+        "rougeL_longbench",
         "Summarize the last dialogue in a few short sentences, as in the examples.\n\n{context}\n\n{input}",
         Asks.IN_INPUT, "Summary:", first_line=True, chat=False,
     )),

@@ -11,6 +11,7 @@ vLLM loads :func:`register` in each of its processes (entry point ``vllm.general
 ``GPUModelRunner.execute_model``             ... budgets are chosen for the prompts that a step ends (choosing.py)
 ``GPUModelRunner.sample_tokens``             ... the step's output takes the choices along
 ``Scheduler.update_from_output``             ... and the scheduler gives back what they do not keep
+``InputProcessor.resolve_watermarking``      asked by every beam search before it begins, which a plan would not bound
 ===========================================  =======================================================================
 
 Each does what it did before unless ``additional_config`` has a ``squeeze`` entry.
@@ -43,6 +44,7 @@ def register() -> None:
 def _install() -> None:
     from vllm.model_executor.layers.attention import Attention
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     _wrap(Attention, "get_kv_cache_spec", _get_kv_cache_spec)
@@ -52,6 +54,7 @@ def _install() -> None:
     _wrap(GPUModelRunner, "execute_model", _execute_model)
     _wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
     _wrap(Scheduler, "update_from_output", _update_from_output)
+    _wrap(InputProcessor, "resolve_watermarking", _check_params)
 
 
 def _refuse_plans(reason: str) -> None:
@@ -132,6 +135,21 @@ def _build_attention_metadata(original: Callable[..., Any], runner: Any, *args: 
         return original(runner, *args, **kwargs)
     finally:
         BATCH.reset(token)
+
+
+def _check_params(original: Callable[..., Any], processor: Any, params: Any) -> Any:
+    """A beam search gives each beam back as a prompt for every token, and prompts are attended to in full."""
+    from vllm.sampling_params import BeamSearchParams
+
+    if isinstance(params, BeamSearchParams):
+        plan = carried(processor.vllm_config)
+        if plan is not None and (plan.is_slab or plan.settings.prefill == "full"):
+            raise UnsupportedFeatureError(
+                "beam search in vLLM reads all text again as a prompt for each token, so no token would see what the "
+                'squeeze plan keeps; use greedy decoding or sampling, a plan with prefill="windowed", or beams in '
+                "transformers"
+            )
+    return original(processor, params)
 
 
 # ------------------------------------------------------------ plans per prompt

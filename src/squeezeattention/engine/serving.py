@@ -14,8 +14,10 @@ from types import FrameType
 from ..errors import ConfigError, MissingExtraError
 from .settings import EngineSettings
 
-_OURS = ("--additional-config", "--additional_config", "--model", "--host", "--port", "--api-key", "--block-size")
+_OURS = ("--additional-config", "--model", "--host", "--port", "--api-key", "--block-size")
 _SLAB = ("--no-enable-prefix-caching", "--no-enable-chunked-prefill")  # what it cannot be combined with
+#: Where vLLM looks for the key that clients have to send.
+API_KEY = "VLLM_API_KEY"
 _GRACE = 30.0  # seconds that the server has to end
 
 
@@ -26,21 +28,18 @@ def server_command(
     block_size: int,
     host: str = "127.0.0.1",
     port: int = 8000,
-    api_key: str | None = None,
     name: str | None = None,
     max_num_seqs: int | None = None,
     more: Sequence[str] = (),
 ) -> list[str]:
     """Arguments that start the server; ``more``: options of vLLM's own. Raises :class:`ConfigError` for doubles."""
     for option in more:
-        if option.partition("=")[0] in _OURS:
-            raise ConfigError(f"{option.partition('=')[0]} is an option of squeeze serve itself; give it before --")
+        if (given := option.partition("=")[0]).replace("_", "-") in _OURS:  # vLLM takes either
+            raise ConfigError(f"{given} is an option of squeeze serve itself; give it before --")
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", host, "--port",
         str(port), "--block-size", str(block_size), "--additional-config", json.dumps({"squeeze": settings.to_dict()}),
     ]  # fmt: skip
-    if api_key is not None:
-        command += ["--api-key", api_key]
     if name is not None:
         command += ["--served-model-name", name]
     if max_num_seqs is not None:
@@ -59,11 +58,16 @@ def check_installed() -> None:
         )
 
 
-def run_server(command: Sequence[str], host: str) -> int:
-    """Run it until it ends; Ctrl-C and SIGTERM are passed on, and it may finish what it is doing. Its exit code."""
+def run_server(command: Sequence[str], host: str, api_key: str | None = None) -> int:
+    """Run it until it ends; Ctrl-C and SIGTERM are passed on, and it may finish what it is doing. Its exit code.
+
+    ``api_key`` goes through the environment: all users of a machine can read the arguments of a process.
+    """
     check_installed()
     # vLLM's own processes talk over this address too; without it they look for one of the machine's.
     environment = {"VLLM_HOST_IP": host if host not in ("0.0.0.0", "::") else "127.0.0.1", **os.environ}
+    if api_key is not None:
+        environment[API_KEY] = api_key
     # A group of its own: a Ctrl-C at the terminal reaches the server once, from here.
     server = subprocess.Popen(list(command), env=environment, start_new_session=True)
 

@@ -12,6 +12,7 @@ from .lines import lines_in_order
 from .numbers import count, retrieval
 from .qa_f1 import qa_f1
 from .rouge import rouge1, rouge2, rougeL
+from .rouge_longbench import rougeL_longbench
 from .string_match import string_match_all, string_match_part
 
 #: Metrics are plain functions, so what is registered is the metric itself: ``METRICS.factory(name)`` is a
@@ -25,6 +26,7 @@ METRICS.register("lines_in_order", lines_in_order)
 METRICS.register("rouge1", rouge1)
 METRICS.register("rouge2", rouge2)
 METRICS.register("rougeL", rougeL)
+METRICS.register("rougeL_longbench", rougeL_longbench)
 METRICS.register("qa_f1", qa_f1)
 METRICS.register("classification", classification)
 METRICS.register("retrieval", retrieval)

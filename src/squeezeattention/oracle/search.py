@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from ..allocators.measured import Measured
 from ..errors import ConfigError
 from ..policies.base import EvictionPolicy
 from .cases import Case
-from .losses import reply_losses
+from .losses import Whole, whole
 
 #: Told after each measurement: how many are done, and how many there are in all.
 Progress = Callable[[int, int], None]
@@ -58,23 +59,31 @@ def measure_layers(
     """Cut each layer alone to ``keep`` tokens, the others whole; then cut more and more of them.
 
     Each greedy round cuts the layer that adds least to what is cut already. Without ``greedy`` the order is that
-    of the losses alone, and its rounds are measured all the same. Raises :class:`ConfigError` for no cases and for
+    of the losses alone, and its rounds are measured all the same. Each context is read once, and all of them are held
+    uncut until the end. Raises :class:`ConfigError` for no cases and for
     a ``keep`` below what the policy needs.
     """
     if not cases:
         raise ConfigError("measuring layers needs at least one case")
     if keep < policy.minimum:
         raise ConfigError(f"keep={keep} tokens is too few: {policy.name} needs at least {policy.minimum}")
+    with contextlib.ExitStack() as stack:
+        readings = [(case, stack.enter_context(whole(model, case, policy))) for case in cases]
+        return _search(readings, n_layers, keep, greedy, progress)
+
+
+def _search(
+    readings: Sequence[tuple[Case, Whole]], n_layers: int, keep: int, greedy: bool, progress: Progress
+) -> Losses:
     total = 1 + n_layers + ((n_layers - 1) * n_layers // 2 if greedy else n_layers - 1)
     done = 0
 
     def losses(cut: Collection[int]) -> tuple[float, ...]:
         nonlocal done
         found = []
-        for case in cases:
-            whole = len(case.context) + case.longest
-            budgets = [min(keep, whole) if layer in cut else whole for layer in range(n_layers)]
-            found.append(reply_losses(model, case, policy, budgets))
+        for case, reading in readings:
+            most = len(case.context) + case.longest
+            found.append(reading.losses([min(keep, most) if layer in cut else most for layer in range(n_layers)]))
         done += 1
         progress(done, total)
         return tuple(found)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import SqueezeCache
+from ..allocators import Allocator, Squeeze
 from ..policies.base import EvictionPolicy
 from ..signals import SIGNALS
 from ..stability import spearman
-from ..tasks.driving import read
+from ..tasks.driving import read_chunks
 from .cases import Case
 
 
@@ -45,20 +46,29 @@ def rank_signals(
     signals: Sequence[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SignalRank]:
-    """Read the contexts once for each signal (all that the policy can show), best rank correlation first."""
-    names = shown_by(policy) if signals is None else list(signals)
-    found = []
-    for done, name in enumerate(names):
-        rows = []
-        for case in cases:
-            cache = SqueezeCache(model, budget, policy, "squeeze", signal=name, min_tokens=1)
-            read(model, cache, case.context)
-            if cache.plan is not None and cache.plan.signal_values is not None:
-                rows.append(cache.plan.signal_values)
-            cache.detach()
-        found.append(_rank(name, [statistics.fmean(layer) for layer in zip(*rows, strict=True)], losses, order))
-        progress(done + 1, len(names))
+    """Read each context once, with all signals watching (all that the policy can show), best rank correlation first."""
+    names = shown_by(policy) if signals is None else list(dict.fromkeys(signals))
+    rows: dict[str, list[Sequence[float]]] = {name: [] for name in names}
+    for done, case in enumerate(cases):
+        cache = SqueezeCache(model, budget, policy, _by(names[0]), signal=names, min_tokens=1)
+        with cache.prefilling():
+            read_chunks(model, cache, case.context, None)
+            for name in names:
+                plan = cache.twin(allocator=_by(name)).plan
+                if plan is not None and plan.signal_values is not None:
+                    rows[name].append(plan.signal_values)
+            cache.reset()  # nothing is to be cut at the block's end
+        cache.detach()
+        progress(done + 1, len(cases))
+    found = [_rank(name, [statistics.fmean(layer) for layer in zip(*rows[name], strict=True)], losses, order)
+             for name in names]  # fmt: skip
     return sorted(found, key=lambda one: -2.0 if one.alone is None else one.alone, reverse=True)
+
+
+def _by(signal: str) -> Allocator:
+    """The paper's rule by another signal."""
+    rule: Allocator = type("Squeeze", (Squeeze,), {"signal": signal})()
+    return rule
 
 
 def _rank(name: str, signal_values: Sequence[float], losses: Sequence[float], order: Sequence[int]) -> SignalRank:

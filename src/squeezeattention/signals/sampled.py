@@ -116,6 +116,9 @@ class SampledAttention(Signal):
         self._sums = [None if pair is None else pair[:, rows.to(pair.device)] for pair in self._sums]
         self._rows = len(rows)
 
+    def end_turn(self) -> None:
+        self._found = None
+
     def values(self) -> list[list[float]]:
         if not self._rows:
             raise CacheStateError("no attention was seen: the layers did not run")
