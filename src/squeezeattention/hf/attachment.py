@@ -23,6 +23,7 @@ from torch import nn
 from ..cache.step import ACTIVE, FORWARDS, Step
 from ..errors import CacheStateError
 from .arguments import by_name, cache_of, refuse_unsupported
+from .bypass import bypass_compiled
 from .falcon import FALCON_FAMILIES
 from .falcon import forward as falcon_forward
 from .front import put_before_head, put_in_front
@@ -132,9 +133,11 @@ class Attachment:
 
     def install(self, model: nn.Module) -> None:
         """Put everything in place; what is there already stays as it is."""
-        layout = self.layout
-        if not self._undo:
+        layout, begun = self.layout, bool(self._undo)
+        if not begun:
             scrub(model, (_begin_step, _end_step, _begin_around, _end_around), set(_ATTACHMENTS) - {layout.decoder})
+        self._undo += bypass_compiled(model)
+        if not begun:
             if layout.config.model_type in FALCON_FAMILIES:
                 self._undo += [shadow(module, "forward", falcon_forward) for module in layout.attentions]
             else:

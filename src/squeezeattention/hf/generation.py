@@ -5,6 +5,7 @@
 one is not called; a cache that goes unread is then found at the prompt's end.)
 ``_prepare_cache_for_generation``: refuses what cannot work; under ``squeeze()``, makes the cache.
 ``_get_logits_processor``: guidance, which reads a second text, squeezes that as well.
+``init_continuous_batching``: refused.
 ``_prefill``: the whole prompt, in however many chunks, is one prompt, and it is cut at its end.
 ``prepare_inputs_for_generation``: some models throw their cache away to read the text anew (long-context Phi-3, where
 its rotary scaling switches); what holds nothing yet stays, and what has evicted cannot be read anew.
@@ -200,6 +201,15 @@ def _keep_cache(model: nn.Module, cache: SqueezeCache, inputs: dict[str, Any], n
     )
 
 
+def refuse_continuous_batching(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``generate_batch`` and its managers have a paged cache of their own, and switch attention over to it."""
+    raise UnsupportedFeatureError(
+        "continuous batching (generate_batch, continuous_batching_context_manager, ...) keeps a paged cache of its "
+        "own, which cannot be squeezed: call generate with a batch, or detach the model's SqueezeCaches and squeeze() "
+        "handles first"
+    )
+
+
 def _class_method(model: nn.Module, name: str) -> Callable[..., Any]:
     """The method that ours stands in front of."""
     found: Callable[..., Any] = getattr(type(model), name)
@@ -228,10 +238,11 @@ def _refuse_unsupported(config: Any, mode: Any) -> None:
 
 _METHODS = {
     "generate": generate, "_prepare_cache_for_generation": prepare_cache, "_get_logits_processor": logits_processor,
-    "_prefill": prefill,
+    "_prefill": prefill, "init_continuous_batching": refuse_continuous_batching,
 }  # fmt: skip
 
 
 def front_methods(owner: nn.Module) -> dict[str, Callable[..., Any]]:
     """What stands in front of a model's own methods, by name."""
-    return {**_METHODS, _INPUTS: prepare_inputs_of(owner)}
+    known = {name: method for name, method in _METHODS.items() if hasattr(type(owner), name)}
+    return {**known, _INPUTS: prepare_inputs_of(owner)}

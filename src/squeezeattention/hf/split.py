@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
 
 #: Arguments with a column for each new token, besides the attention mask.
-_PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids")
+_PER_TOKEN = ("input_ids", "inputs_embeds", "token_type_ids", "mm_token_type_ids", "per_layer_inputs")
+#: Which tokens are of images, ``[B, length]``, and what some layers add to each of those (Qwen3-VL).
+_VISUAL, _DEEPSTACK = "visual_pos_masks", "deepstack_visual_embeds"
+#: All arguments that are known how to cut.
+_CUT = frozenset({*_PER_TOKEN, "attention_mask", "position_ids", "cache_position", _VISUAL, _DEEPSTACK})
 
 
 def is_split(cache: SqueezeCache, kwargs: dict[str, Any]) -> bool:
@@ -35,6 +39,12 @@ def split_forward(decoder: nn.Module, cache: SqueezeCache, given: dict[str, Any]
     for name in ("output_hidden_states", "output_router_logits"):
         if wants(decoder, given, name):
             raise UnsupportedFeatureError(f'{name}=True does not go with prefill="bounded", which reads in pieces')
+    for name, value in given.items():
+        if name not in _CUT and _has_tensors(value):
+            raise UnsupportedFeatureError(
+                f'{type(decoder).__name__} is given {name}, and prefill="bounded" does not know which of it goes with '
+                'which piece of the prompt; use prefill="exact"'
+            )
     with cache._reading_pieces(given.get("attention_mask"), new_tokens(given)):
         outputs = [decoder(**piece) for piece in _pieces(given, cache.chunk_size, cache.get_seq_length())]
     whole = outputs[-1]
@@ -43,6 +53,15 @@ def split_forward(decoder: nn.Module, cache: SqueezeCache, given: dict[str, Any]
         return hidden, *whole[1:]
     whole["last_hidden_state"] = hidden
     return whole
+
+
+def _has_tensors(value: Any) -> bool:
+    """Whether there is more than a single number in it."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() > 1
+    if isinstance(value, dict):
+        return any(map(_has_tensors, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_has_tensors, value))
 
 
 def _pieces(given: dict[str, Any], size: int, seen: int) -> list[dict[str, Any]]:
@@ -60,6 +79,12 @@ def _pieces(given: dict[str, Any], size: int, seen: int) -> list[dict[str, Any]]
             piece["position_ids"] = positions[..., start:stop]
         if isinstance(cache_position := given.get("cache_position"), torch.Tensor):
             piece["cache_position"] = cache_position[start:stop]
+        if isinstance(visual := given.get(_VISUAL), torch.Tensor):
+            piece[_VISUAL] = visual[:, start:stop]
+            column = visual.nonzero()[:, 1]  # of each token of an image, row by row
+            inside = (column >= start) & (column < stop)
+            if given.get(_DEEPSTACK) is not None:
+                piece[_DEEPSTACK] = [added[inside.to(added.device)] for added in given[_DEEPSTACK]]
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             whole = mask.shape[1] != length or not seen  # all columns so far, or those of the new tokens alone
             before = mask.shape[1] - length

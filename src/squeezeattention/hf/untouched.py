@@ -96,7 +96,8 @@ def _untouched(state: dict[str, Any]) -> dict[str, Any]:
     state.pop(_REDUCE, None)
     if record is None:
         return state
-    for name, entries in record.entries.items():
+    for name in record.entries.keys() & state.keys():  # modules leave some out themselves
+        entries = record.entries[name]
         _restore(state, name, entries[None])
     for name, table in state.items():
         if "hooks" in name and isinstance(table, OrderedDict) and not record.hooks.isdisjoint(table):

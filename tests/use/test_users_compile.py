@@ -1,0 +1,94 @@
+"""What the user has compiled of a model is not traced while a cache of ours lives, and is there again after that."""
+
+import copy
+
+import pytest
+import torch
+
+from squeezeattention import SqueezeCache, squeeze
+from squeezeattention.testing import tiny_model
+
+IDS = torch.arange(3, 43)[None]
+ANSWER = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+SETTINGS = {"budget": 12, "policy": "h2o", "allocator": "squeeze"}
+
+
+@pytest.fixture
+def traced():
+    """How to compile, and what was compiled so far."""
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    yield {"backend": backend, "dynamic": True}, graphs
+    torch._dynamo.reset()
+
+
+def compile_forward(model, how):
+    model.forward = torch.compile(model.forward, fullgraph=True, **how)
+
+
+def compile_module(model, how):
+    model.compile(fullgraph=True, **how)
+
+
+def compile_layers(model, how):
+    for layer in model.model.layers:
+        layer.compile(fullgraph=True, **how)
+
+
+@pytest.mark.parametrize("compiling", [compile_forward, compile_module, compile_layers])
+def test_a_users_own_compile(compiling, traced):
+    how, graphs = traced
+    model = tiny_model("llama", num_hidden_layers=2)
+    with squeeze(model, **SETTINGS):
+        squeezed = model.generate(IDS, **ANSWER)
+    stock = model.generate(IDS, **ANSWER)
+    compiling(model, how)
+    before = {module: dict(vars(module)) for module in model.modules()}
+    assert torch.equal(model.generate(IDS, **ANSWER), stock)
+    known = len(graphs)
+    assert known
+    for _ in range(2):
+        with squeeze(model, **SETTINGS):
+            assert torch.equal(model.generate(IDS, **ANSWER), squeezed)
+        cache = SqueezeCache(model, **SETTINGS)
+        with torch.no_grad():
+            model(IDS, past_key_values=cache)
+            model(IDS[:, :1], past_key_values=cache)
+        cache.detach()
+        assert len(graphs) == known
+        assert torch.equal(model.generate(IDS, **ANSWER), stock)
+        assert len(graphs) == known
+    for module, own in before.items():
+        for place in ("forward", "_compiled_call_impl"):
+            assert vars(module).get(place) is own.get(place)
+
+
+def test_a_copy_of_a_compiled_model_is_that_of_an_untouched_one(traced):
+    model = tiny_model("llama", num_hidden_layers=2)
+    compile_module(model, traced[0])
+    untouched = set(vars(copy.deepcopy(model)))
+    cache = SqueezeCache(model, **SETTINGS)
+    assert set(vars(copy.deepcopy(model))) == untouched
+    cache.detach()
+
+
+def test_other_caches_are_right_while_ours_lives(traced):
+    how, graphs = traced
+    model = tiny_model("llama", num_hidden_layers=2)
+    stock = model.generate(IDS, **ANSWER)
+    compile_layers(model, how)
+    cache = SqueezeCache(model, **SETTINGS)
+    assert torch.equal(model.generate(IDS, **ANSWER), stock)
+    compile_forward(model, how)  # ... and what is compiled meanwhile is not, from the next cache on
+    later = SqueezeCache(model, **SETTINGS)
+    assert torch.equal(model.generate(IDS, **ANSWER), stock)
+    assert not graphs
+    cache.detach()
+    later.detach()
+    assert torch.equal(model.generate(IDS, **ANSWER), stock)
+    assert graphs
