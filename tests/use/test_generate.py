@@ -1,6 +1,7 @@
 """generate, pipelines, streamers, beams, turns, copies, threads: against stock caches and the reference."""
 
 import copy
+import functools
 import threading
 
 import pytest
@@ -666,3 +667,23 @@ def test_what_is_not_known_is_not_refused(llama):
     by_hand.compact()
     other = torch.cat([(ids + 1) % 100, ids[:, :4]], dim=1)
     llama.generate(other, attention_mask=torch.ones_like(other), past_key_values=by_hand, **options)
+
+
+def test_a_look_at_the_masks_ends_no_other_threads_forward(monkeypatch):
+    """Another thread's forward reaches the first layer while the hook of the look is there."""
+    model = tiny_model("llama")
+    want, found = generate(model, new=2), []
+    forward = type(model.model).forward
+
+    @functools.wraps(forward)
+    def meanwhile(decoder, *args, **kwargs):
+        if threading.current_thread() is threading.main_thread() and not found:
+            other = threading.Thread(target=lambda: found.append(generate(model, new=2)))
+            other.start()
+            other.join(60)
+        return forward(decoder, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.model), "forward", meanwhile)
+    SqueezeCache(model, budget=10)
+    assert found
+    assert torch.equal(found[0], want)

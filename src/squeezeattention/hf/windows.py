@@ -58,7 +58,8 @@ def _asked(layout: Layout) -> set[Window]:
     decoder, first = layout.decoder, layout.layers[0]
 
     def stop(*_: Any) -> None:
-        raise _Reached
+        if ACTIVE.windows is not None:  # another thread may be using the model
+            raise _Reached
 
     handle = first.register_forward_pre_hook(stop, prepend=True)
     modes = {module: module.training for module in decoder.modules()}
