@@ -6,6 +6,7 @@ from transformers import DynamicCache
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guidance
 
 from squeezeattention import SqueezeCache, squeeze
+from squeezeattention.hf.arguments import CACHE_ARGUMENTS
 from squeezeattention.testing import tiny_model
 
 IDS = torch.arange(40)[None] * 7 % 90 + 3
@@ -27,16 +28,21 @@ def branches(monkeypatch):
     return found
 
 
+def cache_name(branch):
+    """What this release calls the cache in a branch: `past_key_values` or `cache`."""
+    return next(name for name in CACHE_ARGUMENTS if name in branch)
+
+
 @pytest.mark.parametrize("prompt", [{}, {"negative_prompt_ids": OTHER}], ids=["last token", "negative prompt"])
 @pytest.mark.parametrize("policy", ["streaming_llm", "h2o", "echo"])
 def test_a_budget_that_holds_both_is_exact(policy, prompt, branches):
     model = tiny_model("llama")
     want = model.generate(IDS, past_key_values=DynamicCache(config=model.config), **prompt, **ANSWER)
-    assert isinstance(branches[-1]["past_key_values"], DynamicCache)
+    assert isinstance(branches[-1][cache_name(branches[-1])], DynamicCache)
     cache = SqueezeCache(model, 60, policy)
     got = model.generate(IDS, past_key_values=cache, **prompt, **ANSWER)
     torch.testing.assert_close(torch.stack(got.scores), torch.stack(want.scores), atol=1e-4, rtol=0)
-    beside = branches[-1]["past_key_values"]
+    beside = branches[-1][cache_name(branches[-1])]
     assert isinstance(beside, SqueezeCache)
     assert beside.lengths() == [(30 if prompt else 1) + 11] * 4
 
@@ -52,7 +58,7 @@ def test_the_unconditional_text_has_the_budget(handle, branches):
             assert squeezed.cache.lengths() == [12] * 4
     else:
         got = model.generate(IDS, negative_prompt_ids=OTHER, past_key_values=SqueezeCache(model, **settings), **ANSWER)
-    beside = branches[-1]["past_key_values"]
+    beside = branches[-1][cache_name(branches[-1])]
     assert beside.lengths() == [12] * 4
     assert beside.get_seq_length() == 30 + 11
     texts = {False: SqueezeCache(model, **settings), True: SqueezeCache(model, **settings)}
@@ -71,7 +77,8 @@ def test_the_unconditional_text_has_the_budget(handle, branches):
 def test_a_cache_of_the_users_own_stays(branches):
     model = tiny_model("llama")
     own = Guidance(2.0, model, OTHER)
-    own.unconditional_context["past_key_values"] = held = DynamicCache(config=model.config)
+    name = cache_name(own.unconditional_context)
+    own.unconditional_context[name] = held = DynamicCache(config=model.config)
     answer = {name: value for name, value in ANSWER.items() if name != "guidance_scale"}
     model.generate(IDS, past_key_values=SqueezeCache(model, 12, "h2o"), logits_processor=[own], **answer)
-    assert branches[-1]["past_key_values"] is held
+    assert branches[-1][name] is held
