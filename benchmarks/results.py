@@ -107,29 +107,46 @@ def _ways(allocators: str, *policies: str) -> list[str]:
 SCORERS = ("snapkv", "criticalkv", "defensivekv", "tova", "keydiff", "rkv", "expected_attention", "kvzip", "echo")
 ALL_WAYS = [
     *_ways("uniform squeeze probe calibrated", "streaming_llm", "h2o"),
-    *_ways("uniform probe adakv global", *SCORERS),
+    *_ways("uniform probe adakv global", "snapkv", "tova", "keydiff", "expected_attention", "kvzip", "echo"),
 ]
 BEST_WAYS = [
     *_ways("uniform squeeze probe calibrated", "h2o"), *_ways("uniform probe", "streaming_llm"),
     *_ways("global", "snapkv", "kvzip"), *_ways("probe global", "echo"),
 ]  # fmt: skip
-PROSE_BUDGETS = _each("--budget", 0.1, 0.2, 0.3, 0.5)
+LAYER_RULES = (
+    "uniform", "squeeze", "squeeze:signal=cosine,outliers=clamp", "lookup", "reach", "focus", "cake", "zigzag", "lazy",
+    "dynamickv", "pyramid", "random", "probe",
+)  # fmt: skip
+MIDDLE = _each("--budget", 0.2, 0.3)
+OUTER = _each("--budget", 0.1, 0.5)
 #: The same for models that can answer questions about prose.
 PROSE: dict[str, list[str]] = {
     # What do scorers and selections keep of facts that are asked for after the cut ...
-    "facts": [*_books("facts"), *ALL_WAYS, *PROSE_BUDGETS, "--length", "1600", "--samples", "4", "--seed", "51"],
-    # ... and of facts that are asked for in the prompt?
+    "facts": [*_books("facts"), *ALL_WAYS, *MIDDLE, "--length", "1600", "--samples", "4", "--seed", "51"],
+    # ... with less and with more?
+    "sweep": [*_books("facts"), *BEST_WAYS, *OUTER, "--length", "1600", "--samples", "4", "--seed", "51"],
+    # ... with the scorers that are kin to others?
+    "scorers": [
+        *_books("facts"), *_ways("uniform probe adakv global", "criticalkv", "defensivekv", "rkv"), *MIDDLE,
+        "--length", "1600", "--samples", "2", "--seed", "51",
+    ],
+    # Does any rule that gives every head of a layer the same do better than equal budgets?
+    "layers": [
+        *_books("facts"), *_ways(" ".join(LAYER_RULES), "h2o"), *MIDDLE, "--length", "1600", "--samples", "2",
+        "--seed", "51",
+    ],
+    # What if the question stands in the prompt?
     "visible": [
-        *_books("facts"), *BEST_WAYS, *PROSE_BUDGETS, "--length", "1600", "--samples", "4", "--seed", "52",
+        *_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "1600", "--samples", "4", "--seed", "52",
         "--question", "visible",
     ],
     # What does going on with the text cost?
     "following": [
-        *_books("text_file", following=64), *BEST_WAYS, *PROSE_BUDGETS, "--length", "1600", "--samples", "4",
-        "--seed", "53",
+        *_books("text_file", following=64), *BEST_WAYS, *_each("--budget", 0.1, 0.2, 0.3, 0.5), "--length", "1600",
+        "--samples", "4", "--seed", "53",
     ],
     # The same facts in longer texts
-    "long": [*_books("facts"), *BEST_WAYS, *PROSE_BUDGETS, "--length", "4000", "--samples", "2", "--seed", "54"],
+    "long": [*_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "4000", "--samples", "2", "--seed", "54"],
 }  # fmt: skip
 REAL = "smollm2"
 TEXTS = [*_each("-t", "recall", "niah_single_1", "code", "vt"), "--length", "512", "--samples", "12", "--seed", "21"]

@@ -2,6 +2,7 @@
 
 from .columns import LEGEND, WIN_LEGEND
 from .grid import FULL, Settings, Unit
+from .needed import Kept, Need, Why, why
 from .plans import PlanStudy, plan_studies
 from .report import Report, write_report
 from .rerun import Agreement, compare
@@ -16,12 +17,15 @@ __all__ = [
     "LEGEND",
     "WIN_LEGEND",
     "Agreement",
+    "Kept",
+    "Need",
     "PlanStudy",
     "Progress",
     "Report",
     "Settings",
     "Spec",
     "Unit",
+    "Why",
     "compare",
     "first_tables",
     "overview_tables",
@@ -30,6 +34,7 @@ __all__ = [
     "run",
     "summarize",
     "verdicts",
+    "why",
     "wins_table",
     "write_report",
     "write_summary",
