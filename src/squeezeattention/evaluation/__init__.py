@@ -2,6 +2,7 @@
 
 from .columns import LEGEND, WIN_LEGEND
 from .grid import FULL, Settings, Unit
+from .merge import merge, part_of
 from .needed import Kept, Need, Why, why
 from .plans import PlanStudy, plan_studies
 from .report import Report, write_report
@@ -28,7 +29,9 @@ __all__ = [
     "Why",
     "compare",
     "first_tables",
+    "merge",
     "overview_tables",
+    "part_of",
     "plan_studies",
     "results_table",
     "run",
