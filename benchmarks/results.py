@@ -10,6 +10,7 @@ editions as alice.txt, sherlock_holmes.txt, war_of_the_worlds.txt and frankenste
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,11 +188,28 @@ def link(texts: Path) -> None:
     at.symlink_to(texts.resolve())
 
 
+def side_by_side(command: list[str], folder: Path, workers: int) -> None:
+    """An evaluation in parts that run at once, of a core or more each, put together in ``folder``."""
+    threads = str(max(1, (os.cpu_count() or workers) // workers))
+    parts = [Path("build/parts") / f"{folder.name}-{which}-of-{workers}" for which in range(1, workers + 1)]
+    running = [
+        subprocess.Popen(
+            [*command, str(part), "--part", f"{which}/{workers}"], cwd=ROOT, stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+        )
+        for which, part in enumerate(parts, 1)
+    ]  # fmt: skip
+    if failed := [worker.args for worker in running if worker.wait()]:
+        raise SystemExit(f"{len(failed)} of {workers} parts failed: the same command goes on with them")
+    subprocess.run([command[0], "eval", "merge", *map(str, parts), "-o", str(folder)], check=True, cwd=ROOT)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["embedded"], help="names, or folders as seen from the root")
     parser.add_argument("--only", nargs="+", choices=[*NAMES, *PROSE])
     parser.add_argument("--texts", type=Path, help=f"folder with {', '.join(BOOKS)} as .txt, for --model {REAL}")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="parts of an evaluation that run at once")
     parser.add_argument("--list", action="store_true", help="show the commands and end")
     args = parser.parse_args()
     squeeze = str(Path(sys.executable).with_name("squeeze"))
@@ -202,6 +220,9 @@ def main() -> None:
             for words, file in commands(name, model) if name in (args.only or [name]) else ():
                 print("squeeze", *words, *([">", str(file)] if file else []), flush=True)
                 if args.list or (file and (ROOT / file).exists()):
+                    continue
+                if args.workers > 1 and not file and not (ROOT / words[-1]).exists():
+                    side_by_side([squeeze, *words[:-1]], Path(words[-1]), args.workers)
                     continue
                 run = subprocess.run([squeeze, *words], check=True, cwd=ROOT, stdout=subprocess.PIPE if file else None)
                 if file:
