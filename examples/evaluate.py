@@ -17,7 +17,7 @@ def main(folder: str) -> None:
     model, tokenizer = load_embedded()
     settings = Settings(
         model="embedded", tasks=("recall",), lengths=(512,), samples=5, policies=("streaming_llm",),
-        allocators=("uniform", "lookup"), budgets=("0.3",),
+        allocators=("uniform", "probe"), budgets=("0.3",),
     )  # fmt: skip
     run(model, tokenizer, settings, Path(folder), lambda done, total, what: print(f"{done}/{total} {what}"))
     for cell in write_summary(Path(folder))["results"]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from squeezeattention import BudgetPlan
-from squeezeattention.allocators import Reach, Squeeze
+from squeezeattention.allocators import Squeeze, ZigZag
 from squeezeattention.cli.console import ERR, OUT
 from squeezeattention.errors import ConfigError
 from squeezeattention.plan import build_plan
@@ -24,18 +24,18 @@ from .conftest import is_figure
 def test_one_text(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:
     saved, plot = tmp_path / "plan.json", tmp_path / "plan.png"
     result = squeeze(
-        "plan", "embedded", "-f", prompt_file, "-o", saved, "--plot", plot, "-b", "40", "--allocator", "lookup"
+        "plan", "embedded", "-f", prompt_file, "-o", saved, "--plot", plot, "-b", "40", "--allocator", "zigzag"
     )
     assert result.exit_code == 0, result.stderr
     plan = BudgetPlan.load(saved)
     assert plan.base_budget == 40
     assert plan.signal_values is not None
-    assert "lookup plan" in result.stdout
+    assert "zigzag plan" in result.stdout
     assert f"{plan.signal_values[0]:.4f}" in result.stdout
     assert str(saved) in result.stderr
     assert str(plot) in result.stderr
     assert is_figure(plot)
-    assert "1 - sharpness (low: matters more)" in result.stdout
+    assert "1 - span (low: matters more)" in result.stdout
 
 
 def test_several_texts_give_the_plan_of_their_mean(squeeze: Any, prompt_file: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_tables_of_tasks_fit_80_columns(squeeze: Any, model_folder: Path, prompt
         assert words in result.stdout
 
 
-@pytest.mark.parametrize("allocator", ["squeeze", "lookup", "reach", "focus"])
+@pytest.mark.parametrize("allocator", ["squeeze", "zigzag", "cake"])
 def test_frozen_by_shares(squeeze: Any, model_folder: Path, prompt_file: Path, tmp_path: Path, allocator: str) -> None:
     other, plot = tmp_path / "other.py", tmp_path / "plan.png"
     other.write_text("import os\n" * 40)
@@ -202,7 +202,7 @@ def test_figures_of_any_signal(tmp_path: Path, signal_values: list[float], signa
 
 
 @pytest.mark.parametrize(
-    ("signal", "label"), [("cosine", "cosine (low: matters more)"), ("sharpness", "1 - sharpness (low: matters more)")]
+    ("signal", "label"), [("cosine", "cosine (low: matters more)"), ("span", "1 - span (low: matters more)")]
 )
 def test_figures_say_which_way_a_signal_points(signal: str, label: str) -> None:
     plan = _plan([0.1, 0.5, 0.9], signal)
@@ -229,7 +229,7 @@ def test_figures_of_stability(tmp_path: Path, tasks: tuple[str, ...], n_prompts:
 
 
 def test_figure_without_groups(tmp_path: Path) -> None:
-    plan = build_plan(Reach(), signal_values=[0.5, 0.7, 0.9], base_budget=50, caps=[200] * 3, signal="locality")
+    plan = build_plan(ZigZag(), signal_values=[0.5, 0.7, 0.9], base_budget=50, caps=[200] * 3, signal="span")
     assert is_figure(save(stability_figure([Observation("a", "a", plan)] * 2, plan), tmp_path / "plan.png"))
 
 

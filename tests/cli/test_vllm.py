@@ -140,7 +140,7 @@ def test_refusals(squeeze, tmp_path, monkeypatch):
         ([*PLAN, *TEXTS, "--memory", "12"], ("--memory", "8GiB")),
         ([*PLAN, *TEXTS, "--budget", "8", "--block-size", "64"], ("block of 64", "--budget")),
         ([*PLAN, *TEXTS, "-o", str(tmp_path / "no" / "plan.json")], ("cannot write",)),
-        ([*PLAN, *TEXTS, "--per-prompt", "--allocator", "reach"], ("'reach'", "follow the cosine")),
+        ([*PLAN, *TEXTS, "--per-prompt", "--allocator", "zigzag"], ("'zigzag'", "follow the cosine")),
         ([*PLAN, *TEXTS, "--per-prompt", "--policy", "h2o"], ("compact design",)),
         (["vllm", "plan", "./nowhere", "--allocator", str(good)], ("no such folder",)),
         (["vllm", "plan", str(tmp_path), "--allocator", str(good)], ("cannot load the model",)),

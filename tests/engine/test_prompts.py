@@ -80,7 +80,7 @@ def test_settings_round_trip_and_refusals():
         ({"per_prompt": {"allocator": 3}}, ConfigError, "must be a name, got 3"),
         ({"per_prompt": {"allocator": "sqeeze"}}, ConfigError, "sqeeze"),
         ({"per_prompt": {"p": 2}}, ConfigError, "p must be"),
-        ({"per_prompt": {"allocator": "reach"}}, UnsupportedFeatureError, "'reach' follows"),
+        ({"per_prompt": {"allocator": "zigzag"}}, UnsupportedFeatureError, "'zigzag' follows"),
         ({"per_prompt": {"allocator": "uniform"}}, UnsupportedFeatureError, "the same for all prompts"),
         ({"per_prompt": True, "prefill": "windowed"}, UnsupportedFeatureError, "measured as a whole"),
         ({"per_prompt": True, "policy": "h2o"}, UnsupportedFeatureError, "compact design"),

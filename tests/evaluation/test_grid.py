@@ -60,7 +60,7 @@ def test_settings_survive_json(settings: Settings) -> None:
         ({"allocators": ("squeeze:p=3",)}, ConfigError, "p must be"),
         ({"allocators": ("squeeze:signal=noise",)}, UnknownNameError, "cosine"),
         ({"allocators": ("squeeze:p=0.3",), "ps": (0.4,)}, ConfigError, "twice"),
-        ({"allocators": ("uniform", "reach"), "ps": (0.4,)}, ConfigError, "has a p"),
+        ({"allocators": ("uniform", "zigzag"), "ps": (0.4,)}, ConfigError, "has a p"),
         ({"allocators": ("squeeze:",)}, ConfigError, "squeeze:"),
         ({"allocators": ("squeeze:prefill=fast",)}, ConfigError, "prefill must be"),
         ({"budgets": ("0",)}, BudgetError, "'0'"),
@@ -101,8 +101,8 @@ def test_budget_texts() -> None:
 
 def test_options_of_the_cache_go_with_the_allocator() -> None:
     model, _ = load_embedded()
-    config = Config(Spec.parse("h2o"), Spec.parse("reach:prefill=bounded,chunk_size=64,power=2"), "0.2").check()
+    config = Config(Spec.parse("h2o"), Spec.parse("zigzag:prefill=bounded,chunk_size=64,power=2"), "0.2").check()
     cache = config.make_cache(model, 8)
     assert (cache.prefill, cache.chunk_size, cache.allocator.power) == ("bounded", 64, 2)
-    cache = Config(Spec.parse("h2o"), Spec.parse("squeeze:signal=locality"), "0.2").make_cache(model, 8)
-    assert (cache.prefill, cache.signal.name) == ("exact", "locality")
+    cache = Config(Spec.parse("h2o"), Spec.parse("squeeze:signal=span"), "0.2").make_cache(model, 8)
+    assert (cache.prefill, cache.signal.name) == ("exact", "span")

@@ -76,7 +76,7 @@ def test_a_configuration_alone_gives_the_rows_that_it_has_in_a_grid(
     grid = replace(
         settings, tasks=("lines", "story"), samples=1, policies=("h2o", "snapkv:window=8", "echo"),
         allocators=(
-            "uniform", "squeeze", "squeeze:signal=locality", "squeeze:prefill=bounded", "probe", "global", "random",
+            "uniform", "squeeze", "squeeze:signal=span", "squeeze:prefill=bounded", "probe", "global", "random",
         ),
         budgets=("0.3", "12"), question=question,
     )  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_prompt_is_read_once_for_all_that_it_serves(
     )
     grid = replace(
         settings, tasks=("lines",), samples=1, policies=("h2o", "sliding_window"), question=question,
-        allocators=("uniform", "squeeze", "random", "pyramid", "lookup"), budgets=("0.3", "0.5", "12"),
+        allocators=("uniform", "squeeze", "random", "pyramid", "zigzag"), budgets=("0.3", "0.5", "12"),
     )  # fmt: skip
     try:
         evaluate(grid, tmp_path)

@@ -307,7 +307,7 @@ def test_what_no_plan_could_keep_goes_while_the_prompt_is_read(family, policy):
     """A signal decides, but all but the others' floors is the most that a layer could get: the same bits, less peak."""
     model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
     rows, generated = story()
-    for allocator, chunk in (("squeeze", None), ("reach", 11)):
+    for allocator, chunk in (("squeeze", None), ("zigzag", 11)):
         found = []
         for total in (None, max(LENGTHS)):
             cache = SqueezeCache(model, budget=8, policy=policy, allocator=allocator)
@@ -321,7 +321,7 @@ def test_what_no_plan_could_keep_goes_while_the_prompt_is_read(family, policy):
         assert peak == highest if asks_again(policy) else peak < highest
 
 
-@pytest.mark.parametrize("allocator", ["squeeze", "reach", "random"])
+@pytest.mark.parametrize("allocator", ["squeeze", "zigzag", "random"])
 def test_layers_that_may_keep_the_prompt_are_cut_at_the_end(model, allocator):
     rows, _ = story()
     cache = SqueezeCache(model, budget=15, allocator=allocator)

@@ -25,7 +25,6 @@ from squeezeattention.allocators import (
     Proportional,
     Pyramid,
     Random,
-    Reach,
     Squeeze,
     Uniform,
     ZigZag,
@@ -239,16 +238,16 @@ def test_proportional_gives_each_layer_what_it_needs() -> None:
 
 def test_a_floor_is_kept_as_far_as_a_quarter_of_the_budget_pays() -> None:
     signal_values = [1.0, 1.0, 1.0, 0.0]
-    bare = Reach(hedge=0)
+    bare = Proportional(power=3, floor=16)
     assert plan_of(bare, signal_values).budgets == (16, 16, 16, 352)
     assert plan_of(bare, signal_values).floor == 16
     assert plan_of(bare, signal_values, base_budget=40).budgets == (10, 10, 10, 130)
     assert plan_of(bare, signal_values, base_budget=40, floor=20).budgets == (20, 20, 20, 100)  # the policy's own
-    assert plan_of(Reach(), signal_values).budgets == (25, 25, 25, 325)
+    assert plan_of(Proportional(power=3, floor=16, hedge=0.25), signal_values).budgets == (25, 25, 25, 325)
 
 
 def test_without_any_need_proportional_is_uniform() -> None:
-    plan = plan_of(Reach(), [1.0, 1.2, 1.0])
+    plan = plan_of(Proportional(), [1.0, 1.2, 1.0])
     assert plan.budgets == (100, 100, 100)
     assert "no layer needs" in plan.warnings[0]
 
@@ -352,8 +351,8 @@ def test_bad_settings_of_the_papers_rules(allocator: type[Allocator], options: d
 def test_names() -> None:
     assert ALLOCATORS.names() == sorted([*NAMES, "calibrated"])
     assert NAMES == [
-        "adakv", "cake", "dynamickv", "focus", "global", "inverted", "lazy", "lookup", "probe", "pyramid", "random",
-        "reach", "squeeze", "uniform", "zigzag",
+        "adakv", "cake", "dynamickv", "global", "inverted", "lazy", "probe", "pyramid", "random",
+        "squeeze", "uniform", "zigzag",
     ]  # fmt: skip
     for name in NAMES:
         assert resolve_allocator(name).name == name

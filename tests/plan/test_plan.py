@@ -257,8 +257,8 @@ def test_text() -> None:
 @pytest.mark.parametrize(
     ("signal", "title"),
     [
-        ("locality", "locality (low: matters more)"),
-        ("sharpness", "1 - sharpness (low: matters more)"),  # else: sharp layers would seem to matter less
+        ("streaming_mass", "streaming_mass (low: matters more)"),
+        ("span", "1 - span (low: matters more)"),  # else: such layers would seem to matter less
         ("somebody_else's", "somebody_else's (low: matters more)"),
         (None, "signal (low: matters more)"),
     ],

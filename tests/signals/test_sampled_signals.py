@@ -8,12 +8,28 @@ import torch
 
 from squeezeattention import SqueezeCache
 from squeezeattention.errors import CacheStateError, ConfigError
-from squeezeattention.signals import SIGNALS, Locality, SampledAttention, Sharpness, Span
-from squeezeattention.signals.sampled import is_sampled
+from squeezeattention.signals import SIGNALS, SampledAttention, Span
+from squeezeattention.signals.sampled import is_sampled, layer_mean
 from squeezeattention.testing import left_padded, position_ids, teacher_forced, tiny_model
 
 SAMPLED = [name for name in SIGNALS if isinstance(SIGNALS.create(name), SampledAttention)]
 ROWS = [list(range(3, 3 + n)) for n in (97, 70)]
+
+
+class FarMass(SampledAttention):
+    """A signal of somebody else: attention on what is neither among the first tokens nor among the newest."""
+
+    name = "far_mass"
+
+    def __init__(self, sinks, window, need=lambda mass: layer_mean(mass.sum(-1))):
+        self.sinks, self.window, self.of = sinks, window, need
+
+    def need(self, rows):
+        far = (rows.distance >= self.window) & (rows.key_positions >= self.sinks)[..., None, :]
+        seen = rows.visible.clamp(min=1)
+        mass = rows.probabilities * rows.per_query_head(far)
+        torch.testing.assert_close(mass.sum(-1), rows.mass(far))
+        return self.of(mass), (seen - self.sinks - self.window).clamp(min=0) / seen
 
 
 def measured(model, signal, rows=ROWS, chunk=None):
@@ -36,10 +52,10 @@ def weights_of(family, rows):
 @pytest.mark.parametrize(
     ("signal", "need"),
     [
-        (Locality(2, 8), lambda far: far.sum(-1).mean()),  # far: [Hq, keys]
-        (Sharpness(2, 8), lambda far: far.square().sum(-1).sqrt().max()),
+        (FarMass(2, 8), lambda far: far.sum(-1).mean()),  # far: [Hq, keys]
+        (FarMass(2, 8, lambda mass: mass.norm(dim=-1).amax(dim=1)), lambda far: far.square().sum(-1).sqrt().max()),
     ],
-    ids=["locality", "sharpness"],
+    ids=["mean", "sharpest head"],
 )
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss", "qwen3"])
 def test_what_far_tokens_get_equals_the_models_own_attention(family, signal, need):
@@ -95,7 +111,7 @@ def test_a_prompt_too_short_to_be_sampled_needs_nothing(name):
     assert measured(tiny_model("llama"), name, rows=[[5, 6, 7]]) == (1.0,) * 4
 
 
-def test_locality_sharpness_and_span_of_known_attention():
+def test_far_mass_and_span_of_known_attention():
     """Keys of equal length make attention uniform: every visible token has the same mass."""
     model = tiny_model("llama")
     for layer in model.model.layers:
@@ -106,10 +122,7 @@ def test_locality_sharpness_and_span_of_known_attention():
     seen = torch.arange(32, 97, 32).double()
     far = (seen - 4 - 8).clamp(min=0) / seen
     want = float((far * far).sum() / far.sum())
-    assert [1 - v for v in measured(model, Locality(4, 8), rows)] == pytest.approx([want] * 4, abs=1e-5)
-    norm = (seen - 4 - 8).clamp(min=0).sqrt() / seen  # of as many equal shares
-    want = float((norm * far).sum() / far.sum())
-    assert [1 - v for v in measured(model, Sharpness(4, 8), rows)] == pytest.approx([want] * 4, abs=1e-5)
+    assert [1 - v for v in measured(model, FarMass(4, 8), rows)] == pytest.approx([want] * 4, abs=1e-5)
 
 
 def test_which_queries_are_sampled_follows_from_their_position():
@@ -121,11 +134,9 @@ def test_which_queries_are_sampled_follows_from_their_position():
 
 
 def test_bad_settings_and_values_before_a_prompt():
-    with pytest.raises(ConfigError, match="window"):
-        Locality(window=0)
     with pytest.raises(ConfigError, match="mass"):
         Span(mass=1.0)
-    signal = Locality()
+    signal = Span()
     signal.start(2)
     with pytest.raises(CacheStateError, match="no attention"):
         signal.values()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squeezeattention import BudgetPlan
-from squeezeattention.allocators import Allocator, Probe, Reach, Squeeze, Uniform
+from squeezeattention.allocators import Allocator, Probe, Squeeze, Uniform, ZigZag
 from squeezeattention.errors import ConfigError
 from squeezeattention.plan import build_plan
 from squeezeattention.stability import Fit, Observation, agreement, fits_of, freeze, moved, study
@@ -158,7 +158,7 @@ def test_study_of_two_tasks() -> None:
     assert json.loads(json.dumps(found.to_dict()))["between"]["pairs"] == 4
 
 
-@pytest.mark.parametrize("allocator", [Reach(), Uniform()])
+@pytest.mark.parametrize("allocator", [ZigZag(), Uniform()])
 def test_without_groups_nothing_is_said_of_them(allocator: Allocator) -> None:
     seen = [Observation(str(i), "a", plan(values, allocator=allocator)) for i, values in enumerate((FIRST, LAST))]
     found = study(seen, partial(freeze, allocator=allocator))

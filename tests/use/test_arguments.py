@@ -26,7 +26,7 @@ def model():
         ({"budget": 0.2, "allocator": BudgetPlan.from_budgets(FIXED)}, r"budget=0\.2 has no effect"),
         ({"signal": "cosine", "allocator": FIXED}, "signal='cosine' has no effect"),
         ({"p": 0.3, "allocator": FIXED}, "changes nothing"),
-        ({"p": 0.3, "allocator": "lookup"}, "'lookup' has no p"),
+        ({"p": 0.3, "allocator": "zigzag"}, "'zigzag' has no p"),
         ({"outliers": "clamp", "allocator": "uniform"}, "'uniform' has no outliers"),
         ({"p": 0.3, "allocator": Uniform()}, "changes nothing"),
         ({"sinks": 2, "policy": "h2o"}, "streaming_llm"),

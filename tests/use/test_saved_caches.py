@@ -37,10 +37,10 @@ LAYOUTS = {
     "queries kept": ("llama", {"policy": "snapkv", "allocator": "adakv", "budget": 30}),
     "statistics kept": ("llama", {"policy": "expected_attention", "allocator": "probe", "budget": 30}),
     "latents": ("deepseek-v3", {"policy": "tova", "allocator": "uniform", "budget": 25}),
-    "in pieces": ("llama", {"policy": "h2o", "allocator": "reach", "budget": 9, "prefill": "bounded", "chunk_size": 9}),
+    "in pieces": ("llama", {"policy": "h2o", "allocator": "cake", "budget": 9, "prefill": "bounded", "chunk_size": 9}),
     "tails kept": ("falcon-new", {"policy": "h2o", "allocator": "cake", "budget": 25}),
     "measured together": (
-        "llama", {"policy": "h2o", "allocator": "probe", "budget": 25, "signal": ["replay", "cosine", "sharpness"]},
+        "llama", {"policy": "h2o", "allocator": "probe", "budget": 25, "signal": ["replay", "cosine", "span"]},
     ),
 }  # fmt: skip
 

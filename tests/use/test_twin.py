@@ -44,13 +44,11 @@ def test_twins_are_what_fresh_caches_are(allocator, policy, ways):
 @pytest.mark.parametrize("prefill", ["whole", "pieces"])
 def test_signals_that_watch_together_serve_twins_of_each(prefill):
     model = tiny_model("llama")
-    reader = SqueezeCache(
-        model, 0.3, "h2o", "probe", signal=["replay", "cosine", "sharpness", "top_scores"], min_tokens=1
-    )
+    reader = SqueezeCache(model, 0.3, "h2o", "probe", signal=["replay", "cosine", "span", "top_scores"], min_tokens=1)
     with reader.prefilling():
         for piece in IDS.split(90 if prefill == "whole" else 37, dim=1):
             logits = forward(model, reader, piece)
-        twins = {name: reader.twin(allocator=name) for name in ("probe", "squeeze", "lookup", "global", "uniform")}
+        twins = {name: reader.twin(allocator=name) for name in ("probe", "squeeze", "zigzag", "global", "uniform")}
         own = reader.twin(budget=0.2)
     for name, twin in twins.items():
         fresh = SqueezeCache(model, 0.3, "h2o", name, min_tokens=1)
@@ -62,7 +60,7 @@ def test_signals_that_watch_together_serve_twins_of_each(prefill):
     own.compact()
     assert own.plan.signal == reader.plan.signal == "replay"
     with pytest.raises(ConfigError, match="looked at 'replay' and 'cosine'"):
-        SqueezeCache(model, 0.3, "h2o", "probe", signal=["replay", "cosine"]).twin(allocator="lookup")
+        SqueezeCache(model, 0.3, "h2o", "probe", signal=["replay", "cosine"]).twin(allocator="zigzag")
     for wrong in ([], ["replay", "replay"]):
         with pytest.raises(ConfigError, match="different names"):
             SqueezeCache(model, 0.3, "h2o", "probe", signal=wrong)

@@ -17,17 +17,14 @@ from .cake import Cake
 from .calibrated import Calibrated
 from .dynamickv import DynamicKV
 from .fixed import Fixed
-from .focus import Focus
 from .inverted import Inverted
 from .lazy import Lazy
-from .lookup import Lookup
 from .measured import Measured, is_measured
 from .over_all import OverAll
 from .probe import Probe
 from .proportional import Proportional
 from .pyramid import Pyramid
 from .random import Random
-from .reach import Reach
 from .scaled import Scaled
 from .squeeze import Squeeze, check_outliers
 from .uniform import Uniform
@@ -46,17 +43,14 @@ __all__ = [
     "Calibrated",
     "DynamicKV",
     "Fixed",
-    "Focus",
     "Inverted",
     "Lazy",
-    "Lookup",
     "Measured",
     "OverAll",
     "Probe",
     "Proportional",
     "Pyramid",
     "Random",
-    "Reach",
     "Scaled",
     "Squeeze",
     "Uniform",
@@ -70,9 +64,7 @@ __all__ = [
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator", name=str, needs_signal=bool)
 for _allocator in (
-    Squeeze, Probe, Calibrated, OverAll, AdaKV, Reach, Lookup, Focus, Uniform, Pyramid, Random, Inverted, Cake, ZigZag,
-    Lazy,
-    DynamicKV,
+    Squeeze, Probe, Calibrated, OverAll, AdaKV, Uniform, Pyramid, Random, Inverted, Cake, ZigZag, Lazy, DynamicKV,
 ):  # fmt: skip
     ALLOCATORS.register(_allocator.name, _allocator)
 

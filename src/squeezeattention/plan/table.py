@@ -82,7 +82,7 @@ def _signal_title(plan: BudgetPlan) -> str:
 
 
 def signal_label(name: str | None) -> str:
-    """What the values of a signal are, and which way they point: ``1 - sharpness (low: matters more)``."""
+    """What the values of a signal are, and which way they point: ``1 - span (low: matters more)``."""
     from ..signals import SIGNALS  # only here: signals need torch, and `squeeze --help` must not wait for it
 
     label = getattr(SIGNALS.factory(name), "label", "") if name is not None and name in SIGNALS else ""

@@ -7,14 +7,10 @@ from collections.abc import Sequence
 from ..registry import Registry
 from .base import AttentionSample, Signal
 from .cosine import Cosine
-from .entropy import Entropy
-from .far_output import FarOutput
 from .last_queries import LastQueries
-from .locality import Locality
 from .preference import Preference
 from .replay import Replay
 from .sampled import SampledAttention
-from .sharpness import Sharpness
 from .span import Span
 from .streaming_mass import StreamingMass
 from .together import Together
@@ -24,11 +20,7 @@ from .top_tokens import TopTokens
 SIGNALS: Registry[Signal] = Registry("signal", name=str)
 SIGNALS.register("cosine", Cosine)
 SIGNALS.register("replay", Replay)
-SIGNALS.register("locality", Locality)
-SIGNALS.register("sharpness", Sharpness)
-SIGNALS.register("far_output", FarOutput)
 SIGNALS.register("span", Span)
-SIGNALS.register("entropy", Entropy)
 SIGNALS.register("preference", Preference)
 SIGNALS.register("streaming_mass", StreamingMass)
 SIGNALS.register("top_tokens", TopTokens)
@@ -47,15 +39,11 @@ __all__ = [
     "SIGNALS",
     "AttentionSample",
     "Cosine",
-    "Entropy",
-    "FarOutput",
     "LastQueries",
     "LayerScores",
-    "Locality",
     "Preference",
     "Replay",
     "SampledAttention",
-    "Sharpness",
     "Signal",
     "Span",
     "StreamingMass",

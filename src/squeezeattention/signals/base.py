@@ -41,7 +41,7 @@ class Signal(ABC):
     """Accumulates over the chunks of one prompt; ``values()`` is the only synchronisation with a device."""
 
     name: ClassVar[str]
-    #: What :meth:`values` holds, for tables and pictures, where the name does not say it (``1 - sharpness``).
+    #: What :meth:`values` holds, for tables and pictures, where the name does not say it (``1 - span``).
     label: ClassVar[str] = ""
     #: Whether :meth:`see_hidden` wants the residual stream around each attention block.
     wants_hidden: ClassVar[bool] = False

@@ -14,8 +14,8 @@ class StreamingMass(LastQueries):
     """Share of the last queries' attention on the first ``sinks`` tokens and the newest ``recent`` (2410.13846).
 
     LightTransfer's lazy ratio (SimLayerKV before), mean over heads and queries. The paper's recent window
-    is of about 1,000 tokens, for prompts of many thousands; the default here is that of ``locality``. A learned
-    sink's part of the softmax counts as lazy: no token is read with it.
+    is of about 1,000 tokens, for prompts of many thousands; the default here is for short ones. A learned sink's
+    part of the softmax counts as lazy: no token is read with it.
     """
 
     name = "streaming_mass"
