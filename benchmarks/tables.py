@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from facts_summary import Line, full_of, lines_of
-from results import RULES
+from facts_summary import Line, bootstrap, full_of, lines_of
 
 ROOT = Path(__file__).parent.parent
 EVAL = ROOT / "benchmarks" / "eval"
@@ -26,11 +26,8 @@ POLICIES = {"streaming_llm": "StreamingLLM", "h2o": "H2O"}
 NAMES = {
     "squeeze": "squeeze, as published", "squeeze:outliers=clamp": "squeeze, outliers clamped", "cake": "CAKE",
     "dynamickv": "DynamicKV", "lazy": "lazy layers", "pyramid": "PyramidKV", "zigzag": "ZigZagKV",
-    "random": "random layers, sizes of squeeze", "inverted": "inverted groups",
-    "lookup": "lookup, the default then",
+    "random": "random layers, sizes of squeeze",
 }  # fmt: skip
-#: What these records were made with where nothing was said.
-DEFAULT_ALLOCATOR = "lookup"
 
 Cell = dict[str, Any]
 Table = tuple[Sequence[str], list[list[str]]]  # head, rows
@@ -47,11 +44,6 @@ class Record:
     def cell(self, **wanted: Any) -> Cell:
         """The one result that is so; ``policy=None`` is the full cache's."""
         (found,) = (one for one in self.summary["results"] if all(one[key] == value for key, value in wanted.items()))
-        return found
-
-    def reach(self, **wanted: Any) -> Cell:
-        """Bytes from which on a share of the full score is kept."""
-        (found,) = (one for one in self.summary["reach"] if all(one[key] == value for key, value in wanted.items()))
         return found
 
 
@@ -74,155 +66,139 @@ def short(cell: Cell) -> str:
     return f"{cell['nats_per_token']:.2f}" if cell["nats_per_token"] is not None else percent(cell["score"])
 
 
-def both(show: Callable[[Cell], str], record: Record, **wanted: Any) -> str:
-    """``StreamingLLM / H2O``."""
-    return " / ".join(show(record.cell(policy=policy, **wanted)) for policy in POLICIES)
-
-
 def named(rule: str) -> str:
-    frozen = re.search(r"-frozen-(\w+)\.json$", rule)
-    return f"{frozen[1]}, frozen" if frozen else NAMES.get(rule, rule)
+    return NAMES.get(rule, rule)
 
 
 # ------------------------------------------------------------------- the tables
 
 
-def quick() -> Table:
-    record = Record("embedded", "quick")
-    columns = [*(("recall", budget) for budget in record.settings["budgets"]), ("code", "0.3")]
-    head, full, seen = [""], ["full cache"], set()
-    for task, budget in columns:
-        share = record.cell(task=task, policy="h2o", allocator="uniform", budget=budget)["share"]
-        head.append(f"{task}, {percent(share)} % of the bytes")
-        full.append("" if task in seen else short(record.cell(task=task, policy=None)))
-        seen.add(task)
-    rows = [
-        [named(rule), *(both(short, record, task=task, allocator=rule, budget=budget) for task, budget in columns)]
-        for rule in record.settings["allocators"]
-    ]
-    return head, [full, *rows]
+class Prose:
+    """One evaluation on the real model: its contexts, whatever the book, and its ways to hold the cache."""
+
+    def __init__(self, *names: str) -> None:
+        rows = [row for name in names for row in _rows(name)]
+        self.rows: dict[tuple[str | None, str | None, str | None], dict[str, dict[str, Any]]] = {}
+        for row in rows:
+            config, context = row["config"], f"{row['task']}/{row['length']}/{row['seed']}/{row['index']}"
+            key = (config["policy"], config["allocator"], config["budget"])
+            self.rows.setdefault(key, {}).setdefault(context, row)
+        self.full = self.rows[None, None, None]
+        self.ways = list(dict.fromkeys(key[:2] for key in self.rows if key[0] is not None))
+        self.budgets = sorted({key[2] for key in self.rows if key[2] is not None}, key=float)
+
+    def right(self) -> str:
+        """The full cache's share of right answers."""
+        scores = [score for row in self.full.values() for score in row["scores"]]
+        return f"{percent(statistics.fmean(scores))} % of {len(scores)}"
+
+    def pairs(self, *way: str | None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Rows of a way, each with the full cache's of the same context."""
+        return [(row, self.full[context]) for context, row in self.rows.get(way, {}).items()]  # type: ignore[call-overload]
+
+    def share(self, *way: str | None) -> str:
+        """Of the full cache's bytes, measured at the end of the answers."""
+        pairs = self.pairs(*way)
+        return f"{percent(statistics.fmean(row['bytes'] / row['full_bytes'] for row, _ in pairs))} %"
+
+    def kept(self, *way: str | None, interval: bool = False) -> str:
+        """Of the full cache's right answers, in percent; with a 95 % interval over contexts if wanted."""
+        pairs = self.pairs(*way)
+        if not pairs:
+            return ""
+        own, base = ([statistics.fmean(row["scores"]) for row in side] for side in zip(*pairs, strict=True))
+        text = percent(sum(own) / sum(base))
+        if interval:
+            low, high = bootstrap(own, base)
+            text += f" ({percent(low)}-{percent(high)})"
+        return text
+
+    def nats(self, *way: str | None) -> str:
+        """More than the full cache's, a token of what follows."""
+        pairs = self.pairs(*way)
+        added = statistics.fmean(
+            statistics.fmean(row["losses"]) - statistics.fmean(full["losses"]) for row, full in pairs
+        )
+        return f"{added:+.3f}"
 
 
-def _columns(name: str = "bytes") -> list[tuple[Record, str, int]]:
-    """Record, task and length."""
-    records = [Record(model, name) for model in MODELS if has(model, name)]
-    return [
-        (one, task, length) for one in records for task in one.settings["tasks"] for length in one.settings["lengths"]
-    ]
+def _rows(name: str) -> list[dict[str, Any]]:
+    lines = (EVAL / f"smollm2-{name}" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
-def _least(record: Record, **wanted: Any) -> float | None:
-    """Bytes for the score as a share of the full cache's."""
-    one = record.reach(**wanted)
-    full = record.cell(task=wanted["task"], length=wanted["length"], policy=None)["bytes"]
-    return None if one["bytes"] is None else one["bytes"] / full
+SELECTIONS = {
+    "uniform": "equal", "squeeze": "squeeze", "adakv": "adakv", "probe": "probe", "calibrated": "calibrated",
+    "global": "global",
+}  # fmt: skip
 
 
-def _most(record: Record, **wanted: Any) -> float:
-    """The largest share of the full cache's bytes that was measured."""
-    share: float = record.cell(budget=max(record.settings["budgets"], key=float), **wanted)["share"]
-    return share
-
-
-def bytes_for(share: float, name: str = "bytes") -> Table:
-    columns = _columns(name)
+def scorers(*names: str) -> Table:
+    """Scorers by selections, two budgets a cell."""
+    found = Prose(*names)
+    selections = [one for one in SELECTIONS if any(way[1] == one for way in found.ways)]
     rows = []
-    for rule in columns[0][0].settings["allocators"]:
-        row = [named(rule)]
-        for record, task, length in columns:
-            cell = []
-            for policy in POLICIES:
-                wanted = {"task": task, "length": length, "policy": policy, "allocator": rule}
-                least = _least(record, share=share, **wanted)
-                cell.append(f"> {percent(_most(record, **wanted))}" if least is None else percent(least))
-            row.append(f"{' / '.join(cell)} %")
-        rows.append(row)
-    several = len({task for _, task, _ in columns}) > 1
-    head = (f"{record.model}, {task if several else length}" for record, task, length in columns)
-    return ["", *head], [*rows, _ratios(share, columns)]
+    for policy in dict.fromkeys(way[0] for way in found.ways):
+        cells = [[found.kept(policy, one, budget) for budget in found.budgets] for one in selections]
+        rows.append([f"`{policy}`", *(" / ".join(filter(None, cell)) for cell in cells)])
+    return ["", *(f"`{one}`" if one != "uniform" else "equal" for one in selections)], rows
 
 
-def _ratios(share: float, columns: list[tuple[Record, str, int]]) -> list[str]:
-    """The default's bytes of those that uniform budgets need; a bound where these never keep as much."""
-    row = [f"{DEFAULT_ALLOCATOR} against uniform"]
-    for record, task, length in columns:
-        cell = []
-        for policy in POLICIES:
-            where = {"task": task, "length": length, "policy": policy}
-            own = _least(record, share=share, allocator=DEFAULT_ALLOCATOR, **where)
-            uniform, bound = _least(record, share=share, allocator="uniform", **where), ""
-            if uniform is None:
-                # Measured more finely, or else they need more than the most that was.
-                finer = Record(record.model, "whole") if has(record.model, "whole") and task == "recall" else record
-                full = record.cell(task=task, length=length, policy=None)["score"]
-                seen = [finer.cell(allocator="uniform", budget=budget, **where) for budget in finer.settings["budgets"]]
-                kept = [one["share"] for one in seen if one["score"] >= share * full]
-                uniform, bound = (min(kept), "<= ") if kept else (max(one["share"] for one in seen), "< ")
-            cell.append("-" if own is None else f"{bound}{own / uniform:.2f}")
-        row.append(" / ".join(cell))
-    return row
-
-
-def whole() -> Table:
-    columns = _columns("whole")
-    rows = [["full cache", *(short(record.cell(task=task, length=n, policy=None)) for record, task, n in columns)]]
-    for budget in columns[0][0].settings["budgets"]:
-        cells = (both(short, record, task=task, length=length, budget=budget) for record, task, length in columns)
-        rows.append([f"uniform, {float(budget):.0%}", *cells])
-    return ["", *(f"{record.model}, {length}" for record, _, length in columns)], rows
-
-
-def allocators() -> Table:
-    models = [model for model in MODELS if has(model, "allocators")]
-    columns = [(model, task, policy) for model in models for task in ("recall", "code") for policy in POLICIES]
-    records = {model: Record(model, "allocators") for model in models}
-    full = [spread(records[m].cell(task=t, policy=None)) if p == "streaming_llm" else "" for m, t, p in columns]
+def by_bytes(*names: str, interval: bool = True) -> Table:
+    """Ways that are in all of the records, by budget."""
+    found = Prose(*names)
+    ways = [way for way in found.ways if all(found.pairs(*way, budget) for budget in found.budgets)]
     rows = [
-        [named(rule), *(spread(records[m].cell(task=t, policy=p, allocator=rule)) for m, t, p in columns)]
-        for rule in records["embedded"].settings["allocators"]
+        [
+            f"`{policy}` / `{allocator}`",
+            *(found.kept(policy, allocator, one, interval=interval) for one in found.budgets),
+        ]
+        for policy, allocator in ways
     ]
-    return ["", *(f"{m}: {t}, {POLICIES[p]}" for m, t, p in columns)], [["full cache", *full], *rows]
+    head = [found.share(*ways[0], budget) for budget in found.budgets]
+    return [f"full cache: {found.right()}", *head], rows
 
 
-def tasks(model: str) -> Table:
-    record = Record(model, "tasks")
-    names, settings = record.settings["tasks"], record.settings
-    columns = [(policy, budget) for policy in POLICIES for budget in settings["budgets"]]
-    found = {
-        (rule, column): _scores(record, names, allocator=rule, policy=column[0], budget=column[1])
-        for rule in settings["allocators"]
-        for column in columns
-    }
-    means = {key: round(100 * sum(scores) / len(names)) for key, scores in found.items()}
-    rows = []
-    for rule in settings["allocators"]:
-        row = [named(rule)]
-        for column in columns:
-            mean = means[rule, column]
-            best = mean == max(means[other, column] for other in settings["allocators"])
-            row.append(f"{' / '.join(map(percent, found[rule, column]))}: {f'**{mean}**' if best else mean}")
-        rows.append(row)
-    full = _scores(record, names, policy=None)
-    whole = f"{' / '.join(map(percent, full))}: {percent(sum(full) / len(full))}"
-    head = ["", *(f"{POLICIES[policy]}, {budget}" for policy, budget in columns)]
-    return head, [["full cache", whole, *[""] * (len(columns) - 1)], *rows]
+def rules() -> Table:
+    """Rules that give the KV heads of a layer the same."""
+    found = Prose("layers")
+    rows = [
+        [named(str(allocator)), *(found.kept(policy, allocator, budget, interval=True) for budget in found.budgets)]
+        for policy, allocator in found.ways
+    ]
+    head = [found.share(*found.ways[0], budget) for budget in found.budgets]
+    return [f"full cache: {found.right()}", *head], rows
 
 
-def _scores(record: Record, names: Sequence[str], **wanted: Any) -> list[float]:
-    return [record.cell(task=name, **wanted)["score"] for name in names]
+def following() -> Table:
+    found = Prose("following")
+    rows = [
+        [f"`{policy}` / `{allocator}`", *(found.nats(policy, allocator, budget) for budget in found.budgets)]
+        for policy, allocator in found.ways
+    ]
+    return ["", *(found.share(*found.ways[0], budget) for budget in found.budgets)], rows
 
 
-def ruler(*, squeezed: bool) -> Table:
+def toy_bytes() -> Table:
+    """Recall and code on the embedded model."""
+    record = Record("embedded", "bytes")
+    budgets = record.settings["budgets"]
+    rows = [["full cache", *[""] * (len(budgets) - 1), short(record.cell(task="recall", policy=None)),
+             *[""] * (len(budgets) - 1), short(record.cell(task="code", policy=None))]]  # fmt: skip
+    for way in record.settings["policies"]:
+        policy, allocator = way.split("/")
+        at = (record.cell(task=task, policy=policy, allocator=allocator, budget=budget)
+              for task in ("recall", "code") for budget in budgets)  # fmt: skip
+        rows.append([f"`{policy}` / `{allocator}`", *map(short, at)])
+    return ["", *(f"{task}, {float(budget):.0%}" for task in ("recall", "code") for budget in budgets)], rows
+
+
+def ruler() -> Table:
+    """What the full cache does in long rows."""
     record = Record("embedded", "ruler")
     names, (length,) = record.settings["tasks"], record.settings["lengths"]
     rows = [["full cache", *(spread(record.cell(task=name, policy=None)) for name in names)]]
-    if not squeezed:
-        return ["", *names], [*rows, *_guesses(names, length)]
-    for rule in record.settings["allocators"]:
-        cells = [record.cell(task=name, allocator=rule) for name in names]
-        share = sum(cell["share"] for cell in cells) / len(cells)
-        rows.append([f"{named(rule)}, {percent(share)} % of the bytes", *map(spread, cells)])
-    return ["", *names], rows
+    return ["", *names], [*rows, *_guesses(names, length)]
 
 
 def _guesses(names: Sequence[str], length: int) -> list[list[str]]:
@@ -241,41 +217,6 @@ def short_rows() -> Table:
     names, (length,) = records[0].settings["tasks"], records[0].settings["lengths"]
     rows = [[one.model, *(spread(one.cell(task=name, policy=None)) for name in names)] for one in records]
     return ["", *names], [*rows, *_guesses(names, length)]
-
-
-def stability() -> Table:
-    models = [model for model in MODELS if (EVAL / f"{model}-stability-squeeze.json").is_file()]
-    rows = []
-    for rule in RULES:
-        found = [json.loads((EVAL / f"{model}-stability-{rule}.json").read_text())["stability"] for model in models]
-        fits = [{fit["against"]: fit for fit in one["fits"]} for one in found]
-        same = {one["all"]["agreement"]["same_layers"] for one in found}
-        rows.append([
-            rule,
-            "-" if None in same else f"{min(same):.0%} of the pairs",
-            *(f"{fit['frozen']['moved']:.1%}" for fit in fits),
-            f"{max(fit['frozen']['worst'] for fit in fits):.1%}",
-            f"{max(fit['unseen task']['moved'] for fit in fits):.1%}",
-        ])  # fmt: skip
-    moved = (f"moved, {model}" for model in models)
-    return ["", "same groups", *moved, "worst prompt", "unseen task, worst model"], rows
-
-
-def frozen() -> Table:
-    models = [model for model in MODELS if has(model, "frozen")]
-    records = {model: Record(model, "frozen") for model in models}
-    columns = [
-        (model, task, budget)
-        for model in models for task in ("recall", "code") for budget in records[model].settings["budgets"]
-    ]  # fmt: skip
-    rows = []
-    for rule in records["embedded"].settings["allocators"]:
-        cells = (
-            records[model].cell(task=task, budget=budget, allocator=rule.replace("/embedded-", f"/{model}-"))
-            for model, task, budget in columns
-        )
-        rows.append([named(rule), *map(spread, cells)])
-    return ["", *(f"{model}: {task}, {float(budget):.0%}" for model, task, budget in columns)], rows
 
 
 def p_sweep() -> Table:
@@ -304,26 +245,6 @@ def bounded() -> Table:
             row += [" / ".join(map(short, cells)), f"{max(one['peak_bytes'] / one['full_bytes'] for one in cells):.0%}"]
         rows.append(row)
     return ["", *(text for budget in budgets for text in (f"{float(budget):.0%}", "peak"))], rows
-
-
-def oracle() -> Table:
-    rows = []
-    shown = ("sharpness", "preference", "locality", "cosine")
-    for model in MODELS:
-        found = json.loads((EVAL / f"{model}-oracle.json").read_text())
-        added = found["added"]
-        order = sorted(range(len(added)), key=lambda layer: -added[layer])
-        rank = {one["signal"]: one["alone"] for one in found["signals"]}
-        rows.append([model, f"{added[order[0]]:.2f}, layer {order[0]}", f"{added[order[1]]:.2f}, layer {order[1]}",
-                     *(f"{rank[signal]:.2f}" for signal in shown)])  # fmt: skip
-    return ["", "costs most", "costs next", *shown], rows
-
-
-def facts() -> Table:
-    """Facts in prose on SmolLM2, and what going on with the text costs."""
-    record = json.loads((ROOT / "benchmarks" / "facts.json").read_text())
-    rows = [[*row, f"{line.nats:+.3f}"] for row, line in _facts_lines(record)]
-    return ["policy/allocator", "bytes", "right", "of the full cache's", "nats"], [[*_full_line(record), ""], *rows]
 
 
 def kvpress() -> Table:
@@ -357,21 +278,17 @@ def _facts_lines(record: dict[str, Any]) -> list[tuple[list[str], Line]]:
 
 
 TABLES: dict[str, Callable[[], Table]] = {
-    "facts": facts,
+    "scorers": lambda: scorers("facts"),
+    "kin": lambda: scorers("scorers"),
+    "by bytes": lambda: by_bytes("facts", "sweep"),
+    "following": following,
+    "rules": rules,
+    "visible": lambda: by_bytes("visible"),
+    "long": lambda: by_bytes("long"),
     "kvpress": kvpress,
-    "quick": quick,
-    "oracle": oracle,
-    "bytes for 95 %": lambda: bytes_for(0.95),
-    "bytes for 90 %": lambda: bytes_for(0.9),
-    "needles for 95 %": lambda: bytes_for(0.95, "needles"),
-    "whole": whole,
-    "allocators": allocators,
-    "tasks": lambda: tasks("embedded"),
-    "ruler": lambda: ruler(squeezed=True),
-    "ruler and chance": lambda: ruler(squeezed=False),
+    "toy bytes": toy_bytes,
+    "ruler and chance": ruler,
     "short": short_rows,
-    "stability": stability,
-    "frozen": frozen,
     "p": p_sweep,
     "bounded": bounded,
 }
