@@ -1,0 +1,1 @@
+"""Conversations with an instruct model on a squeezed cache."""
