@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 #: What a decoder writes for bytes that are no whole character yet.
 _UNFINISHED = "\ufffd"
@@ -13,6 +13,17 @@ _UNFINISHED = "\ufffd"
 def decoded(tokenizer: Any, tokens: list[int]) -> str:
     """New tokens as the model wrote them: special tokens left out, spaces as they are."""
     return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+class Timings(NamedTuple):
+    """How long a text took."""
+
+    prefill_s: float
+    """Seconds until the first new token."""
+    decode_s: float
+    """Seconds of all others."""
+    tokens_per_s: float | None
+    """New tokens a second after the first; ``None`` if there was one."""
 
 
 class Watch:
@@ -46,9 +57,8 @@ class Watch:
             self._show(text[len(self._shown) :])
             self._shown = text
 
-    def timings(self, new_tokens: int) -> dict[str, float | None]:
-        """Seconds until the first new token, of the others, and their rate (``None`` if there are none)."""
+    def timings(self, new_tokens: int) -> Timings:
         start, first, *_, last = [*self._times, self._times[-1]]
         decode = last - first
         rate = (new_tokens - 1) / decode if new_tokens > 1 and decode > 0 else None
-        return {"prefill_s": first - start, "decode_s": decode, "tokens_per_s": rate}
+        return Timings(first - start, decode, rate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from ..errors import ConfigError
 from . import options
 from .console import ERR, print_json
 from .inputs import chat_tokens, check_target, load_model, read_prompts, tokenize, with_question
+
+if TYPE_CHECKING:
+    from ..chat.streaming import Timings
 
 
 def generate(
@@ -149,7 +152,7 @@ def generate(
                 "full_bytes": memory.full_bytes,
                 "saved": memory.saved,
             },
-            "timings": timings,
+            "timings": timings._asdict(),
         })  # fmt: skip
         return
     _write("\n" if stream else text + "\n")
@@ -205,7 +208,6 @@ def _pad_token(model: Any, tokenizer: Any) -> int | None:
     return None
 
 
-def _speed_text(prompt_tokens: int, new_tokens: int, timings: dict[str, float | None]) -> str:
-    rate = timings["tokens_per_s"]
-    decode = "" if rate is None else f", then {rate:.1f} tokens/s"
-    return f"speed: {prompt_tokens} tokens read in {timings['prefill_s']:.2f} s, {new_tokens} new{decode}"
+def _speed_text(prompt_tokens: int, new_tokens: int, timings: Timings) -> str:
+    decode = "" if timings.tokens_per_s is None else f", then {timings.tokens_per_s:.1f} tokens/s"
+    return f"speed: {prompt_tokens} tokens read in {timings.prefill_s:.2f} s, {new_tokens} new{decode}"

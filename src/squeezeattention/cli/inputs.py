@@ -13,6 +13,7 @@ from ..embedded import NAME
 from ..errors import ConfigError, InputError
 from ..loading import loading
 from ..named import load_named, named_config
+from ..positions import longest_text
 from .console import notice
 
 
@@ -85,7 +86,7 @@ def fit(model: Any, tokens: list[int], source: str, new_tokens: int = 0, *, trun
 
     Raises :class:`InputError` otherwise: beyond its positions a model fails or talks nonsense, with any cache.
     """
-    longest = _longest(model)
+    longest = longest_text(model)
     if longest is None or len(tokens) + new_tokens <= longest:
         return tokens
     have = f"{source}: {len(tokens)} tokens" + (f" and {new_tokens} new ones" if new_tokens else "")
@@ -113,7 +114,7 @@ def chat_tokens(
     def tokens_of(text: str) -> list[int]:
         return token_ids(tokenizer, render(tokenizer, first_turns(text, system)))
 
-    tokens, longest = tokens_of(prompt.text), _longest(model)
+    tokens, longest = tokens_of(prompt.text), longest_text(model)
     if truncate and longest is not None and len(tokens) + new_tokens > longest:
         text = token_ids(tokenizer, prompt.text)
         room = len(text)
@@ -131,15 +132,9 @@ def chat_tokens(
 
 def remark_on_length(model: Any, tokens: int) -> None:
     """A remark where samples of so many tokens are longer than the model was made for."""
-    longest = _longest(model)
+    longest = longest_text(model)
     if longest is not None and tokens > longest:
         notice(f"{tokens} tokens are more than the {longest} positions that the model was made for")
-
-
-def _longest(model: Any) -> int | None:
-    """Positions that a model was made for, if it says so."""
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return longest if isinstance(longest, int) else None
 
 
 def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
