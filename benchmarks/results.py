@@ -100,7 +100,7 @@ PROSE: dict[str, list[str]] = {
     ],
     # Does any rule that gives every head of a layer the same do better than equal budgets?
     "layers": [
-        *_books("facts"), *_ways(LAYER_RULES, "h2o"), "--budget", "0.3", "--length", "1600", "--samples", "2",
+        *_books("facts"), *_ways(LAYER_RULES, "h2o"), "--budget", "0.3", "--length", "1600", "--samples", "1",
         "--seed", "51",
     ],
     # What does going on with the text cost?
