@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import SqueezeError
-from . import bench, calibrate, demo, evaluate, export, generate, listing, oracle, plan, serve, vllm
+from . import bench, calibrate, chat, demo, evaluate, export, generate, listing, oracle, plan, serve, vllm
 from .console import complain, notice
 
 
@@ -67,6 +67,7 @@ def _root(
 
 
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("plan")(plan.plan)
 app.command("calibrate")(calibrate.calibrate)
 app.command("oracle")(oracle.oracle)
