@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import SqueezeError
-from . import bench, calibrate, chat, demo, evaluate, export, generate, listing, oracle, plan, serve, vllm
+from . import bench, calibrate, chat, demo, evaluate, export, generate, listing, oracle, plan, serve, vllm, why
 from .console import complain, notice
 
 
@@ -71,6 +71,7 @@ app.command("chat")(chat.chat)
 app.command("plan")(plan.plan)
 app.command("calibrate")(calibrate.calibrate)
 app.command("oracle")(oracle.oracle)
+app.command("why")(why.why)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.add_typer(evaluate.app, name="eval", help="Evaluate caches on tasks; `eval report`, `eval rerun`.")

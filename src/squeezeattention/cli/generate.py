@@ -59,7 +59,7 @@ def generate(
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
     compiled: options.Compiled = False,
-    kernels: options.Kernels = "torch",
+    kernels: options.Kernels = "auto",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     save_plan: Annotated[

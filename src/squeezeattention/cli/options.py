@@ -99,7 +99,7 @@ ChunkSize = Annotated[
 ]
 Compiled = Annotated[bool, typer.Option("--compile", help="Decode through torch.compile: slow to start, faster steps.")]
 Kernels = Annotated[
-    str, typer.Option("--kernels", metavar="torch|triton", help="What computes attention; triton needs a CUDA device.")
+    str, typer.Option("--kernels", metavar="auto|torch|triton", help="What computes attention; auto: triton on a GPU.")
 ]
 Truncate = Annotated[
     bool, typer.Option("--truncate", help="Of a text beyond the model's positions, read the end instead of refusing.")
