@@ -34,7 +34,7 @@ def chat(
     raw: Annotated[
         bool, typer.Option("--raw", help="No chat template: each line is read as it is, right after the text so far.")
     ] = False,
-    budget: options.BudgetText = None,
+    budget: options.ChatBudget = None,
     policy: options.Policy = DEFAULT_POLICY,
     allocator: options.AllocatorName = None,
     max_new_tokens: Annotated[
