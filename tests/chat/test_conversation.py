@@ -159,6 +159,16 @@ def test_it_remembers_turns_and_forgets_them(model: Any, tokenizer: Any) -> None
     assert alone.read == len(ids_of(tokenizer, f"[user]{MESSAGES[0]}<end>\n[assistant]")) < first.read
 
 
+def test_a_talk_has_a_budget_in_tokens_or_its_plan(model: Any, tokenizer: Any) -> None:
+    talk = Conversation(model, tokenizer)
+    talk.send(MESSAGES[0], max_new_tokens=NEW)
+    assert talk.cache.plan is not None
+    assert talk.cache.plan.base_budget == 512
+    fixed = Conversation(model, tokenizer, allocator=[9, 8, 7, 6])
+    fixed.send(MESSAGES[0], max_new_tokens=NEW)
+    assert fixed.cache.lengths() == [9, 8, 7, 6]
+
+
 def test_raw_text_goes_on_as_it_is(model: Any, tokenizer: Any) -> None:
     tokenizer.chat_template = None
     talk = Conversation(model, tokenizer, budget=1.0, raw=True)

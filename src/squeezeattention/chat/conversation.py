@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..allocators import Fixed, resolve_allocator
 from ..cache.cache import SqueezeCache
 from ..cache.options import checked_tokens
-from ..defaults import DEFAULT_POLICY
+from ..defaults import CHAT_BUDGET, DEFAULT_POLICY
 from ..errors import CacheStateError, ConfigError, InputError
 from ..positions import longest_text
 from .following import text_after
@@ -61,7 +62,8 @@ class Conversation:
     Args:
         model: a transformers model that a SqueezeCache can serve.
         tokenizer: its tokenizer, with a chat template (not needed with ``raw``).
-        budget, policy, allocator: of the cache, as :class:`~squeezeattention.SqueezeCache` takes them.
+        budget, policy, allocator: of the cache, as :class:`~squeezeattention.SqueezeCache` takes them. No
+            budget is one of 512 tokens a layer on average, where the allocator fixes none.
         system: the system prompt, before the first turn.
         raw: messages are read as they are, with nothing between them: for models that are no instruct models.
         options: whatever else the cache takes (``prefill="bounded"``, ``compile=True``, ...).
@@ -89,6 +91,8 @@ class Conversation:
         self.model, self.tokenizer, self.raw = model, tokenizer, raw
         self._check_system(system)
         self._system = system
+        if budget is None and not isinstance(resolve_allocator(allocator), Fixed):
+            budget = CHAT_BUDGET
         self.cache = SqueezeCache(model, budget, policy, allocator, **options)
         self._begin()
 

@@ -11,7 +11,7 @@ import typer
 from ..allocators import name_or_plan
 from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError
-from . import options
+from . import drawing, options
 from .console import ERR, print_json
 from .inputs import chat_tokens, check_target, load_model, read_prompts, tokenize, with_question
 
@@ -50,19 +50,11 @@ def generate(
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="System prompt, before the user's turn.")
     ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
-    temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", metavar="X", help="With --sample: above 1 is wilder, below 1 tamer. [1.0]"),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", metavar="SHARE", help="With --sample: from the likeliest that fill it."),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, metavar="N", help="With --sample: from the N likeliest tokens.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="With --sample: of the draws. [0]")] = None,
+    sample: drawing.Sample = False,
+    temperature: drawing.Temperature = None,
+    top_p: drawing.TopP = None,
+    top_k: drawing.TopK = None,
+    seed: drawing.Seed = None,
     truncate: options.Truncate = False,
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
@@ -85,7 +77,7 @@ def generate(
     """
     if stream and as_json:
         raise ConfigError("--stream prints text and --json prints one object: choose one of them")
-    draws = _draws(sample, temperature, top_p, top_k, seed)
+    draws = drawing.draws(sample, temperature, top_p, top_k, seed)
     if system is not None and chat is False:
         raise ConfigError("--system is of the chat template, which --raw leaves out: choose one of them")
     check_target(save_plan)
@@ -176,24 +168,6 @@ def _reading(templated: bool, chat: bool | None, system: str | None) -> str:
         what = "the system prompt and a user's turn" if system is not None else "a user's turn"
         return f"prompt: {what} in the model's chat template (--raw reads it as it is)"
     return f"prompt: read as it is ({'--raw' if chat is False else 'the model has no chat template'})"
-
-
-def _draws(
-    sample: bool, temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None
-) -> dict[str, float | int]:
-    """How tokens are drawn, for ``generate``; :class:`ConfigError` for what cannot be or would change nothing."""
-    given = {"--temperature": temperature, "--top-p": top_p, "--top-k": top_k, "--seed": seed}
-    if not sample and (idle := [name for name, value in given.items() if value is not None]):
-        raise ConfigError(f"{' and '.join(idle)} change nothing unless tokens are drawn: add --sample")
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise ConfigError(f"--temperature must be a number above 0, got {temperature:g}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError(f"--top-p must be a share above 0 and at most 1, got {top_p:g}")
-    if not sample:
-        return {}
-    # What the model's own files say of these would be used in silence.
-    drawn: dict[str, float | int] = {"temperature": 1.0 if temperature is None else temperature}
-    return {**drawn, "top_p": 1.0 if top_p is None else top_p, "top_k": 0 if top_k is None else top_k}
 
 
 def _pad_token(model: Any, tokenizer: Any) -> int | None:
