@@ -179,6 +179,20 @@ def following() -> Table:
     return ["", *(found.share(*found.ways[0], budget) for budget in found.budgets)], rows
 
 
+def why() -> Table:
+    """What caches have left of where right answers look."""
+    record = json.loads((ROOT / "benchmarks" / "why.json").read_text())
+    rows = [
+        [_way(one), f"{percent(one['bytes'])} %", f"{percent(one['kept'])} %", f"{percent(one['score'])} %"]
+        for one in record["ways"]
+    ]
+    return ["", "bytes", "of the needed attention kept", "right"], rows
+
+
+def _way(one: dict[str, Any]) -> str:
+    return "full cache" if one["policy"] is None else f"`{one['policy']}` / `{one['allocator']}`"
+
+
 def toy_bytes() -> Table:
     """Recall and code on the embedded model."""
     record = Record("embedded", "bytes")
@@ -279,12 +293,10 @@ def _facts_lines(record: dict[str, Any]) -> list[tuple[list[str], Line]]:
 
 TABLES: dict[str, Callable[[], Table]] = {
     "scorers": lambda: scorers("facts"),
-    "kin": lambda: scorers("scorers"),
-    "by bytes": lambda: by_bytes("facts", "sweep"),
+    "by bytes": lambda: by_bytes("facts", "more"),
     "following": following,
     "rules": rules,
-    "visible": lambda: by_bytes("visible"),
-    "long": lambda: by_bytes("long"),
+    "why": why,
     "kvpress": kvpress,
     "toy bytes": toy_bytes,
     "ruler and chance": ruler,
