@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,25 +14,16 @@ import torch
 from transformers import DynamicCache
 
 from .. import BudgetPlan, SqueezeCache
-from ..allocators import Allocator, resolve_allocator, takes
+from ..allocators import takes
+from ..evaluation.config import Config, budget_text, read_together
+from ..evaluation.reading import Reading
+from ..evaluation.spec import Spec
 from ..tasks.driving import batches_of_one_length, forward, read, repeated
 from ..tasks.scoring import Score, score
 from .facts import Fact
 from .scenario import Context, Settings, build_contexts
 
 _SPARE_TOKENS = 1  # where a number that is too long shows
-
-
-@dataclass(frozen=True)
-class Way:
-    """Which tokens stay, and how the cache is divided."""
-
-    policy: str
-    allocator: Allocator
-
-    @property
-    def label(self) -> str:
-        return f"{self.policy}/{self.allocator.name}"
 
 
 @dataclass
@@ -90,55 +82,37 @@ def run(model: Any, tokenizer: Any, settings: Settings, progress: Progress = lam
     began = time.perf_counter()
     contexts = build_contexts(tokenizer, settings)
     full = Measured("full cache", 1.0)
-    ways = [
-        Way(policy, resolve_allocator(name, p=settings.p if takes(name, "p") else None))
-        for policy, name in settings.ways
-    ]
-    rows = {(way.label, budget): Measured(way.label, budget) for way in ways for budget in settings.budgets}
-    together = read_together(ways)
+    rows = {config: Measured(_label(config), float(config.budget or 1)) for config in _configs(settings)}
+    together = read_together(list(rows))
     total = len(contexts) * (1 + len(together) + len(rows))
     for context in contexts:  # before any SqueezeCache is on the model
         progress(total, "full cache")
         _measure_full(model, tokenizer, full, context)
     for number, context in enumerate(contexts, 1):
+        to_come = max(map(len, _tokens(tokenizer, [f"{fact.prompt} {fact.value}" for fact in context.facts])))
         for group in together:
             progress(total, f"reading text {number}")
-            for label, budget, cache, seconds in _cuts(model, tokenizer, settings, context, group):
-                progress(total, f"text {number}: {label}, {budget:.0%}")
-                _measure(model, tokenizer, rows[label, budget], context, cache, seconds)
+            with contextlib.closing(Reading(model, context.tokens, group, to_come + _SPARE_TOKENS, None)) as reading:
+                for config in group:
+                    progress(total, f"text {number}: {_label(config)}, {float(config.budget or 1):.0%}")
+                    _measure(model, tokenizer, rows[config], context, *reading.cut(config))
     return Result(settings, contexts, full, list(rows.values()), time.perf_counter() - began)
 
 
-def read_together(ways: Sequence[Way]) -> list[list[Way]]:
-    """Groups that one reading of a context serves: of one policy, and of one signal; what needs none goes along."""
-    groups: dict[tuple[str, str], list[Way]] = {}
-    for way in sorted(ways, key=lambda way: not way.allocator.needs_signal):  # what needs none comes last
-        signal = way.allocator.signal
-        if not way.allocator.needs_signal:
-            signal = next((own for policy, own in groups if policy == way.policy), signal)
-        groups.setdefault((way.policy, signal), []).append(way)
-    return list(groups.values())
+def _configs(settings: Settings) -> list[Config]:
+    """Each way to cut at each budget, all budgets of a way in a row."""
+    found = []
+    for policy, name in settings.ways:
+        options = (("p", settings.p),) if settings.p is not None and takes(name, "p") else ()
+        allocator = Spec(name, options)
+        found += [Config(Spec(policy), allocator, budget_text(budget)) for budget in settings.budgets]
+    return found
 
 
-def _cuts(
-    model: Any, tokenizer: Any, settings: Settings, context: Context, ways: Sequence[Way]
-) -> Iterator[tuple[str, float, SqueezeCache, float]]:
-    """The context read once, and cut in each way to each budget: its label, the budget, the cache, the seconds."""
-    to_come = max(map(len, _tokens(tokenizer, [f"{fact.prompt} {fact.value}" for fact in context.facts])))
-    reader = SqueezeCache(
-        model, settings.budgets[0], ways[0].policy, ways[0].allocator, new_tokens=to_come + _SPARE_TOKENS, min_tokens=1
-    )
-    with reader.prefilling():
-        began = time.perf_counter()
-        forward(model, reader, torch.tensor([context.tokens], device=model.device))
-        reader.twin()  # what is read again is read now
-        reading = time.perf_counter() - began
-        for way in ways:
-            for budget in settings.budgets:
-                cache = reader.twin(budget=budget, allocator=way.allocator)
-                began = time.perf_counter()
-                cache.compact()
-                yield way.label, budget, cache, reading + time.perf_counter() - began
+def _label(config: Config) -> str:
+    """``policy/allocator``."""
+    names = [spec.name for spec in (config.policy, config.allocator) if spec is not None]
+    return "/".join(names)
 
 
 def _measure_full(model: Any, tokenizer: Any, row: Measured, context: Context) -> None:
