@@ -51,7 +51,7 @@ from .options import (
 from .planning import ENDLESS, Planner
 from .saving import load_cache, save_cache
 from .static import StaticDecode
-from .step import Final, Step
+from .step import Final, Positions, Step
 
 
 class SqueezeCache(Cache):
@@ -234,6 +234,7 @@ class SqueezeCache(Cache):
         self._inference = False  # something was written under torch.inference_mode()
         self._precision: tuple[object, ...] = ()  # of the last forward
         self._static = StaticDecode()
+        self._at = Positions()
         self._replayed: Replayed | None = None  # what the forward under way repeats, if it does
         self._reading: list[Text] = []  # what was given since the last cut, if it is to be repeated
         self._from: list[int] = [0]  # where it begins in each row
@@ -747,7 +748,7 @@ class SqueezeCache(Cache):
         step = Step(
             self, length, self._next, real, decoding, observe=not decoding and self._observes,
             columns=self.get_seq_length() + length,
-            given=given if not decoding and self._wants_replay else None,
+            given=given if not decoding and self._wants_replay else None, before=self._at,
         )  # fmt: skip
         precision = self._precision_of(decoder, given.device.type)
         as_before, self._precision = precision == self._precision, precision
