@@ -78,7 +78,7 @@ ALL_WAYS = [
 ]
 BEST_WAYS = [
     *_ways("uniform squeeze probe calibrated", "h2o"), *_ways("uniform probe", "streaming_llm"),
-    *_ways("global", "snapkv", "kvzip"), *_ways("probe global", "echo"),
+    *_ways("probe", "tova"), *_ways("probe global", "echo"),
 ]  # fmt: skip
 LAYER_RULES = "uniform squeeze squeeze:outliers=clamp cake zigzag lazy dynamickv pyramid random"
 MIDDLE = _each("--budget", 0.2, 0.3)

@@ -152,7 +152,7 @@ def test_commands(page: Path, model: str, here: Path) -> None:
 
 def given(page: str, model: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a page leaves to its reader."""
-    if page == "README":
+    if page in ("README", "start"):
         return {"path": model, "long_text": TEXT}
     if page == "evaluation":
         return {"count_tokens": lambda text: len(text.split())}
