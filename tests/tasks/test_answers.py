@@ -82,12 +82,20 @@ def sort(context, question):
     return [f"{place}. {number}" for place, number in enumerate(numbers, 1)]
 
 
+def several_needles(context, question):
+    keys = re.findall(r"[a-z]+-[a-z]+", question.split("mentioned")[0])
+    pairs = re.findall(r"^One of the special magic numbers for (\S+) is: (\d+)\.$", context, re.MULTILINE)
+    return [value for key, value in pairs if key in keys]
+
+
 READERS = {
     "facts": facts,
     "recall": recall,
     "niah_single_1": needle,
     "niah_multikey_2": needle,
     "niah_multikey_3": needle,
+    "niah_multivalue": several_needles,
+    "niah_multiquery": several_needles,
     "vt": variable_tracking,
     "cwe": common_words,
     "fwe": frequent_words,

@@ -40,6 +40,29 @@ def test_single_needle_is_one_line_among_filler_at_many_depths(samples):
     assert len(lines_seen) >= len(INDICES) - 1
 
 
+@pytest.mark.parametrize(("name", "keys"), [("niah_multivalue", 1), ("niah_multiquery", 4)])
+def test_several_needles_are_lines_among_filler_and_all_are_asked_for(samples, name, keys):
+    for sample in samples(name):
+        _, *lines = sample.context.splitlines()
+        found = {number: line for number, line in enumerate(lines) if line.startswith("One of")}
+        assert list(found) == sample.details["lines"]
+        pairs = [
+            re.fullmatch(r"One of the special magic numbers for (\S+) is: (\d{7})\.", line).groups()
+            for line in found.values()
+        ]
+        assert pairs == list(zip(sample.details["keys"], sample.details["values"], strict=True))
+        assert len(set(sample.details["keys"])) == keys
+        assert sorted(sample.questions[0].answers) == sorted(value for _, value in pairs)
+        assert all(key in sample.questions[0].text for key, _ in pairs)
+        assert set([line for number, line in enumerate(lines) if number not in found][:-1]) == {" ".join(FILLER)}
+
+
+@pytest.mark.parametrize("option", ["values", "queries"])
+def test_one_needle_is_not_several(option):
+    with pytest.raises(ConfigError, match=f"{option} must be a whole number of at least 2"):
+        TASKS.create({"values": "niah_multivalue", "queries": "niah_multiquery"}[option], **{option: 1})
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [

@@ -12,6 +12,7 @@ from .language import Code, TextFile
 from .ledger import Ledger
 from .lists import Copy, Sort
 from .niah import NiahMultikey2, NiahMultikey3, NiahSingle1
+from .niah_several import NiahMultiquery, NiahMultivalue
 from .passkey import Passkey
 from .recall import Recall
 from .track import Track
@@ -23,6 +24,8 @@ TASKS.register("recall", Recall)
 TASKS.register("niah_single_1", NiahSingle1)
 TASKS.register("niah_multikey_2", NiahMultikey2)
 TASKS.register("niah_multikey_3", NiahMultikey3)
+TASKS.register("niah_multivalue", NiahMultivalue)
+TASKS.register("niah_multiquery", NiahMultiquery)
 TASKS.register("vt", VariableTracking)
 TASKS.register("cwe", CommonWords)
 TASKS.register("fwe", FrequentWords)

@@ -56,7 +56,7 @@ class NiahSingle1(_Niah):
     summary = "RULER: one number hidden in noise"
 
     def haystack(self, rng: random.Random, units: int) -> tuple[str, int, str, str]:
-        keys, values = draw_names(rng, 1, held_out=self.held_out), [_number(rng)]
+        keys, values = draw_names(rng, 1, held_out=self.held_out), [draw_number(rng)]
         text, numbers = hide(rng, self.needles(keys, values), units)
         return text, numbers[0], keys[0], values[0]
 
@@ -83,7 +83,7 @@ class NiahMultikey2(_NeedlesOnly):
     summary = "RULER: one number among other keys' numbers"
 
     def pairs(self, rng: random.Random, count: int) -> tuple[list[str], list[str]]:
-        return draw_names(rng, count, held_out=self.held_out), [_number(rng) for _ in range(count)]
+        return draw_names(rng, count, held_out=self.held_out), [draw_number(rng) for _ in range(count)]
 
 
 class NiahMultikey3(_NeedlesOnly):
@@ -102,5 +102,6 @@ def random_uuid(rng: random.Random) -> str:
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
-def _number(rng: random.Random) -> str:
+def draw_number(rng: random.Random) -> str:
+    """Seven digits."""
     return str(rng.randint(1_000_000, 9_999_999))
