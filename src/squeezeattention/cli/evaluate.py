@@ -78,6 +78,9 @@ def evaluate(
         str | None,
         typer.Option("--question", metavar="hidden|visible", help="Asked after the cut, or part of what is cut."),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Contexts and questions as turns in the model's chat template.")
+    ] = False,
     out: Out = Path("squeeze-eval"),
     quick: Annotated[
         bool, typer.Option("--quick", help="A small grid: minutes with the embedded model or SmolLM2.")
@@ -117,6 +120,7 @@ def evaluate(
     given: dict[str, Any] = {
         "tasks": tasks, "lengths": lengths, "samples": samples, "seeds": seeds, "policies": policies,
         "allocators": allocators, "budgets": budgets, "ps": ps, "question": question, "chunk": chunk,
+        "chat": chat or None,
     }  # fmt: skip
     chosen = {field: value for field, value in given.items() if value is not None and value != []}
     settings = dataclasses.replace(base, dtype=dtype, device=device, **chosen)

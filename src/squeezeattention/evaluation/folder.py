@@ -72,12 +72,12 @@ class Results:
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """:class:`EvaluationError` unless settings, model and items are those that the folder's results are of."""
     old, new = before["settings"], now["settings"]
-    if changed := [name for name in new if old.get(name) != new[name]]:
+    if changed := [name for name in {**new, **old} if old.get(name) != new.get(name)]:
         name = changed[0]
         more = f", and so are {', '.join(changed[1:])}" if len(changed) > 1 else ""
         raise EvaluationError(
-            f"{folder} holds a run with other settings ({name} is {old.get(name)!r} there, {new[name]!r} now{more}): "
-            "give --out another folder"
+            f"{folder} holds a run with other settings ({name} is {old.get(name)!r} there, {new.get(name)!r} "
+            f"now{more}): give --out another folder"
         )
     if before["model"] != now["model"]:
         raise EvaluationError(f"{folder} holds a run of another model ({before['model']}, now {now['model']})")

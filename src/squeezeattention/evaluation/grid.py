@@ -81,6 +81,8 @@ class Settings:
     """Read prompts in pieces of so many tokens; ``None``: whole."""
     rows: int = 32
     """Most questions that are answered at once. Recorded: a batch rounds differently than a single row."""
+    chat: bool = False
+    """Context and question as a user's turn in the model's chat template; text that goes on stays as it is."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -164,12 +166,14 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if not self.chat:
+            del values["chat"]  # as in records that are older than it
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
         """From :meth:`to_dict`; raises :class:`ConfigError` for missing or unknown fields."""
-        known = [field.name for field in fields(cls)]
-        if wrong := sorted(set(known).symmetric_difference(data)):
+        known = {field.name for field in fields(cls)}
+        if wrong := sorted((known - {"chat"}).symmetric_difference(set(data) - {"chat"})):
             raise ConfigError(f"these settings of an evaluation are missing or unknown: {', '.join(wrong)}")
         return cls(**data)

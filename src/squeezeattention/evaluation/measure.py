@@ -16,6 +16,7 @@ from ..device import out_of_memory
 from ..errors import BudgetError, InputError, UnsupportedFeatureError, UnsupportedModelError
 from ..tasks.base import Sample, Task
 from .answering import Answers, Asked, ask
+from .chat_format import as_chat
 from .config import Config, read_together
 from .exercises import score_answer
 from .following import Continuation, Following
@@ -45,8 +46,11 @@ def measure(
     the row, and the score is 0: a method that refuses has not answered. Any other error is a mistake in somebody's
     code or settings, no result, and is raised.
     """
-    context: list[int] = list(tokenizer(sample.context, verbose=False).input_ids)
-    follows = Following(tokenizer, sample, context, visible=settings.question == "visible")
+    if settings.chat:
+        context, asked = as_chat(tokenizer, sample)
+    else:
+        context, asked = list(tokenizer(sample.context, verbose=False).input_ids), sample
+    follows = Following(tokenizer, asked, context, visible=settings.question == "visible")
     for group in read_together(configs):
         for config, work in _work(model, tokenizer, settings, follows, group, next_is):
             outcome = {"prompt_tokens": len(context), **work.to_dict()} if work.error is None else {}

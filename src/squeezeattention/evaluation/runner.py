@@ -12,6 +12,7 @@ from .. import SqueezeError
 from ..allocators import names_file
 from ..errors import EvaluationError
 from ..tasks.base import CountTokens, Sample, Task
+from .chat_format import check_chat
 from .config import Config
 from .environment import describe_model, environment
 from .exercises import score_answer, split_of
@@ -46,6 +47,8 @@ def run(
     that no policy can carry, raise their own errors before anything is written.
     """
     tasks = settings.make_tasks()
+    if settings.chat:
+        check_chat(tokenizer)
     count = token_counter(tokenizer)
     _try_tasks(tasks, count, settings)
     _try_caches(model, settings)
