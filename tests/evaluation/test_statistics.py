@@ -155,10 +155,10 @@ def test_summary_of_known_rows(settings: Settings) -> None:
 def test_likelihoods_stay_apart_from_scores(settings: Settings) -> None:
     losses = {"kind": "continuation", "answers": None, "answer_tokens": None, "losses": [math.log(2), math.log(2)]}
     rows = [_row(settings, "lines", index, config, [1.0]) for index in range(6) for config in range(3)]
-    rows += [_row(settings, "letter", index, config, [0.0]) for index in range(6) for config in range(3)]
+    rows += [_row(settings, "letter", index, config, [0.5]) for index in range(6) for config in range(3)]
     rows += [_row(settings, "story", index, config, [0.5], **losses) for index in range(6) for config in range(3)]
     summary = _summary(settings, rows)
-    assert _cell(summary, ALL, "full")["score"] == 0.5
+    assert _cell(summary, ALL, "full")["score"] == 0.75
     assert _cell(summary, "story", "full")["nats_per_token"] == pytest.approx(math.log(2), abs=1e-6)
     assert _cell(summary, "story", "full")["kind"] == "continuation"
     assert [title for title, _ in first_tables(summary)] == ["all tasks, 40 tokens", "story, 40 tokens"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..datasets import DATASETS, Dataset
 from ..errors import UnknownNameError
 from ..metrics import resolve_metric
-from ..tasks import Task, resolve_task
+from ..tasks import TASKS, Task, resolve_task
 from ..tasks.base import Question, Sample
 from ..tasks.generated import GeneratedTask
 from .spec import Spec
@@ -26,6 +26,12 @@ def make_task(text: str) -> Task:
         return resolve_task(spec.name, **options)
     except UnknownNameError as error:
         raise UnknownNameError(f"{error}, or a data set: {', '.join(DATASETS)}") from None
+
+
+def chance_of(text: str) -> float:
+    """What guessing scores on the task of this name, without making it: its data need not be there."""
+    name = Spec.parse(text).name
+    return float(getattr(TASKS.factory(name), "chance", 0.0)) if name in TASKS else 0.0
 
 
 def split_of(task: Task) -> str:

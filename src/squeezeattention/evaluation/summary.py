@@ -12,6 +12,7 @@ from typing import Any
 from ..plan.codec import DIRECTION
 from .bootstrap import LEAST_CONTEXTS, LEVEL, RESAMPLES, SEED, Mean, bootstrap, differences
 from .config import UNIFORM, Config
+from .exercises import chance_of
 from .folder import read_rows, read_run, write_json
 from .grid import FULL, Settings
 from .reach import SHARES, bytes_to_reach
@@ -25,6 +26,8 @@ CONTINUATION = "continuation"
 
 Row = Mapping[str, Any]
 _DIGITS = 6
+#: A full cache that is less than this above chance says that the model cannot do the task.
+_BEYOND_CHANCE = 0.1
 
 
 def summarize(folder: Path) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def summary_of(run: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
             "least_contexts": LEAST_CONTEXTS,
         },
         "results": cells,
+        "near_chance": _near_chance(settings, table),
         "against_uniform": _wins(cells),
         "reach": _reach(cells),
         "signals": _signals(rows),
@@ -87,12 +91,29 @@ class _Table:
 
 
 def _task_groups(settings: Settings, table: _Table, length: int) -> list[tuple[str, list[str]]]:
-    """Each task, after all those with questions together (likelihoods are on another scale)."""
-    asked = [
-        task for task in settings.tasks if any(row["kind"] == "questions" for row in table.rows(task, length, FULL))
-    ]
+    """Each task, after all those with questions together (likelihoods are on another scale) in which the full cache is
+    better than chance: of what a model cannot do, no cache loses anything."""
+    near = {one["task"] for one in _near_chance(settings, table) if one["length"] == length}
+    asked = [task for task in settings.tasks if task not in near and _full_score(table, task, length) is not None]
     together = [(ALL, asked)] if len(asked) > 1 else []
     return [*together, *((task, [task]) for task in settings.tasks)]
+
+
+def _near_chance(settings: Settings, table: _Table) -> list[dict[str, Any]]:
+    """Tasks in which the full cache is hardly better than naming things at random."""
+    found = []
+    for length in settings.lengths:
+        for task in settings.tasks:
+            score, chance = _full_score(table, task, length), chance_of(task)
+            if score is not None and score < chance + _BEYOND_CHANCE:
+                found.append({"task": task, "length": length, "score": _rounded(score), "chance": chance})
+    return found
+
+
+def _full_score(table: _Table, task: str, length: int) -> float | None:
+    """The full cache's mean; ``None`` for likelihoods and where there is no row."""
+    rows = [row for row in table.rows(task, length, FULL) if row["kind"] == "questions"]
+    return statistics.fmean(score for row in rows for score in row["scores"]) if rows else None
 
 
 def _cells(

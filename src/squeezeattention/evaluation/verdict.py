@@ -11,6 +11,7 @@ from .summary import ALL
 
 _MANY_CONTEXTS = 20
 _WEAK = 0.5  # score of the full cache below which differences say little
+_TOGETHER = "mean over tasks"
 
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
@@ -24,7 +25,15 @@ def verdicts(summary: Mapping[str, Any]) -> list[str]:
         worst = max(summary["errors"], key=lambda error: error["n"])
         parts.append(f"{failed} rows failed and count as 0, most often with {worst['type']}: {worst['text']}")
     cells = [cell for cell in summary["results"] if cell["task"] != ALL]
-    return [*parts, *_about_full(cells), *_about_contexts(cells)]
+    return [*parts, *_about_full(cells), *_about_chance(summary), *_about_contexts(cells)]
+
+
+def _about_chance(summary: Mapping[str, Any]) -> list[str]:
+    near = summary.get("near_chance", ())
+    named = ", ".join(
+        f"{one['task']} at {one['length']:,} ({one['score']:.0%}, guessing {one['chance']:.0%})" for one in near
+    )
+    return [f"Near chance with the full cache, so left out of the {_TOGETHER}: {named}."] if near else []
 
 
 def _about_full(cells: Sequence[Cell]) -> list[str]:

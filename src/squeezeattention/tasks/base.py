@@ -65,6 +65,8 @@ class Task(ABC):
     """Name of the metric in :data:`~squeezeattention.metrics.METRICS`, or :data:`NLL`."""
     summary: ClassVar[str]
     """One line for ``squeeze tasks``."""
+    chance: ClassVar[float] = 0.0
+    """What naming things of the text at random scores, about (benchmarks/chance.py)."""
 
     @abstractmethod
     def sample(self, count_tokens: CountTokens, length: int, seed: int, index: int) -> Sample:

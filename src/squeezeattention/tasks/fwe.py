@@ -28,6 +28,7 @@ class FrequentWords(GeneratedTask):
 
     name = "fwe"
     metric = "string_match_all"
+    chance = 0.3
     summary = "RULER: the most frequent words of a coded text"
     new_tokens = 50
 

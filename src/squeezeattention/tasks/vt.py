@@ -28,6 +28,7 @@ class VariableTracking(GeneratedTask):
 
     name = "vt"
     metric = "string_match_all"
+    chance = 0.5
     summary = "RULER: variables that a value was handed on to"
     new_tokens = 30
 
