@@ -94,7 +94,8 @@ class SqueezeCache(Cache):
         chunk_size: tokens of a piece, with ``prefill="bounded"``.
         compile: decode steps go through ``torch.compile`` (on a GPU: CUDA graphs), in buffers that hold all columns
             of the budget from the first step on. A model that cannot be compiled decodes as without, and a
-            :class:`~squeezeattention.errors.CompileWarning` says why.
+            :class:`~squeezeattention.errors.CompileWarning` says why, once for each cache; with "strict" it is a
+            :class:`~squeezeattention.errors.CompileError` instead.
         kernels: "torch", or "triton" for this library's own kernels on a CUDA device (extra ``triton``): decoding, and
             H2O's scores. They are held against plain torch under Triton's interpreter; on a GPU they are unmeasured.
 
@@ -122,7 +123,7 @@ class SqueezeCache(Cache):
         min_tokens: int = MIN_TOKENS,
         prefill: str = "exact",
         chunk_size: int = 512,
-        compile: bool = False,
+        compile: bool | str = False,
         kernels: str = "torch",
     ) -> None:
         self._budget = Budget.parse(DEFAULT_BUDGET if budget is None else budget)
@@ -137,6 +138,7 @@ class SqueezeCache(Cache):
         self.prefill = checked_prefill(prefill)
         self.chunk_size = checked_tokens("chunk_size", chunk_size)
         self.compile = checked_compile(compile, self.policy)
+        self._uncompiled: str | None = None  # why steps that were to be compiled are not
         self._accelerated = checked_kernels(kernels, model)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
@@ -608,7 +610,12 @@ class SqueezeCache(Cache):
 
     @classmethod
     def load(
-        cls, model: nn.Module, path: str | os.PathLike[str], *, compile: bool | None = None, kernels: str | None = None
+        cls,
+        model: nn.Module,
+        path: str | os.PathLike[str],
+        *,
+        compile: bool | str | None = None,
+        kernels: str | None = None,
     ) -> SqueezeCache:
         """A cache from :meth:`save` that goes on where that one was, with the same model and release of this library.
 
