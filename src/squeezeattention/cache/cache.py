@@ -95,10 +95,17 @@ class SqueezeCache(Cache):
         chunk_size: tokens of a piece, with ``prefill="bounded"``.
         compile: decode steps go through ``torch.compile`` (on a GPU: CUDA graphs), in buffers that hold all columns
             of the budget from the first step on. A model that cannot be compiled decodes as without, and a
+<<<<<<< HEAD
             :class:`~squeezeattention.errors.CompileWarning` says why.
         kernels: who computes decoding and H2O's scores. "triton": this library's own kernels, on a CUDA device (extra
             ``triton``); "torch": plain torch; "auto": "triton" where it is installed and the kernels serve the model
             and its device, else "torch". :attr:`kernels` says what it came to.
+=======
+            :class:`~squeezeattention.errors.CompileWarning` says why, once for each cache; with "strict" it is a
+            :class:`~squeezeattention.errors.CompileError` instead.
+        kernels: "torch", or "triton" for this library's own kernels on a CUDA device (extra ``triton``): decoding, and
+            H2O's scores. They are held against plain torch under Triton's interpreter; on a GPU they are unmeasured.
+>>>>>>> step
 
     Raises:
         ConfigError, BudgetError, UnknownNameError: an argument cannot work.
@@ -127,8 +134,13 @@ class SqueezeCache(Cache):
         min_tokens: int = MIN_TOKENS,
         prefill: str = "exact",
         chunk_size: int = 512,
+<<<<<<< HEAD
         compile: bool = False,
         kernels: str = "auto",
+=======
+        compile: bool | str = False,
+        kernels: str = "torch",
+>>>>>>> step
     ) -> None:
         self._budget = Budget.parse(DEFAULT_BUDGET if budget is None else budget)
         self.policy = policy_with(policy, positions=positions, sinks=sinks)
@@ -142,7 +154,12 @@ class SqueezeCache(Cache):
         self.prefill = checked_prefill(prefill)
         self.chunk_size = checked_tokens("chunk_size", chunk_size)
         self.compile = checked_compile(compile, self.policy)
+<<<<<<< HEAD
         self._kernels_asked = checked(kernels)
+=======
+        self._uncompiled: str | None = None  # why steps that were to be compiled are not
+        self._accelerated = checked_kernels(kernels, model)
+>>>>>>> step
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
                 f"a budget of {self._budget.value} tokens a layer is too small: {self.policy.name} needs at least "
@@ -622,7 +639,12 @@ class SqueezeCache(Cache):
 
     @classmethod
     def load(
-        cls, model: nn.Module, path: str | os.PathLike[str], *, compile: bool | None = None, kernels: str | None = None
+        cls,
+        model: nn.Module,
+        path: str | os.PathLike[str],
+        *,
+        compile: bool | str | None = None,
+        kernels: str | None = None,
     ) -> SqueezeCache:
         """A cache from :meth:`save` that goes on where that one was, with the same model and release of this library.
 
