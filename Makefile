@@ -13,6 +13,9 @@ LMEVAL    := .venv-lmeval
 VLLM      := .venv-vllm
 RAY       := .venv-ray
 DOCS      := .venv-docs
+RELEASE   := .venv-release
+# Pythons that `make test-release` installs torch into, e.g. RELEASE_INSTALL="3.10 3.13"; gigabytes each where torch is downloaded
+RELEASE_INSTALL ?= $(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))')
 OLDEST_TRANSFORMERS := 5.5.0
 
 BIN       := $(VENV)/bin
@@ -27,7 +30,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-scorers lint format test-types test-compat test-oldest test-newest test-lm-eval test-vllm test-ray docs bench results train-embedded clean
+.PHONY: help demo test test-matrix test-scorers lint format test-types test-compat test-oldest test-newest test-lm-eval test-vllm test-ray test-release docs bench results train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +88,9 @@ test-vllm: $(VLLM)/.installed ## plans inside vLLM, on its CPU build
 test-ray: $(RAY)/.installed ## recipes of several processes (Ray, tensor parallel), which want two idle cores
 	$(TEST_ENV) $(RAY)/bin/python -m pytest $(PYTEST_FLAGS) -m "" tests/ray_examples tests/examples
 
+test-release: $(RELEASE)/.installed ## wheel and source archive in clean environments, on the Pythons of 3.10 to 3.13 that are here
+	$(RELEASE)/bin/python tests/release/clean_installs.py --install $(RELEASE_INSTALL) --pip-flags="$(PIP_FLAGS)"
+
 docs: $(DOCS)/.installed ## the documentation as a site (build/site/index.html)
 	$(DOCS)/bin/mkdocs build --strict
 
@@ -98,7 +104,7 @@ train-embedded: $(VENV)/.installed ## train the embedded model again (resumes)
 	PYTHONPATH=src $(BIN)/python training/train.py
 
 clean: ## remove environments, caches and outputs (build/ stays: training keeps checkpoints there)
-	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval .venv-vllm .venv-ray .venv-docs build/site dist out squeeze-demo
+	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval .venv-vllm .venv-ray .venv-docs .venv-release build/site dist out squeeze-demo
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests training benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -150,6 +156,10 @@ $(VLLM)/.installed: pyproject.toml | $(VLLM)/.created
 
 $(DOCS)/.installed: | $(DOCS)/.created
 	$(DOCS)/bin/python $(PIP) "mkdocs-material>=9.5,<10"
+	@touch $@
+
+$(RELEASE)/.installed: | $(RELEASE)/.created
+	$(RELEASE)/bin/python $(PIP) build twine packaging
 	@touch $@
 
 $(RAY)/.installed: $(SPEC) | $(RAY)/.created
