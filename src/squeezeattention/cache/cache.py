@@ -95,17 +95,11 @@ class SqueezeCache(Cache):
         chunk_size: tokens of a piece, with ``prefill="bounded"``.
         compile: decode steps go through ``torch.compile`` (on a GPU: CUDA graphs), in buffers that hold all columns
             of the budget from the first step on. A model that cannot be compiled decodes as without, and a
-<<<<<<< HEAD
-            :class:`~squeezeattention.errors.CompileWarning` says why.
+            :class:`~squeezeattention.errors.CompileWarning` says why, once for each cache; with "strict" it is a
+            :class:`~squeezeattention.errors.CompileError` instead.
         kernels: who computes decoding and H2O's scores. "triton": this library's own kernels, on a CUDA device (extra
             ``triton``); "torch": plain torch; "auto": "triton" where it is installed and the kernels serve the model
             and its device, else "torch". :attr:`kernels` says what it came to.
-=======
-            :class:`~squeezeattention.errors.CompileWarning` says why, once for each cache; with "strict" it is a
-            :class:`~squeezeattention.errors.CompileError` instead.
-        kernels: "torch", or "triton" for this library's own kernels on a CUDA device (extra ``triton``): decoding, and
-            H2O's scores. They are held against plain torch under Triton's interpreter; on a GPU they are unmeasured.
->>>>>>> step
 
     Raises:
         ConfigError, BudgetError, UnknownNameError: an argument cannot work.
@@ -134,13 +128,8 @@ class SqueezeCache(Cache):
         min_tokens: int = MIN_TOKENS,
         prefill: str = "exact",
         chunk_size: int = 512,
-<<<<<<< HEAD
-        compile: bool = False,
-        kernels: str = "auto",
-=======
         compile: bool | str = False,
-        kernels: str = "torch",
->>>>>>> step
+        kernels: str = "auto",
     ) -> None:
         self._budget = Budget.parse(DEFAULT_BUDGET if budget is None else budget)
         self.policy = policy_with(policy, positions=positions, sinks=sinks)
@@ -154,12 +143,8 @@ class SqueezeCache(Cache):
         self.prefill = checked_prefill(prefill)
         self.chunk_size = checked_tokens("chunk_size", chunk_size)
         self.compile = checked_compile(compile, self.policy)
-<<<<<<< HEAD
-        self._kernels_asked = checked(kernels)
-=======
         self._uncompiled: str | None = None  # why steps that were to be compiled are not
-        self._accelerated = checked_kernels(kernels, model)
->>>>>>> step
+        self._kernels_asked = checked(kernels)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
                 f"a budget of {self._budget.value} tokens a layer is too small: {self.policy.name} needs at least "
