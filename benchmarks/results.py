@@ -86,8 +86,6 @@ MIDDLE = _each("--budget", 0.2, 0.3)
 PROSE: dict[str, list[str]] = {
     # What do scorers and selections keep of facts that are asked for after the cut ...
     "facts": [*_books("facts"), *ALL_WAYS, *MIDDLE, "--length", "1600", "--samples", "2", "--seed", "51"],
-    # ... the best of them on as many other contexts ...
-    "more": [*_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "1600", "--samples", "2", "--seed", "55"],
     # ... and with less and with more?
     "sweep": [
         *_books("facts"), *BEST_WAYS, *_each("--budget", 0.05, 0.1, 0.5), "--length", "1600", "--samples", "2",
