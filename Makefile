@@ -30,7 +30,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-scorers lint format test-types test-compat test-oldest test-newest test-lm-eval test-vllm test-ray test-release docs bench results train-embedded clean
+.PHONY: help demo test test-matrix test-scorers lint format test-types test-compat test-oldest test-newest test-lm-eval test-vllm test-ray test-release mutate docs bench results train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,12 @@ test-types: $(VENV)/.installed-dev ## every causal LM that transformers builds f
 
 test-scorers: $(VENV)/.installed-dev ## ... and every family x scorer of other papers
 	$(TEST_ENV) $(BIN)/python $(PYTEST) -m scorers tests/exact
+
+# The tool lies beside the environment, which keeps what the tests are written for.
+MUTATE ?= plan signals
+mutate: $(VENV)/.installed-dev ## plant bugs in a copy and see which no test finds: MUTATE="plan signals cache engine" (hours)
+	$(BIN)/python $(PIP) --quiet --upgrade --target build/mutate/site cosmic-ray
+	$(TEST_ENV) PYTHONPATH=build/mutate/site $(BIN)/python tests/mutate.py $(MUTATE)
 
 lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
