@@ -28,7 +28,6 @@ from squeezeattention.bench.variants import cache_bytes
 from squeezeattention.device import out_of_memory
 from squeezeattention.evaluation.environment import environment
 from squeezeattention.hf.arguments import cache_name
-from squeezeattention.kernels import CHOICES
 
 MISTRAL = "mistral-7b"
 #: Tokens beyond the budget in the prompt that fills a cache, so that every layer is cut and full.
@@ -97,12 +96,6 @@ class Session:
         if self.tiny:
             return build("tiny", layers=min(2, layers or 2), device=self.device)
         return build(MISTRAL, layers=layers, dtype=torch.bfloat16, device=self.device)
-
-    def kernels(self) -> str:
-        """The fastest kernels that this library has here."""
-        if "auto" in CHOICES:
-            return "auto"
-        return "triton" if self.device.type == "cuda" else "torch"
 
 
 def free(device: torch.device) -> None:

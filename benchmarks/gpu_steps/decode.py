@@ -94,31 +94,28 @@ def _start(session: Session) -> tuple[Any, float]:
 def decode(session: Session) -> None:
     """64 prompts of 4,096."""
     load = Load(session, *_start(session), 64, 4096)
-    best = session.kernels()
     load.measure("full")
-    load.measure("streaming_llm", kernels=best)
-    load.measure("h2o", kernels=best)
+    load.measure("streaming_llm", kernels="auto")
+    load.measure("h2o", kernels="auto")
     load.measure("static")
-    load.measure("streaming_llm", kernels=best, compile=True)
-    load.measure("ragged", policy="h2o", kernels=best)
-    load.measure("h2o", kernels=best, compile=True)
-    if best != "torch":
-        load.measure("h2o", kernels="torch")
-        load.measure("streaming_llm", kernels="torch")
-    load.measure("ragged", policy="streaming_llm", kernels=best)
+    load.measure("streaming_llm", kernels="auto", compile=True)
+    load.measure("ragged", policy="h2o", kernels="auto")
+    load.measure("h2o", kernels="auto", compile=True)
+    load.measure("h2o", kernels="torch")
+    load.measure("streaming_llm", kernels="torch")
+    load.measure("ragged", policy="streaming_llm", kernels="auto")
 
 
 def loads(session: Session) -> None:
     """Other batches and lengths."""
     model, bandwidth = _start(session)
-    best = session.kernels()
     several = [Load(session, model, bandwidth, *size) for size in ((1, 4096), (32, 4096), (1, 16384), (16, 16384))]
     for load in several:
         load.measure("full")
-        load.measure("streaming_llm", kernels=best)
-        load.measure("h2o", kernels=best)
+        load.measure("streaming_llm", kernels="auto")
+        load.measure("h2o", kernels="auto")
     if session.tiny:
         return
     for load in several:
-        load.measure("streaming_llm", kernels=best, compile=True)
+        load.measure("streaming_llm", kernels="auto", compile=True)
         load.measure("static")

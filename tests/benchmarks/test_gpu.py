@@ -60,7 +60,7 @@ def test_bytes_and_bounds_are_those_of_the_cache(steps, tmp_path):
     record = dry(steps, "decode", steps.decode.decode, tmp_path)
     token = 2 * 2 * 2 * 2 * 64 * 4
     rows = {row["name"].removeprefix("64 x 4096: "): row for row in record["rows"]}
-    full, squeezed, heads = rows["full"], rows["h2o, kernels torch"], rows["by head, policy h2o, kernels torch"]
+    full, squeezed, heads = rows["full"], rows["h2o, kernels auto"], rows["by head, policy h2o, kernels auto"]
     assert full["kv_bytes"] == (80 + 3 + 2 + 1) * token
     assert squeezed["kv_bytes"] == 16 * token
     assert heads["kv_bytes"] == pytest.approx(16 * token, rel=0.1)

@@ -30,7 +30,7 @@ class Variant:
     compiled: bool = False
     prefill: str = "exact"
     chunk_size: int = 512
-    kernels: str = "torch"
+    kernels: str = "auto"
 
     def make_cache(self, model: Any, total: int) -> Any:
         """An empty cache for ``total`` tokens."""
@@ -62,7 +62,7 @@ def variants_of(
     compiled: bool = False,
     prefill: str = "exact",
     chunk_size: int = 512,
-    kernels: str = "torch",
+    kernels: str = "auto",
 ) -> list[Variant]:
     """The full cache, and each policy with each allocator (none: "uniform" and its own); with ``compiled`` each of them
     compiled as well."""

@@ -30,6 +30,7 @@ from ..hf import compat
 from ..hf.attachment import attach
 from ..hf.parts import parts_for
 from ..hf.replay import Replayed, Text, replay_prompt, replay_sample
+from ..kernels.choosing import checked
 from ..plan import Budget, BudgetPlan
 from ..policies import EvictionPolicy, StreamingLLM
 from ..signals import Replay, Signal, resolve_signal
@@ -41,16 +42,16 @@ from .options import (
     check_has_scores,
     check_used,
     checked_compile,
-    checked_kernels,
     checked_new_tokens,
     checked_prefill,
     checked_tokens,
+    chosen_kernels,
     policy_with,
 )
 from .planning import ENDLESS, Planner
 from .saving import load_cache, save_cache
 from .static import StaticDecode
-from .step import Final, Step
+from .step import Final, Positions, Step
 
 
 class SqueezeCache(Cache):
@@ -94,14 +95,19 @@ class SqueezeCache(Cache):
         chunk_size: tokens of a piece, with ``prefill="bounded"``.
         compile: decode steps go through ``torch.compile`` (on a GPU: CUDA graphs), in buffers that hold all columns
             of the budget from the first step on. A model that cannot be compiled decodes as without, and a
-            :class:`~squeezeattention.errors.CompileWarning` says why.
-        kernels: "torch", or "triton" for this library's own kernels on a CUDA device (extra ``triton``): decoding, and
-            H2O's scores. They are held against plain torch under Triton's interpreter; on a GPU they are unmeasured.
+            :class:`~squeezeattention.errors.CompileWarning` says why, once for each cache; with "strict" it is a
+            :class:`~squeezeattention.errors.CompileError` instead.
+        kernels: who computes decoding and H2O's scores. "triton": this library's own kernels, on a CUDA device (extra
+            ``triton``); "torch": plain torch; "auto": "triton" where it is installed and the kernels serve the model
+            and its device, else "torch". :attr:`kernels` says what it came to.
 
     Raises:
         ConfigError, BudgetError, UnknownNameError: an argument cannot work.
         UnsupportedModelError: the model cannot be carried exactly.
         PlanError: the plan is of another model.
+        MissingExtraError: ``kernels="triton"`` without Triton.
+
+    Reading and decoding raise :class:`KernelError` where a kernel cannot be compiled or launched.
     """
 
     layers: list[SqueezeLayer]
@@ -122,8 +128,8 @@ class SqueezeCache(Cache):
         min_tokens: int = MIN_TOKENS,
         prefill: str = "exact",
         chunk_size: int = 512,
-        compile: bool = False,
-        kernels: str = "torch",
+        compile: bool | str = False,
+        kernels: str = "auto",
     ) -> None:
         self._budget = Budget.parse(DEFAULT_BUDGET if budget is None else budget)
         self.policy = policy_with(policy, positions=positions, sinks=sinks)
@@ -137,7 +143,8 @@ class SqueezeCache(Cache):
         self.prefill = checked_prefill(prefill)
         self.chunk_size = checked_tokens("chunk_size", chunk_size)
         self.compile = checked_compile(compile, self.policy)
-        self._accelerated = checked_kernels(kernels, model)
+        self._uncompiled: str | None = None  # why steps that were to be compiled are not
+        self._kernels_asked = checked(kernels)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
                 f"a budget of {self._budget.value} tokens a layer is too small: {self.policy.name} needs at least "
@@ -171,8 +178,9 @@ class SqueezeCache(Cache):
         parts = parts_for(self.policy, layout)
         if self.observes_hidden:
             _ = self._attachment.spots  # raises where attention cannot be told from the rest
+        self._kernels = chosen_kernels(self._kernels_asked, layout)
         return [
-            SqueezeLayer(index, window, self.policy, rerotation, self._accelerated, own)
+            SqueezeLayer(index, window, self.policy, rerotation, self._kernels.accelerated, own)
             for index, (window, own) in enumerate(zip(layout.windows, parts, strict=True))
         ]
 
@@ -183,6 +191,14 @@ class SqueezeCache(Cache):
             self._attachment.stand_in_front()
         self._release = weakref.finalize(self, self._attachment.release)
         self._detached = False
+
+    @property
+    def kernels(self) -> str:
+        """Who computes decoding and H2O's scores: "triton" or "torch".
+
+        ``repr`` also says why, where "auto" came to torch on a GPU.
+        """
+        return self._kernels.name
 
     @property
     def _is_fixed(self) -> bool:
@@ -220,6 +236,7 @@ class SqueezeCache(Cache):
         self._inference = False  # something was written under torch.inference_mode()
         self._precision: tuple[object, ...] = ()  # of the last forward
         self._static = StaticDecode()
+        self._at = Positions()
         self._replayed: Replayed | None = None  # what the forward under way repeats, if it does
         self._reading: list[Text] = []  # what was given since the last cut, if it is to be repeated
         self._from: list[int] = [0]  # where it begins in each row
@@ -607,7 +624,12 @@ class SqueezeCache(Cache):
 
     @classmethod
     def load(
-        cls, model: nn.Module, path: str | os.PathLike[str], *, compile: bool | None = None, kernels: str | None = None
+        cls,
+        model: nn.Module,
+        path: str | os.PathLike[str],
+        *,
+        compile: bool | str | None = None,
+        kernels: str | None = None,
     ) -> SqueezeCache:
         """A cache from :meth:`save` that goes on where that one was, with the same model and release of this library.
 
@@ -733,7 +755,7 @@ class SqueezeCache(Cache):
         step = Step(
             self, length, self._next, real, decoding, observe=not decoding and self._observes,
             columns=self.get_seq_length() + length,
-            given=given if not decoding and self._wants_replay else None,
+            given=given if not decoding and self._wants_replay else None, before=self._at,
         )  # fmt: skip
         precision = self._precision_of(decoder, given.device.type)
         as_before, self._precision = precision == self._precision, precision
@@ -892,5 +914,5 @@ class SqueezeCache(Cache):
             budget += f" ({low if low == high else f'{low} to {high}'} tokens a layer, {total} in all{rows})"
         return (
             f"SqueezeCache(budget={budget}, policy={self.policy!r}, allocator={self.allocator.name!r}, "
-            f"layers={len(self.layers)}, seen={self.get_seq_length()})"
+            f"kernels={str(self._kernels)!r}, layers={len(self.layers)}, seen={self.get_seq_length()})"
         )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ..allocators import Allocator, Fixed
 from ..device import execution_device
 from ..errors import ConfigError
 from ..hf import compat
-from ..kernels import CHOICES
-from ..kernels import check as check_kernels
+from ..hf.layout import Layout, widest_head
+from ..kernels.choosing import Kernels, choose
 from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
 from ..signals import Signal
 
@@ -70,20 +68,17 @@ def checked_new_tokens(count: int | None) -> int | None:
     return count
 
 
-def checked_kernels(kernels: str, model: nn.Module) -> bool:
-    """Whether the Triton kernels serve; raises where they cannot."""
-    if kernels not in CHOICES:
-        raise ConfigError(f"kernels must be one of {', '.join(CHOICES)}, got {kernels!r}")
-    if kernels == "triton":
-        check_kernels(execution_device(model))
-    return kernels == "triton"
+def chosen_kernels(kernels: str, layout: Layout) -> Kernels:
+    """Whether the Triton kernels serve this model; raises where they are asked for and cannot."""
+    decoder = layout.decoder
+    return choose(kernels, execution_device(decoder), getattr(decoder, "dtype", None), widest_head(layout.config))
 
 
-def checked_compile(wanted: bool, policy: EvictionPolicy) -> bool:
-    if not isinstance(wanted, bool):
-        raise ConfigError(f"compile must be True or False, got {wanted!r}")
+def checked_compile(wanted: bool | str, policy: EvictionPolicy) -> bool | str:
+    if not isinstance(wanted, bool) and wanted != "strict":
+        raise ConfigError(f'compile must be True, False or "strict", got {wanted!r}')
     if wanted and isinstance(policy, StreamingLLM) and policy.positions == "cache":
-        raise ConfigError('compile=True does not go with positions="cache", which moves the sinks at each step')
+        raise ConfigError(f'compile={wanted!r} does not go with positions="cache", which moves the sinks at each step')
     if wanted:
         compat.check_compiles()
     return wanted

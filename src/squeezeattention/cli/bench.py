@@ -65,7 +65,7 @@ def bench(
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=1, help="Measure all of it so often; medians count.")
     ] = 1,
-    kernels: options.Kernels = "torch",
+    kernels: options.Kernels = "auto",
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
     dtype: options.Dtype = "auto",
@@ -85,11 +85,14 @@ def bench(
     if plot is not None:
         require("matplotlib", "plot")  # before the work, not after
     from ..bench import SHAPES, Workload, build, largest_batch, measure, measure_bandwidth, medians, variants_of
-    from ..cache.options import checked_kernels, checked_prefill
+    from ..cache.options import checked_prefill, chosen_kernels
     from ..evaluation.environment import environment
+    from ..hf.layout import inspect_model
+    from ..kernels.choosing import checked
 
     Budget.parse(budget)
     checked_prefill(prefill)
+    checked(kernels)
     chosen = variants_of(
         policies or ["streaming_llm", "h2o", DEFAULT_POLICY], allocators or [], budget=budget, compiled=compiled,
         prefill=prefill, chunk_size=chunk_size or 512, kernels=kernels,
@@ -105,7 +108,7 @@ def bench(
         raise ConfigError("--layers is for shapes with random weights; a trained model is measured whole")
     else:
         model, _ = load_model(target, dtype, device)
-    checked_kernels(kernels, model)
+    served = chosen_kernels(kernels, inspect_model(model))
     bandwidth = measure_bandwidth(model.device)
     wanted, runs = batches or [1], []
     with progress_bar() as progress:
@@ -128,7 +131,7 @@ def bench(
     summary = medians(runs)
     result = {
         "target": target, "layers": layers, "dtype": str(model.dtype).removeprefix("torch."), "prompt": prompt,
-        "new": new, "budget": budget, "prefill": prefill, "kernels": kernels, "rounds": rounds, "memory": most,
+        "new": new, "budget": budget, "prefill": prefill, "kernels": served.name, "rounds": rounds, "memory": most,
         "bandwidth": vars(bandwidth), "environment": environment(),
         "runs": [run.to_dict(bandwidth.bytes_per_s) for run in runs],
     }  # fmt: skip
@@ -145,7 +148,7 @@ def bench(
     OUT.print(
         f"{target}{'' if layers is None else f' ({layers} layers)'}, {result['dtype']} on {bandwidth.device}, "
         f"{bandwidth.threads} threads, {bandwidth.bytes_per_s / 1e9:.1f} GB/s measured; prompt {prompt}, {new} new, "
-        f"budget {budget}"
+        f"budget {budget}; kernels: {served}"
     )
     for batch in sorted(set(wanted)):
         OUT.print(_table([run for run in summary if run.batch == batch], batch, bandwidth.bytes_per_s))
