@@ -26,7 +26,7 @@ from .parts import Parts
 from .ragged import RaggedStore, same_room
 from .scorer import TokenScorer
 from .slots import masks_of, note_fill, note_full, slots_of
-from .step import ACTIVE, Step
+from .step import ACTIVE, Step, current_step
 from .store import LayerStore, ring_at, ring_slots, storage_bytes
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class SqueezeLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take the new tokens in; return all keys and values that attention needs now."""
-        step = ACTIVE.step
+        step = current_step()
         if step is None or step.cache.layers[self.index] is not self:
             raise CacheStateError(
                 "this cache was used outside the model it was made for; make a SqueezeCache for each model "
@@ -205,7 +205,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     def check_handed(self, key: torch.Tensor) -> None:
         """Raise if attention is given other keys than the model was handed."""
-        step = ACTIVE.step
+        step = current_step()
         expected = self.store.used if step is None or not self._in_place_now else step.length
         if step is not None and step.replayed is not None:
             expected = step.length + (0 if self._direct else self.store.used)
@@ -217,11 +217,11 @@ class SqueezeLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int | torch.Tensor:
         """Columns seen so far (padding included), not columns stored; a tensor inside a compiled step."""
-        step = ACTIVE.step
+        step = current_step()
         return self.seen if step is None or not step.static else step.seen(self.device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        step = ACTIVE.step
+        step = current_step()
         if step is None and ACTIVE.around is not None and (cache := ACTIVE.around()) is not None:
             ACTIVE.asks = cache.layers[self.index] is self
         return query_length, self.seen if step is None or not step.static else 0

@@ -71,10 +71,6 @@ class Ring:
             self._table = begin, table
         return table[ahead]
 
-    def bytes(self) -> int:
-        """Of what is held, measured."""
-        return storage_bytes(self._table[1])
-
 
 class RaggedStore:
     """Flat buffers: keys [S, D], values [S, Dv], positions [S] int64 (-1 = hole), scores [S] fp32 or ``None``."""
@@ -153,8 +149,7 @@ class RaggedStore:
 
     def index_bytes(self) -> int:
         """Bytes of positions, scores and what else there is beside keys and values, measured."""
-        ring = 0 if self.ring is None else self.ring.bytes()
-        return ring + storage_bytes(self.positions, self.scores, *(run.sink_keys for run in self.runs))
+        return storage_bytes(self.positions, self.scores, *(run.sink_keys for run in self.runs))
 
     # --------------------------------------------- rectangles, for the few who need them
 

@@ -68,7 +68,7 @@ def load_cache(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    compile: bool | None,
+    compile: bool | str | None,
     kernels: str | None,
 ) -> SqueezeCache:
     """See :meth:`SqueezeCache.load`."""

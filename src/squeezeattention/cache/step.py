@@ -149,6 +149,21 @@ class _Active(threading.local):
 ACTIVE = _Active()
 
 
+class Traced:
+    """The step that a compiled forward is given, as long as it is traced: it sets this itself, so that the compiler
+    knows it by the forward's arguments. What is kept per thread it does not see on every release (torch 2.11)."""
+
+    step: Step | None = None
+
+
+TRACED = Traced()
+
+
+def current_step() -> Step | None:
+    """The step under way in this thread, or in the forward that is being traced."""
+    return TRACED.step if torch.compiler.is_compiling() else ACTIVE.step
+
+
 class _Forwards(threading.local):
     """This thread's forwards of attached decoders, the innermost last, each with its step if its cache is ours."""
 
