@@ -34,6 +34,9 @@ def chat(
     raw: Annotated[
         bool, typer.Option("--raw", help="No chat template: each line is read as it is, right after the text so far.")
     ] = False,
+    reread: Annotated[
+        bool, typer.Option("--reread", help="Read all turns again where the template changes earlier ones.")
+    ] = False,
     budget: options.ChatBudget = None,
     policy: options.Policy = DEFAULT_POLICY,
     allocator: options.AllocatorName = None,
@@ -73,8 +76,8 @@ def chat(
 
     model, tokenizer = load_model(model_name, dtype, device)
     talk = Conversation(
-        model, tokenizer, budget=budget, policy=policy, allocator=spec, system=system, raw=raw, prefill=prefill,
-        compile=compiled,
+        model, tokenizer, budget=budget, policy=policy, allocator=spec, system=system, raw=raw, reread=reread,
+        prefill=prefill, compile=compiled,
     )  # fmt: skip
     torch.manual_seed(seed or 0)
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample, **draws}
