@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+import re
 import statistics
 import time
 import traceback
@@ -43,8 +44,9 @@ class LeftOut(Exception):
 class Session:
     """One step's run: its rows go to ``DIR/STEP.json`` as they come, each failure with its whole traceback."""
 
-    def __init__(self, step: str, out: Path, device: str, tiny: bool, limit: float) -> None:
+    def __init__(self, step: str, out: Path, device: str, tiny: bool, limit: float, rows: str | None = None) -> None:
         self.device, self.tiny = torch.device(device), tiny
+        self._wanted = re.compile(rows or "")
         self._ends = time.monotonic() + limit
         self._path = out / f"{step}.json"
         self.record: dict[str, Any] = {
@@ -65,6 +67,8 @@ class Session:
     def row(self, name: str, measure: Callable[[], dict[str, Any]], *, needs: float = 0.0) -> dict[str, Any] | None:
         """Add what ``measure`` gives; an exception is recorded instead. Left out where less than ``needs`` seconds are
         left."""
+        if not self._wanted.search(name):
+            return None
         began = time.monotonic()
         found: dict[str, Any] | None = None
         row: dict[str, Any] = {"name": name}
@@ -282,6 +286,20 @@ def _synchronisations(step: Callable[[], None]) -> int:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(one.message) for one in told)
+
+
+def timed(device: torch.device, call: Callable[[], Any], rounds: int = 10) -> float:
+    """Milliseconds, median."""
+    for _ in range(3):
+        call()
+    synchronize(device)
+    on_gpu = device.type == "cuda"
+    marks = [mark(on_gpu)]
+    for _ in range(rounds):
+        call()
+        marks.append(mark(on_gpu))
+    synchronize(device)
+    return 1e3 * statistics.median(between(*pair) for pair in pairwise(marks))
 
 
 def mark(on_gpu: bool) -> Any:
