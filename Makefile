@@ -69,7 +69,7 @@ test-compat: test-oldest test-newest ## first contact with the wheel, on the old
 
 # As a user gets them: the built wheel and what pip finds for it, without constraints. torch alone is the one that
 # development uses, since another one is gigabytes. What is newest changes, so pip is asked every time.
-WHEEL_TESTS := tests/wheel tests/use tests/exact/test_newer_releases.py tests/cli/test_generate.py
+WHEEL_TESTS := tests/wheel tests/use tests/chat tests/exact/test_newer_releases.py tests/cli/test_generate.py
 
 # $(call test-wheel,ENVIRONMENT,TRANSFORMERS): the wheel is new though its version is not, so it is put there first.
 define test-wheel

@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), metavar="DIR")
     parser.add_argument("--only", nargs="+", choices=LIMITS, metavar="STEP", help="these, in the usual order")
+    parser.add_argument("--rows", metavar="REGEX", help="of each step only the rows whose names match")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help=f"of all together [{sum(LIMITS.values())}]")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="small shapes: does it run?")
@@ -72,6 +73,7 @@ def start_step(name: str, args: argparse.Namespace, limit: float) -> str:
     command = [
         sys.executable, __file__, "--step", name, "--out", str(args.out), "--device", args.device,
         "--limit", str(limit), *(["--tiny"] if args.tiny else []),
+        *([] if args.rows is None else ["--rows", args.rows]),
     ]  # fmt: skip
     environment = dict(os.environ)
     if name in ("largest", "paper", "prefill"):  # which fill the memory, in pieces that come and go
@@ -117,7 +119,8 @@ def run_step(args: argparse.Namespace) -> None:
         "checks": checks.checks, "decode": decode.decode, "prefill": prefill.prefill, "largest": batches.largest,
         "paper": batches.paper, "loads": decode.loads,
     }  # fmt: skip
-    session = Session(args.step, args.out, args.device, args.tiny, args.limit - (time.monotonic() - began) - LANDING)
+    limit = args.limit - (time.monotonic() - began) - LANDING
+    session = Session(args.step, args.out, args.device, args.tiny, limit, args.rows)
     functions[args.step](session)
     session.note(seconds=round(time.monotonic() - began, 1))
 

@@ -82,7 +82,7 @@ def _start(session: Session) -> tuple[Any, dict[str, Any]]:
     steps = 3 if session.tiny else 8
     session.note(
         bandwidth=bandwidth, layers=model.config.num_hidden_layers, dtype=str(model.dtype), share=0.2, steps=steps,
-        kernels=session.kernels(), method=" ".join((__doc__ or "").split()),
+        kernels="auto", method=" ".join((__doc__ or "").split()),
     )  # fmt: skip
     return model, {"steps": steps, "warm_up": 3, "bandwidth": bandwidth}
 
@@ -112,7 +112,7 @@ def _generation(
         append_random(cache, model, batch, max(1, prompt + new - int(at) - timing["steps"] - timing["warm_up"] - 2))
         last = decode_steps(model, cache, batch, int(cache.get_seq_length()), **timing)
     else:
-        given = {"budget": 0.2, "min_tokens": 1, "kernels": session.kernels(), **options}
+        given = {"budget": 0.2, "min_tokens": 1, "kernels": "auto", **options}
         if prompt > 4096:  # a prompt as long as what is kept: reading all of it would take longer than this step has
             given["budget"] = round(0.2 * prompt)
             read = given["budget"] + BEYOND

@@ -11,8 +11,9 @@ from squeezeattention import SqueezeCache
 from squeezeattention.bench.graphs import SkippedGraphs
 from squeezeattention.bench.profile import profile_step
 from squeezeattention.cache.units import Units
-from squeezeattention.kernels import CHOICES, decode, mass, naive, ragged
-from squeezeattention.testing import teacher_forced, tiny_model
+from squeezeattention.hf.arguments import cache_name
+from squeezeattention.kernels import decode, mass, naive, ragged
+from squeezeattention.testing import left_padded, position_ids, tiny_model
 
 from .common import Session, forget_graphs, forward
 
@@ -151,15 +152,15 @@ def _cache(session: Session, family: str, policy: str, options: dict[str, Any]) 
     eager = {"attn_implementation": "eager"} if family == "gemma2" else {}
     model = tiny_model(family, **eager)
     plain = SqueezeCache(model, BUDGET, policy, kernels="torch", **options)
-    want = torch.cat(teacher_forced(model, plain, rows, generated))
+    want = _logits(model, plain, rows, generated)
     kept = [plain.kept_positions(layer) for layer in range(len(plain.layers))]
     plan = [one.to_dict() for one in plain.plans]
     del plain
     model = model.to(session.device)
     found: dict[str, Any] = {"ok": True}
-    for kernels in CHOICES if session.device.type == "cuda" else ("torch",):
+    for kernels in ("auto", "torch") if session.device.type == "cuda" else ("torch",):
         cache = SqueezeCache(model, BUDGET, policy, kernels=kernels, **options)
-        got = torch.cat(_on_device(session, model, cache, rows, generated)).cpu()
+        got = _logits(model, cache, rows, generated)
         error = float((got - want).abs().max() / want.abs().max())
         moved = sum(
             int((cache.kept_positions(layer).cpu() != one.cpu()).sum()) if _alike(cache.kept_positions(layer), one)
@@ -176,11 +177,20 @@ def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape
 
 
-def _on_device(
-    session: Session, model: Any, cache: SqueezeCache, rows: list[list[int]], generated: torch.Tensor
-) -> list[torch.Tensor]:
-    with torch.device(session.device):
-        return teacher_forced(model, cache, rows, generated.to(session.device))
+@torch.no_grad()
+def _logits(model: Any, cache: Any, rows: list[list[int]], generated: torch.Tensor) -> torch.Tensor:
+    """Of the real tokens of a left-padded batch, and of tokens given one by one, fp32 on the CPU."""
+    ids, mask = left_padded(rows)
+    mask = torch.cat([mask, torch.ones_like(generated)], dim=1)
+    positions = position_ids(mask)
+    ids = torch.cat([ids, generated], dim=1)
+    parts, start = [], ids.shape[1] - generated.shape[1]
+    for first, stop in ((0, start), *((at, at + 1) for at in range(start, ids.shape[1]))):
+        given = {cache_name(model): cache, "attention_mask": mask[:, :stop].to(model.device)}
+        own = slice(first, stop)
+        parts.append(model(input_ids=ids[:, own].to(model.device), position_ids=positions[:, own].to(model.device),
+                           use_cache=True, **given).logits.cpu())  # fmt: skip
+    return torch.cat(parts, dim=1)[mask.bool()]
 
 
 def _compiled(session: Session, policy: str) -> dict[str, Any]:

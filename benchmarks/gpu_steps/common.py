@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+import re
 import statistics
 import time
 import traceback
@@ -28,7 +29,6 @@ from squeezeattention.bench.variants import cache_bytes
 from squeezeattention.device import out_of_memory
 from squeezeattention.evaluation.environment import environment
 from squeezeattention.hf.arguments import cache_name
-from squeezeattention.kernels import CHOICES
 
 MISTRAL = "mistral-7b"
 #: Tokens beyond the budget in the prompt that fills a cache, so that every layer is cut and full.
@@ -44,8 +44,9 @@ class LeftOut(Exception):
 class Session:
     """One step's run: its rows go to ``DIR/STEP.json`` as they come, each failure with its whole traceback."""
 
-    def __init__(self, step: str, out: Path, device: str, tiny: bool, limit: float) -> None:
+    def __init__(self, step: str, out: Path, device: str, tiny: bool, limit: float, rows: str | None = None) -> None:
         self.device, self.tiny = torch.device(device), tiny
+        self._wanted = re.compile(rows or "")
         self._ends = time.monotonic() + limit
         self._path = out / f"{step}.json"
         self.record: dict[str, Any] = {
@@ -66,6 +67,8 @@ class Session:
     def row(self, name: str, measure: Callable[[], dict[str, Any]], *, needs: float = 0.0) -> dict[str, Any] | None:
         """Add what ``measure`` gives; an exception is recorded instead. Left out where less than ``needs`` seconds are
         left."""
+        if not self._wanted.search(name):
+            return None
         began = time.monotonic()
         found: dict[str, Any] | None = None
         row: dict[str, Any] = {"name": name}
@@ -97,12 +100,6 @@ class Session:
         if self.tiny:
             return build("tiny", layers=min(2, layers or 2), device=self.device)
         return build(MISTRAL, layers=layers, dtype=torch.bfloat16, device=self.device)
-
-    def kernels(self) -> str:
-        """The fastest kernels that this library has here."""
-        if "auto" in CHOICES:
-            return "auto"
-        return "triton" if self.device.type == "cuda" else "torch"
 
 
 def free(device: torch.device) -> None:
@@ -289,6 +286,20 @@ def _synchronisations(step: Callable[[], None]) -> int:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("synchroniz" in str(one.message) for one in told)
+
+
+def timed(device: torch.device, call: Callable[[], Any], rounds: int = 10) -> float:
+    """Milliseconds, median."""
+    for _ in range(3):
+        call()
+    synchronize(device)
+    on_gpu = device.type == "cuda"
+    marks = [mark(on_gpu)]
+    for _ in range(rounds):
+        call()
+        marks.append(mark(on_gpu))
+    synchronize(device)
+    return 1e3 * statistics.median(between(*pair) for pair in pairwise(marks))
 
 
 def mark(on_gpu: bool) -> Any:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch.nn.functional import scaled_dot_product_attention as attention
+
 from squeezeattention.bench import measure_bandwidth
+from squeezeattention.bench.profile import profile_step
 
 from .common import (
     BEYOND,
@@ -19,6 +23,7 @@ from .common import (
     squeezed_cache,
     static_cache,
     static_steps,
+    timed,
 )
 
 SHARE = 0.2
@@ -94,31 +99,59 @@ def _start(session: Session) -> tuple[Any, float]:
 def decode(session: Session) -> None:
     """64 prompts of 4,096."""
     load = Load(session, *_start(session), 64, 4096)
-    best = session.kernels()
     load.measure("full")
-    load.measure("streaming_llm", kernels=best)
-    load.measure("h2o", kernels=best)
+    load.measure("streaming_llm", kernels="auto")
+    load.measure("h2o", kernels="auto")
     load.measure("static")
-    load.measure("streaming_llm", kernels=best, compile=True)
-    load.measure("ragged", policy="h2o", kernels=best)
-    load.measure("h2o", kernels=best, compile=True)
-    if best != "torch":
-        load.measure("h2o", kernels="torch")
-        load.measure("streaming_llm", kernels="torch")
-    load.measure("ragged", policy="streaming_llm", kernels=best)
+    session.row(f"{load.name}: attention alone", lambda: _attention(load))
+    load.measure("streaming_llm", kernels="auto", compile=True)
+    load.measure("ragged", policy="h2o", kernels="auto")
+    load.measure("h2o", kernels="auto", compile=True)
+    load.measure("h2o", kernels="torch")
+    load.measure("streaming_llm", kernels="torch")
+    load.measure("ragged", policy="streaming_llm", kernels="auto")
+
+
+def _attention(load: Load) -> dict[str, Any]:
+    """One layer's attention of a step over the whole prompt, as torch can be asked for it: milliseconds, the share of
+    the bound, and the kernels."""
+    config, device = load.model.config, load.model.device
+    width = config.head_dim or config.hidden_size // config.num_attention_heads
+    heads, query_heads = config.num_key_value_heads, config.num_attention_heads
+    drawn: dict[str, Any] = {"dtype": load.model.dtype, "device": device}
+    query = torch.randn(load.batch, query_heads, 1, width, **drawn)
+    keys, values = (torch.randn(load.batch, heads, load.prompt, width, **drawn) for _ in range(2))
+    mask = torch.ones(load.batch, 1, 1, load.prompt, dtype=torch.bool, device=device)
+    packed = query.view(load.batch, heads, query_heads // heads, width)
+    ways: dict[str, Any] = {
+        "grouped by torch, no mask": lambda: attention(query, keys, values, enable_gqa=True),
+        "packed, no mask": lambda: attention(packed, keys, values),
+        "packed, masked": lambda: attention(packed, keys, values, attn_mask=mask),
+        "repeated, masked": lambda: attention(
+            query, *(one.repeat_interleave(query_heads // heads, 1) for one in (keys, values)), attn_mask=mask
+        ),
+    }
+    found = {}
+    for name, way in ways.items():
+        try:
+            spent = timed(device, way)
+            found[name] = {"ms": spent, "of_bound": 1e3 * (keys.nbytes + values.nbytes) / load.bandwidth / spent,
+                           "attention": profile_step(way, device).attention}  # fmt: skip
+        except RuntimeError as error:  # this way is not there
+            found[name] = {"failed": str(error)[:300]}
+    return {"alone": found}
 
 
 def loads(session: Session) -> None:
     """Other batches and lengths."""
     model, bandwidth = _start(session)
-    best = session.kernels()
     several = [Load(session, model, bandwidth, *size) for size in ((1, 4096), (32, 4096), (1, 16384), (16, 16384))]
     for load in several:
         load.measure("full")
-        load.measure("streaming_llm", kernels=best)
-        load.measure("h2o", kernels=best)
+        load.measure("streaming_llm", kernels="auto")
+        load.measure("h2o", kernels="auto")
     if session.tiny:
         return
     for load in several:
-        load.measure("streaming_llm", kernels=best, compile=True)
+        load.measure("streaming_llm", kernels="auto", compile=True)
         load.measure("static")

@@ -86,6 +86,11 @@ def _decode(record: dict[str, Any]) -> str:
     layers = record.get("layers")
     bandwidth = record.get("bandwidth")
     head = "" if bandwidth is None else f"{layers} layers, {bandwidth / 1e12:.3f} TB/s measured.\n\n"
+    alone = ""
+    for row in _rows(record, "alone"):
+        for name, one in row["alone"].items():
+            said = one.get("failed") or f"{one['ms']:.3f} ms, {one['of_bound']:.0%}, {', '.join(one['attention'])}"
+            alone += f"- {row['name']}, {name}: {said}\n"
     return head + _markdown(
         ["", "ms/step", "host ms", "kernels' ms", "tok/s", "of bound", "attention", "launches a layer",
          "graphs", "waits"],
@@ -96,7 +101,7 @@ def _decode(record: dict[str, Any]) -> str:
             f"{row['graph_replays']}" + (f" ({row['graphs_skipped']} skipped)" if row["graphs_skipped"] else ""),
             f"{row['waits']}",
         ] for row in _rows(record, "ms")),
-    )  # fmt: skip
+    ) + (f"\n{alone}" if alone else "")  # fmt: skip
 
 
 def _prefill(record: dict[str, Any]) -> str:
@@ -104,7 +109,8 @@ def _prefill(record: dict[str, Any]) -> str:
         ["", "seconds", "of full", "grown GiB", "attention", "launches"],
         ([
             row["name"], _number(row["seconds"], ".3f"), _number(row["of_full"], ".2f", "x"), _gib(row["grown_bytes"]),
-            ", ".join(row["attention"]) or "products", f"{row['launches']}",
+            ", ".join(row["attention"]) or "products",
+            "" if row["launches"] is None else f"{row['launches']}",
         ] for row in _rows(record, "seconds")),
     )  # fmt: skip
     for row in _rows(record, "sdpa_ms"):

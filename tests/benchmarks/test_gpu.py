@@ -60,7 +60,7 @@ def test_bytes_and_bounds_are_those_of_the_cache(steps, tmp_path):
     record = dry(steps, "decode", steps.decode.decode, tmp_path)
     token = 2 * 2 * 2 * 2 * 64 * 4
     rows = {row["name"].removeprefix("64 x 4096: "): row for row in record["rows"]}
-    full, squeezed, heads = rows["full"], rows["h2o, kernels torch"], rows["by head, policy h2o, kernels torch"]
+    full, squeezed, heads = rows["full"], rows["h2o, kernels auto"], rows["by head, policy h2o, kernels auto"]
     assert full["kv_bytes"] == (80 + 3 + 2 + 1) * token
     assert squeezed["kv_bytes"] == 16 * token
     assert heads["kv_bytes"] == pytest.approx(16 * token, rel=0.1)
@@ -94,10 +94,11 @@ def test_a_row_that_fails_takes_no_other_along(steps, tmp_path):
 def test_the_script_itself(tmp_path):
     """Steps in processes of their own, one of which has no time; the kernels against their twins in the interpreter."""
     pytest.importorskip("triton")
-    done = run("--device", "cpu", "--tiny", "--only", "checks", "--limit", 150, "--out", tmp_path)
+    rows = "kernel|sums|llama, (h2o|snapkv|streaming)"  # compiling has tests of its own
+    done = run("--device", "cpu", "--tiny", "--only", "checks", "--rows", rows, "--limit", 150, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "checks.json").read_text())
-    assert record["rows"]
+    assert len(record["rows"]) == 6 + 3
     assert all(row.get("ok") for row in record["rows"]), record["rows"]
     assert "checks: done" in done.stdout
     assert (tmp_path / "summary.md").read_text() in done.stdout

@@ -46,8 +46,9 @@ def by_hand(model: Any, tokenizer: Any, cache: SqueezeCache, opening: str = "") 
         {"budget": 12, "policy": "streaming_llm", "allocator": "squeeze"},
         {"budget": 14},
         {"budget": 0.3, "policy": "h2o", "min_tokens": 1},
+        {"budget": 16, "policy": "h2o", "allocator": "uniform", "prefill": "bounded", "chunk_size": 8},
     ],
-    ids=["h2o", "streaming", "default", "share"],
+    ids=["h2o", "streaming", "default", "share", "bounded"],
 )
 @pytest.mark.parametrize("system", [None, "be brief"])
 def test_turns_are_those_of_one_cache_by_hand(
@@ -255,11 +256,28 @@ def test_templates_that_rewrite_earlier_turns_are_refused(
     tokenizer.chat_template = template
     talk = Conversation(model, tokenizer, budget=16, system=system)
     first = talk.send(MESSAGES[0], max_new_tokens=NEW)
-    with pytest.raises(UnsupportedFeatureError, match=r"writes earlier turns anew.*reset"):
+    with pytest.raises(UnsupportedFeatureError, match=r"writes earlier turns anew.*reread=True.*reset"):
         talk.send(MESSAGES[1])
     assert len(talk.turns) == 2
+    assert talk.cache.get_seq_length() == first.seen
     talk.reset()
     assert talk.send(MESSAGES[0], max_new_tokens=NEW).tokens == first.tokens
+
+
+def test_rewritten_turns_are_read_anew_when_asked(model: Any, tokenizer: Any) -> None:
+    """What is read, and answered, is what a first turn of the same text would be."""
+    tokenizer.chat_template = DROPS
+    talk = Conversation(model, tokenizer, budget=16, policy="h2o", allocator="uniform", reread=True)
+    first = talk.send(MESSAGES[0], max_new_tokens=NEW)
+    second = talk.send(MESSAGES[1], max_new_tokens=NEW)
+    text = f"[user]{MESSAGES[0]}<end>[assistant]{first.text[4:]}<end>[user]{MESSAGES[1]}<end>[assistant]"
+    alone = Conversation(model, tokenizer, budget=16, policy="h2o", allocator="uniform", raw=True)
+    want = alone.send(text, max_new_tokens=NEW)
+    assert (second.read, second.tokens, second.bytes) == (want.read, want.tokens, want.bytes)
+    assert len(talk.turns) == 4
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match=r"reread=True.*choose one"):
+        Conversation(model, tokenizer, raw=True, reread=True)
 
 
 def test_templates_may_trim_answers(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

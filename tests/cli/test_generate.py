@@ -172,14 +172,14 @@ def begins(text: str) -> list[int]:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The tokens of each prompt that models were given."""
     seen: list[list[int]] = []
-    prefill = LlamaForCausalLM._prefill
+    generate = LlamaForCausalLM.generate
 
-    @functools.wraps(prefill)  # its arguments are looked at by name
-    def watched(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append(input_ids[0].tolist())
-        return prefill(self, input_ids, *args, **kwargs)
+    @functools.wraps(generate)  # its arguments are looked at by name
+    def watched(self: Any, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(inputs[0].tolist())
+        return generate(self, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaForCausalLM, "_prefill", watched)
+    monkeypatch.setattr(LlamaForCausalLM, "generate", watched)
     return seen
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +59,33 @@ def profile_step(step: Callable[[], object], device: torch.device) -> StepProfil
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize(device)
-    with profile(activities=activities) as seen:
+    with _without_traces(), profile(activities=activities) as seen:
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return read_profile(seen.events() or (), device)
+
+
+@contextlib.contextmanager
+def _without_traces() -> Iterator[None]:
+    """Keep the lines off the screen that some builds of the profiler write for each start and end (``USDT:...``); what
+    else is written to standard error inside comes at the end."""
+    try:
+        screen = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+            caught.seek(0)
+            for line in caught:
+                if not line.startswith(b"USDT:"):
+                    os.write(2, line)
 
 
 def read_profile(events: Iterable[Any], device: torch.device) -> StepProfile:

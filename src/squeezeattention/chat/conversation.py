@@ -12,9 +12,9 @@ from ..allocators import Fixed, resolve_allocator
 from ..cache.cache import SqueezeCache
 from ..cache.options import checked_tokens
 from ..defaults import CHAT_BUDGET, DEFAULT_POLICY
-from ..errors import CacheStateError, ConfigError, InputError
+from ..errors import CacheStateError, ConfigError, InputError, UnsupportedFeatureError
 from ..positions import longest_text
-from .following import text_after
+from .following import followed, text_after
 from .streaming import Watch, decoded
 from .template import Turn, check_template, first_turns, render, token_ids
 
@@ -66,6 +66,9 @@ class Conversation:
             budget is one of 512 tokens a layer on average, where the allocator fixes none.
         system: the system prompt, before the first turn.
         raw: messages are read as they are, with nothing between them: for models that are no instruct models.
+        reread: where the template writes earlier turns anew (it drops their reasoning, or moves the system prompt),
+            forget what was read and read the whole conversation again, as the template now has it. Without it such a
+            turn is refused: a cache cannot take back what it has read.
         options: whatever else the cache takes (``prefill="bounded"``, ``compile=True``, ...).
 
     Attributes:
@@ -86,9 +89,12 @@ class Conversation:
         allocator: str | Allocator | BudgetPlan | list[int] | list[list[int]] | None = None,
         system: str | None = None,
         raw: bool = False,
+        reread: bool = False,
         **options: Any,
     ) -> None:
-        self.model, self.tokenizer, self.raw = model, tokenizer, raw
+        self.model, self.tokenizer, self.raw, self.reread = model, tokenizer, raw, reread
+        if raw and reread:
+            raise ConfigError("reread=True is for chat templates, which raw=True leaves out: choose one")
         self._check_system(system)
         self._system = system
         if budget is None and not isinstance(resolve_allocator(allocator), Fixed):
@@ -145,8 +151,8 @@ class Conversation:
 
         Raises :class:`InputError` for an empty message, or where text and answer are more than the model's positions;
         :class:`ConfigError` for unknown draws or no new tokens; :class:`UnsupportedFeatureError` if the template
-        changes earlier turns; :class:`CacheStateError` after a turn that was interrupted. None of these changes
-        anything.
+        writes earlier turns anew, without ``reread``; :class:`CacheStateError` after a turn that was interrupted. None
+        of these changes anything.
         """
         self._check_draws(do_sample, draws)
         checked_tokens("max_new_tokens", max_new_tokens)
@@ -154,7 +160,7 @@ class Conversation:
             raise CacheStateError("the turn before was interrupted, so its answer is not known: call reset()")
         if not text.strip():
             raise InputError("the message is empty")
-        ids = [*self._ids, *self._tokens_of(text)]
+        ids, anew = self._with(text)
         longest = longest_text(self.model)
         if longest is not None and len(ids) + max_new_tokens > longest:
             raise InputError(
@@ -162,6 +168,8 @@ class Conversation:
                 f"{longest} positions that the model was made for: ask for fewer new tokens (max_new_tokens, -n), or "
                 "begin anew (reset)"
             )
+        if anew:
+            self.cache.reset()
         before, watch = self.cache.get_seq_length(), Watch(self.tokenizer, stream)
         try:
             new = self._generate(ids, watch, max_new_tokens, {"do_sample": do_sample, **draws})
@@ -179,15 +187,25 @@ class Conversation:
             memory.full_bytes, **watch.timings(len(new))._asdict(),
         )  # fmt: skip
 
-    def _tokens_of(self, text: str) -> list[int]:
-        """What follows the tokens so far when ``text`` is said."""
+    def _with(self, text: str) -> tuple[list[int], bool]:
+        """The tokens so far and those that follow when ``text`` is said; whether all of them are to be read anew."""
         if self.raw:
-            return token_ids(self.tokenizer, text) if self._ids else list(self.tokenizer(text, verbose=False).input_ids)
+            new = token_ids(self.tokenizer, text) if self._ids else list(self.tokenizer(text, verbose=False).input_ids)
+            return [*self._ids, *new], False
         if not self._turns:
-            return token_ids(self.tokenizer, render(self.tokenizer, first_turns(text, self._system)))
+            return token_ids(self.tokenizer, render(self.tokenizer, first_turns(text, self._system))), False
         first, *rest, last = self._turns
         said = [*first_turns(first["content"], self._system), *rest]
-        return token_ids(self.tokenizer, text_after(self.tokenizer, said, last["content"], text))
+        follows = text_after(self.tokenizer, said, last["content"], text)
+        if follows is not None:
+            return [*self._ids, *token_ids(self.tokenizer, follows)], False
+        if self.reread:
+            return token_ids(self.tokenizer, render(self.tokenizer, followed(said, last["content"], text))), True
+        raise UnsupportedFeatureError(
+            "the model's chat template writes earlier turns anew when another follows (it drops reasoning, or moves "
+            "the system prompt), and a cache cannot take back what it has read: reread=True (--reread) reads all turns "
+            "again where that happens; or begin anew with reset()"
+        )
 
     def _generate(self, ids: list[int], watch: Watch, max_new_tokens: int, draws: dict[str, Any]) -> list[int]:
         given = torch.tensor([ids], device=self.model.device)
