@@ -58,6 +58,10 @@ class KernelError(SqueezeError, RuntimeError):
     """A Triton kernel could not be compiled or launched; the message names it. ``kernels="torch"`` does without."""
 
 
+class CompileError(SqueezeError, RuntimeError):
+    """Decode steps were to be compiled in any case (``compile="strict"``) and cannot be; the message says why."""
+
+
 class CompileWarning(UserWarning):
     """Decode steps were to be compiled and are not; the message says why. Results are the same."""
 

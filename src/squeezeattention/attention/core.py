@@ -292,10 +292,14 @@ def attend_one(
         return out.reshape(batch, query_heads, 1, -1), None
     # One batch dimension: with so few numbers, the bookkeeping of a 4-D product costs as much as a kernel.
     packed = query.reshape(batch * heads, group, width)
-    logits = scoring.logits_of_few(packed, key.flatten(0, 1)).reshape(batch, heads, group, tokens)
-    mass = probabilities(logits, mask, scoring.sink_column(heads, 1, logits))
-    out = torch.bmm(mass.to(value.dtype).reshape(batch * heads, group, tokens), value.flatten(0, 1))
-    out = out.view(batch, query_heads, 1, -1)
+    logits = scoring.logits_of_few(packed, key.flatten(0, 1))
+    if mask is None and scoring.sink_logits is None:
+        mass = logits.softmax(dim=-1)
+    else:
+        logits = logits.reshape(batch, heads, group, tokens)
+        mass = probabilities(logits, mask, scoring.sink_column(heads, 1, logits))
+        mass = mass.reshape(batch * heads, group, tokens)
+    out = torch.bmm(mass.to(value.dtype), value.flatten(0, 1)).view(batch, query_heads, 1, -1)
     if score_heads is None:
         return out, None
     mass = mass.reshape(batch, score_heads, query_heads // score_heads, tokens)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from .. import SqueezeCache
 from ..allocators import Allocator
 from ..plan import BudgetPlan
 from ..policies import POLICIES
+from .baseline import best_attention
 
 FULL = "full"
 
@@ -41,12 +43,15 @@ class Variant:
             return StaticCache(config=model.config, max_cache_len=total)
         return DynamicCache(config=model.config)
 
-    def make_step(self, model: Any) -> Any:
-        """What is called for a decode step."""
+    @contextlib.contextmanager
+    def stepping(self, model: Any) -> Iterator[Any]:
+        """What is called for decode steps inside. Compiled, a full cache attends as fast as torch lets it."""
         if self.policy is not None or not self.compiled:
-            return model
+            yield model
+            return
         on_gpu = model.device.type == "cuda"
-        return torch.compile(model, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
+        with best_attention(model):
+            yield torch.compile(model, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
 
 
 def variants_of(

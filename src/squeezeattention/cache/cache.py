@@ -51,7 +51,7 @@ from .options import (
 from .planning import ENDLESS, Planner
 from .saving import load_cache, save_cache
 from .static import StaticDecode
-from .step import Final, Step
+from .step import Final, Positions, Step
 
 
 class SqueezeCache(Cache):
@@ -95,7 +95,8 @@ class SqueezeCache(Cache):
         chunk_size: tokens of a piece, with ``prefill="bounded"``.
         compile: decode steps go through ``torch.compile`` (on a GPU: CUDA graphs), in buffers that hold all columns
             of the budget from the first step on. A model that cannot be compiled decodes as without, and a
-            :class:`~squeezeattention.errors.CompileWarning` says why.
+            :class:`~squeezeattention.errors.CompileWarning` says why, once for each cache; with "strict" it is a
+            :class:`~squeezeattention.errors.CompileError` instead.
         kernels: who computes decoding and H2O's scores. "triton": this library's own kernels, on a CUDA device (extra
             ``triton``); "torch": plain torch; "auto": "triton" where it is installed and the kernels serve the model
             and its device, else "torch". :attr:`kernels` says what it came to.
@@ -127,7 +128,7 @@ class SqueezeCache(Cache):
         min_tokens: int = MIN_TOKENS,
         prefill: str = "exact",
         chunk_size: int = 512,
-        compile: bool = False,
+        compile: bool | str = False,
         kernels: str = "auto",
     ) -> None:
         self._budget = Budget.parse(DEFAULT_BUDGET if budget is None else budget)
@@ -142,6 +143,7 @@ class SqueezeCache(Cache):
         self.prefill = checked_prefill(prefill)
         self.chunk_size = checked_tokens("chunk_size", chunk_size)
         self.compile = checked_compile(compile, self.policy)
+        self._uncompiled: str | None = None  # why steps that were to be compiled are not
         self._kernels_asked = checked(kernels)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
@@ -234,6 +236,7 @@ class SqueezeCache(Cache):
         self._inference = False  # something was written under torch.inference_mode()
         self._precision: tuple[object, ...] = ()  # of the last forward
         self._static = StaticDecode()
+        self._at = Positions()
         self._replayed: Replayed | None = None  # what the forward under way repeats, if it does
         self._reading: list[Text] = []  # what was given since the last cut, if it is to be repeated
         self._from: list[int] = [0]  # where it begins in each row
@@ -621,7 +624,12 @@ class SqueezeCache(Cache):
 
     @classmethod
     def load(
-        cls, model: nn.Module, path: str | os.PathLike[str], *, compile: bool | None = None, kernels: str | None = None
+        cls,
+        model: nn.Module,
+        path: str | os.PathLike[str],
+        *,
+        compile: bool | str | None = None,
+        kernels: str | None = None,
     ) -> SqueezeCache:
         """A cache from :meth:`save` that goes on where that one was, with the same model and release of this library.
 
@@ -747,7 +755,7 @@ class SqueezeCache(Cache):
         step = Step(
             self, length, self._next, real, decoding, observe=not decoding and self._observes,
             columns=self.get_seq_length() + length,
-            given=given if not decoding and self._wants_replay else None,
+            given=given if not decoding and self._wants_replay else None, before=self._at,
         )  # fmt: skip
         precision = self._precision_of(decoder, given.device.type)
         as_before, self._precision = precision == self._precision, precision

@@ -26,7 +26,7 @@ from .parts import Parts
 from .ragged import RaggedStore, same_room
 from .scorer import TokenScorer
 from .slots import masks_of, note_fill, note_full, slots_of
-from .step import ACTIVE, Step
+from .step import ACTIVE, Step, current_step
 from .store import LayerStore, ring_at, ring_slots, storage_bytes
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class SqueezeLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take the new tokens in; return all keys and values that attention needs now."""
-        step = ACTIVE.step
+        step = current_step()
         if step is None or step.cache.layers[self.index] is not self:
             raise CacheStateError(
                 "this cache was used outside the model it was made for; make a SqueezeCache for each model "
@@ -140,16 +140,15 @@ class SqueezeLayer(CacheLayerMixin):
             return self._hand_over_replayed(key_states, value_states)
         if self.dtypes != (key_states.dtype, value_states.dtype):
             key_states, value_states = self._agree_on_dtypes(step, key_states, value_states)
-        positions = step.positions(key_states.device)
         if step.static:  # what the host knows changes outside of the graph
-            self._insert_static(key_states, value_states, positions)
+            self._insert_static(step, key_states, value_states)
             return self._hand_over(key_states, value_states)
         if step.decoding:
-            self._insert(step, key_states, value_states, positions)
+            self._insert(step, key_states, value_states)
         else:
             step.cache._trim_before(self.index, step)
             self._settled, self._next_slot = False, None
-            self.store = self.store.append(key_states, value_states, positions)
+            self.store = self.store.append(key_states, value_states, step.positions(key_states.device))
             step.cache._note_bytes(self)
         self.seen += step.length
         self._attended = False
@@ -206,7 +205,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     def check_handed(self, key: torch.Tensor) -> None:
         """Raise if attention is given other keys than the model was handed."""
-        step = ACTIVE.step
+        step = current_step()
         expected = self.store.used if step is None or not self._in_place_now else step.length
         if step is not None and step.replayed is not None:
             expected = step.length + (0 if self._direct else self.store.used)
@@ -218,11 +217,11 @@ class SqueezeLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int | torch.Tensor:
         """Columns seen so far (padding included), not columns stored; a tensor inside a compiled step."""
-        step = ACTIVE.step
+        step = current_step()
         return self.seen if step is None or not step.static else step.seen(self.device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        step = ACTIVE.step
+        step = current_step()
         if step is None and ACTIVE.around is not None and (cache := ACTIVE.around()) is not None:
             ACTIVE.asks = cache.layers[self.index] is self
         return query_length, self.seen if step is None or not step.static else 0
@@ -291,52 +290,52 @@ class SqueezeLayer(CacheLayerMixin):
         if self._sink_keys is not None:
             self._sink_keys = self._sink_keys.index_select(0, rows.to(self._sink_keys.device))
 
-    def _insert(self, step: Step, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
+    def _insert(self, step: Step, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put one token a row in its place, evicting one where the layer is full."""
         self._rescore_if_due()
         if isinstance(self.store, RaggedStore):
             note_full(self.store, self.seen)
-            self._insert_ragged(self.store, keys, values, positions, step.start)
+            self._insert_ragged(self.store, step, keys, values)
             return
         budget, store = self._require_budget(), self.store
         slot: int | torch.Tensor
+        positions: int | torch.Tensor
         if self._ring is not None:
             newest = max(step.start)
             if len(step.start) == 1:
-                ring = self._ring
+                ring, positions = self._ring, newest
                 slot = newest if newest < ring else ring + (newest - ring) % (budget - ring)
             else:
-                slot = ring_slots(positions, self._ring, budget)[:, None]
+                slot, positions = step.ring_slots(self.device, self._ring, budget), step.newest(self.device)
             columns = max(store.used, min(budget, newest + 1))
             self._lossy = self._lossy or newest >= budget
         elif store.used < budget:
             slot, columns = store.used, store.used + 1
-        elif self._next_slot is not None:
-            slot, columns, self._lossy = self._next_slot, store.used, True
+            positions = step.start[0] if len(step.start) == 1 else step.newest(self.device)
         else:
-            tokens = Tokens(store.used_positions(), positions[:, None], store.used_scores())
-            dense = len(step.start) == 1 and self.window is None and not self._may_have_holes
-            slot, columns = victim(self.policy, tokens, budget, self.window, dense=dense), store.used
+            positions, columns = step.newest(self.device), store.used
+            slot = self._next_slot if self._next_slot is not None else self._victim(step, store, budget)
             self._lossy = True
         if store.reserve(columns, budget):
             step.cache._note_bytes(self)
         store.used = columns
-        store.insert(slot, keys, values, positions, self._score_of_new(keys, values, positions))
+        store.insert(slot, keys, values, positions, self._score_of_new(step, keys, values))
         self._place_sinks()
 
-    def _insert_ragged(
-        self,
-        store: RaggedStore,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        positions: torch.Tensor,
-        start: list[int] | None = None,
-    ) -> None:
+    def _victim(self, step: Step, store: LayerStore, budget: int) -> torch.Tensor:
+        """Slot of the token that makes room, int64 ``[B or 1, H or 1, 1]``."""
+        dense = self._full if step.static else len(step.start) == 1 and self.window is None and not self._may_have_holes
+        tokens = Tokens(store.used_positions(), step.newest(self.device), store.used_scores())
+        return victim(self.policy, tokens, budget, self.window, dense=dense)
+
+    def _insert_ragged(self, store: RaggedStore, step: Step, keys: torch.Tensor, values: torch.Tensor) -> None:
+        positions = step.positions(self.device)
         if self._next_slot is None:
-            slots, new = slots_of(store, self.policy, positions, self.window, start)
+            slots = slots_of(store, self.policy, positions, self.window, None if step.static else step.start)
         else:
-            slots, new = self._next_slot, positions.expand(*store.shape).reshape(-1)
-        store.insert(slots, keys, values, new, self._score_of_new(keys, values, positions))
+            slots = self._next_slot
+        new = step.of_units(self.device, *store.shape)
+        store.insert(slots, keys, values, new, self._score_of_new(step, keys, values))
         self._place_sinks()
 
     def settle(self, rows: int, room: int | None) -> None:
@@ -363,20 +362,18 @@ class SqueezeLayer(CacheLayerMixin):
         in_window = self.window is None or self._ring is not None
         self._full = in_window and not self._had_holes and min(step.start) >= self.store.capacity
 
-    def _insert_static(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
+    def _insert_static(self, step: Step, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Like :meth:`_insert`, for a settled layer: the slot follows from tensors alone."""
-        if isinstance(self.store, RaggedStore):
-            self._insert_ragged(self.store, keys, values, positions)
+        store = self.store
+        if isinstance(store, RaggedStore):
+            self._insert_ragged(store, step, keys, values)
             return
-        budget, store = self._require_budget(), self.store
+        budget, positions = self._require_budget(), step.newest(self.device)
         if self._ring is not None:
-            slot = ring_slots(positions, self._ring, budget)[:, None]
-        elif self._next_slot is not None:
-            slot = self._next_slot
+            slot = ring_slots(positions, self._ring, budget)
         else:
-            tokens = Tokens(store.used_positions(), positions[:, None], store.used_scores())
-            slot = victim(self.policy, tokens, budget, self.window, dense=self._full)
-        store.insert(slot, keys, values, positions, self._score_of_new(keys, values, positions))
+            slot = self._next_slot if self._next_slot is not None else self._victim(step, store, budget)
+        store.insert(slot, keys, values, positions, self._score_of_new(step, keys, values))
 
     def rescore(self) -> None:
         """Score all tokens held, where the policy goes by that."""
@@ -399,8 +396,12 @@ class SqueezeLayer(CacheLayerMixin):
         if self.scorer is not None and self.scorer.is_due(self.seen):
             self.scorer.rescore(self.store, self.seen)
 
-    def _score_of_new(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
-        return None if self.scorer is None else self.scorer.of_new(keys, values, positions)
+    def _score_of_new(self, step: Step, keys: torch.Tensor, values: torch.Tensor) -> float | torch.Tensor:
+        """What :meth:`LayerStore.insert` is to put down for the new tokens."""
+        if self.scorer is None:
+            return 0.0
+        sinks = step.static or min(step.start) < self.scorer.policy.sinks  # some of them may be
+        return self.scorer.of_new(keys, values, step.positions(self.device), sinks=sinks)
 
     def _place_sinks(self) -> None:
         """Turn the sinks' keys so that they sit right before the oldest token of the window."""

@@ -74,11 +74,11 @@ def chosen_kernels(kernels: str, layout: Layout) -> Kernels:
     return choose(kernels, execution_device(decoder), getattr(decoder, "dtype", None), widest_head(layout.config))
 
 
-def checked_compile(wanted: bool, policy: EvictionPolicy) -> bool:
-    if not isinstance(wanted, bool):
-        raise ConfigError(f"compile must be True or False, got {wanted!r}")
+def checked_compile(wanted: bool | str, policy: EvictionPolicy) -> bool | str:
+    if not isinstance(wanted, bool) and wanted != "strict":
+        raise ConfigError(f'compile must be True, False or "strict", got {wanted!r}')
     if wanted and isinstance(policy, StreamingLLM) and policy.positions == "cache":
-        raise ConfigError('compile=True does not go with positions="cache", which moves the sinks at each step')
+        raise ConfigError(f'compile={wanted!r} does not go with positions="cache", which moves the sinks at each step')
     if wanted:
         compat.check_compiles()
     return wanted

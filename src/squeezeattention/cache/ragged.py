@@ -11,8 +11,11 @@ from collections.abc import Sequence
 import torch
 
 from ..policies import EvictionPolicy
-from .store import among, ring_at, storage_bytes
+from .store import among, ring_at, storage_bytes, without_graph
 from .units import Run, Units
+
+#: Steps whose slots are worked out at once.
+_AHEAD = 32
 
 
 class RunView:
@@ -45,28 +48,28 @@ class Ring:
         self.leading, self.heads = leading, units.heads
         self.begin = units.begin.view(units.rows, units.heads)
         self.span = units.rooms.view_as(self.begin) - leading
-        self.known = list(zip(self.begin.flatten().tolist(), self.span.flatten().tolist(), strict=True))
+        # Positions, and [_AHEAD, U] the slots of those and the following; one object, since copies share it.
+        self._table: tuple[list[int], torch.Tensor] = [], self.begin
 
     def slots(self, positions: torch.Tensor) -> torch.Tensor:
-        """Slot of each unit's token at ``positions`` ``[B or 1, 1]``, int64 ``[U]``."""
+        """Slot of each unit's token at ``positions`` ``[..., B or 1, 1]``, int64 ``[..., U]``."""
         slots = (positions - self.leading) % self.span + (self.begin + self.leading)
         if self.leading:
             slots = torch.where(positions < self.leading, self.begin + positions, slots)
-        return slots.flatten()
+        return slots.flatten(-2)
 
-    def slots_at(self, start: list[int]) -> torch.Tensor:
-        """The same from what the host knows, one position for all rows or one for each: a tensor less is a kernel
-        less."""
-        rows = len(self.known) // self.heads
-        at = [position for position in (start if len(start) > 1 else start * rows) for _ in range(self.heads)]
-        lead = self.leading
-        return torch.tensor(
-            [
-                begin + (position if position < lead else lead + (position - lead) % span)
-                for position, (begin, span) in zip(at, self.known, strict=True)
-            ],
-            device=self.begin.device,
-        )
+    def slots_at(self, positions: torch.Tensor, start: list[int]) -> torch.Tensor:
+        """The same, looked up: ``start`` are the positions, which the host knows.
+
+        Those of the next steps are worked out at once, on the device, and each step takes a row of them.
+        """
+        begin, table = self._table
+        ahead = start[0] - begin[0] if begin else -1
+        if not 0 <= ahead < _AHEAD or [one + ahead for one in begin] != start:
+            steps = torch.arange(_AHEAD, device=positions.device)[:, None, None]
+            begin, table, ahead = list(start), self.slots(positions + steps), 0
+            self._table = begin, table
+        return table[ahead]
 
 
 class RaggedStore:
@@ -221,18 +224,19 @@ class RaggedStore:
         keys: torch.Tensor,
         values: torch.Tensor,
         positions: torch.Tensor,
-        score: torch.Tensor | None = None,
+        score: float | torch.Tensor = 0.0,
     ) -> None:
         """Write one token a unit in place: slots int64 ``[U]`` by unit, ``[B, H, 1, D]`` twice, positions ``[U]``, and
-        its score ``[B, H, 1]``, 0 if not given."""
-        self.keys.index_copy_(0, slots, keys.detach().reshape(len(slots), -1))
-        self.values.index_copy_(0, slots, values.detach().reshape(len(slots), -1))
+        its score, one for all or ``[B, H, 1]``."""
+        keys, values = without_graph(keys), without_graph(values)
+        self.keys.index_copy_(0, slots, keys.reshape(len(slots), -1))
+        self.values.index_copy_(0, slots, values.reshape(len(slots), -1))
         self.positions.index_copy_(0, slots, positions)
         if self.scores is not None:
-            if score is None:
-                self.scores.index_fill_(0, slots, 0.0)
-            else:
+            if isinstance(score, torch.Tensor):
                 self.scores.index_copy_(0, slots, score.reshape(-1))
+            else:
+                self.scores.index_fill_(0, slots, score)
 
     def hide(self, gone: torch.Tensor) -> None:
         """Make holes of the tokens at the positions ``gone``, bool ``[B or 1, positions]``, in place."""

@@ -68,7 +68,7 @@ def load_cache(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    compile: bool | None,
+    compile: bool | str | None,
     kernels: str | None,
 ) -> SqueezeCache:
     """See :meth:`SqueezeCache.load`."""
@@ -101,7 +101,7 @@ def _state_names(kind: type[SqueezeCache]) -> list[str]:
     bare = object.__new__(kind)
     bare.layers, bare.signal = [], Cosine()
     bare._clear()
-    return sorted(vars(bare).keys() - {"layers", "signal", "_static", "_plans"})
+    return sorted(vars(bare).keys() - {"layers", "signal", "_static", "_at", "_plans"})
 
 
 def _settings(cache: SqueezeCache) -> dict[str, Any]:
@@ -210,7 +210,8 @@ def _put_layer(layer: SqueezeLayer, packed: dict[str, Any], unpacker: Unpacker, 
     if "room" in store:
         layer.store = _ragged_of(store, layer)
     else:
-        vars(layer.store).update(store)
+        for name, value in store.items():
+            setattr(layer.store, name, value)
     if layer._settled:  # buffers that a compiler, or a CUDA graph, is to know
         if isinstance(layer.store, RaggedStore):
             layer.store.settle()

@@ -15,7 +15,7 @@ from ..policies.scored import SURE, scores_of
 from .parts import Parts
 from .queries import NewestQueries, QueryStatistics
 from .ragged import RaggedStore
-from .store import LayerStore, storage_bytes
+from .store import LayerStore, storage_bytes, without_graph
 
 
 class TokenScorer:
@@ -34,7 +34,7 @@ class TokenScorer:
 
     def see_queries(self, query: torch.Tensor, positions: torch.Tensor, scoring: Scoring) -> None:
         """Queries ``[B, Hq, q, D]`` at ``positions`` int64 ``[B or 1, q]``, -1 = padding."""
-        query, self._scoring = query.detach(), scoring
+        query, self._scoring = without_graph(query), scoring
         if self.policy.last_queries:
             if self.newest is None:
                 self.newest = NewestQueries(self.policy.last_queries, query)
@@ -78,13 +78,18 @@ class TokenScorer:
         """Whether it is time to score everything anew, while text is generated."""
         return self.policy.every is not None and seen - self._scored_at >= self.policy.every
 
-    def of_new(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Scores ``[B, H, 1]`` of new tokens ``[B, H, 1, D]`` at ``positions`` int64 ``[B or 1, 1]``."""
+    def of_new(
+        self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, *, sinks: bool
+    ) -> float | torch.Tensor:
+        """Scores ``[B, H, 1]`` of new tokens ``[B, H, 1, D]`` at ``positions`` int64 ``[B or 1, 1]``, or one for all;
+        ``sinks``: some of them may be sinks."""
+        if type(self.policy).score_new is Scored.score_new:
+            return SURE
         with torch.no_grad():
             own = self.policy.score_new(self._view(keys, values, positions[:, None]))
         if own is None:
-            return keys.new_full((*keys.shape[:2], 1), SURE, dtype=torch.float32)
-        return own.float().masked_fill(positions[:, None] < self.policy.sinks, SURE)
+            return SURE
+        return own.float().masked_fill(positions[:, None] < self.policy.sinks, SURE) if sinks else own.float()
 
     def note_heads(self, store: LayerStore | RaggedStore) -> None:
         """After a cut: find out whether KV heads hold the same, which scores that are one for all keep so."""

@@ -38,18 +38,17 @@ def slots_of(
     positions: torch.Tensor,
     window: int | None,
     start: list[int] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slot of the new token of each unit, and its position: int64 ``[U]`` twice; ``positions`` ``[B or 1, 1]``, which
-    are ``start`` if the host knows them."""
+) -> torch.Tensor:
+    """Slot of the new token of each unit, int64 ``[U]``; ``positions`` ``[B or 1, 1]``, which are ``start`` if the host
+    knows them."""
     units = store.units
-    new = positions.expand(units.rows, units.heads).reshape(-1)
     if store.ring is not None:
-        return (store.ring.slots(positions) if start is None else store.ring.slots_at(start)), new
+        return store.ring.slots(positions) if start is None else store.ring.slots_at(positions, start)
     if store.recent is not None and store.scores is not None and window is None:
         columns = _columns_by_score(store, store.recent, store.scores, positions)
     else:
         columns = torch.cat([_columns_of(run, policy, positions, window) for run in store.runs])
-    return units.by_unit(columns + units.first_slots), new
+    return units.by_unit(columns + units.first_slots)
 
 
 def _columns_by_score(

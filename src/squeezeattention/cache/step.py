@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from .store import ring_slots
 
 if TYPE_CHECKING:
     from ..hf.replay import Replayed
@@ -26,6 +28,25 @@ class Final:
     """Each row's length when the prompt is over."""
     decided: bool
     """Whether these are the prompt's own plans."""
+
+
+class Positions:
+    """Where the last decode step was, on each device: the next one is a step further, which the host need not tell."""
+
+    def __init__(self) -> None:
+        self._held: dict[torch.device, tuple[list[int], torch.Tensor]] = {}
+
+    def positions(self, start: list[int], device: torch.device) -> torch.Tensor:
+        """``start`` as a tensor, int64 [B or 1, 1]."""
+        if len(start) == 1:
+            return torch.full((1, 1), start[0], device=device)
+        before, held = self._held.get(device, ([], None))
+        if held is not None and [one + 1 for one in before] == start:
+            found = held + 1
+        else:
+            found = torch.tensor(start, device=device)[:, None]
+        self._held[device] = start, found
+        return found
 
 
 @dataclass
@@ -50,6 +71,8 @@ class Step:
     """What is repeated, if this pass repeats tokens of the prompt and stores nothing."""
     static: bool = False
     """A decode step for a compiler: what follows from ``start`` is read from tensors (see static.py)."""
+    before: Positions = field(default_factory=Positions)
+    """Where the cache's last decode step was."""
     final: Final | None = None
     """What is known of the prompt's end before it is reached; ``None``: not asked yet."""
     asked: list[tuple[torch.Tensor, Any]] = field(default_factory=list)
@@ -58,6 +81,8 @@ class Step:
     """Hooks of this pass, removed at its end."""
     _positions: dict[torch.device, torch.Tensor] = field(default_factory=dict)
     _seen: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+    _shared: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    """What several layers ask for."""
 
     def share(self, positions: dict[torch.device, torch.Tensor], seen: dict[torch.device, torch.Tensor]) -> None:
         """Read positions and columns seen from these."""
@@ -70,6 +95,8 @@ class Step:
     def positions(self, device: torch.device) -> torch.Tensor:
         """[B or 1, length] int64 positions of the new tokens on ``device``, -1 = padding."""
         found = self._positions.get(device)
+        if found is None and self.decoding:
+            found = self._positions[device] = self.before.positions(self.start, device)
         if found is None:
             start = torch.tensor(self.start, device=device)[:, None]
             if self.real is None:
@@ -78,6 +105,30 @@ class Step:
                 real = self.real.to(device)
                 found = (start + real.long().cumsum(1) - 1).masked_fill(~real, -1)
             self._positions[device] = found
+        return found
+
+    def newest(self, device: torch.device) -> torch.Tensor:
+        """The same of a decode step, [B or 1, 1, 1]."""
+        if self.static:
+            return self.positions(device)[:, None]
+        return self._once((device,), lambda: self.positions(device)[:, None])
+
+    def of_units(self, device: torch.device, rows: int, heads: int) -> torch.Tensor:
+        """The same, [rows * heads]."""
+
+        def spread() -> torch.Tensor:
+            return self.positions(device).expand(rows, heads).reshape(-1)
+
+        return spread() if self.static else self._once((device, rows, heads), spread)
+
+    def ring_slots(self, device: torch.device, sinks: int, budget: int) -> torch.Tensor:
+        """Slots of a decode step's tokens in a ring of so many, [B or 1, 1, 1]."""
+        return self._once(("ring", device, sinks, budget), lambda: ring_slots(self.newest(device), sinks, budget))
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        found = self._shared.get(key)
+        if found is None:
+            found = self._shared[key] = make()
         return found
 
 
@@ -96,6 +147,21 @@ class _Active(threading.local):
 
 
 ACTIVE = _Active()
+
+
+class Traced:
+    """The step that a compiled forward is given, as long as it is traced: it sets this itself, so that the compiler
+    knows it by the forward's arguments. What is kept per thread it does not see on every release (torch 2.11)."""
+
+    step: Step | None = None
+
+
+TRACED = Traced()
+
+
+def current_step() -> Step | None:
+    """The step under way in this thread, or in the forward that is being traced."""
+    return TRACED.step if torch.compiler.is_compiling() else ACTIVE.step
 
 
 class _Forwards(threading.local):

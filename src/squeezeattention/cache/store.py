@@ -10,7 +10,8 @@ by :meth:`LayerStore.keep`; from then on a step writes one token by :meth:`Layer
 A *ring* store (sinks and the newest tokens) has a slot of its own for each position, ``slot(p) = p`` for a sink
 and ``s + (p - s) mod (budget - s)`` otherwise: no head pointer, no search, and rows of different length (left
 padding) are right without knowing of each other. Other policies overwrite the slot of their victim.
-Positions have one row (or head) for all where all agree.
+Positions have one row (or head) for all where all agree. Those that the host knows are put down when somebody reads
+them: a step of a full ring asks for none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from ..policies import EvictionPolicy
 
 #: Spare room when an unfilled layer runs out of columns: at least this many tokens, at most an eighth.
 _GROWTH = 32
+#: Positions that are put down one by one; more of them go to the device as a tensor, for which the host waits.
+_FEW = 4
+
+
+def without_graph(tensor: torch.Tensor) -> torch.Tensor:
+    """Detached, if there is anything to detach it from."""
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _copy_if_view(tensor: torch.Tensor) -> torch.Tensor:
@@ -67,11 +75,37 @@ class LayerStore:
     def __init__(self) -> None:
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
-        self.positions: torch.Tensor | None = None
+        self.positions = None
         self.scores: torch.Tensor | None = None
         self.used = 0
 
     # ------------------------------------------------------------------ views
+
+    @property
+    def positions(self) -> torch.Tensor | None:
+        """``[B or 1, H or 1, capacity]`` int64, -1 = hole."""
+        if self._unwritten:
+            self._write_positions()
+        return self._positions
+
+    @positions.setter
+    def positions(self, positions: torch.Tensor | None) -> None:
+        self._positions = positions
+        self._unwritten: dict[int, int] = {}  # by slot: of all rows and heads
+
+    def _write_positions(self) -> None:
+        new, held = self._unwritten, self._positions
+        if held is None:
+            raise RuntimeError("an empty store has no positions")
+        if held.is_inference() and not torch.is_inference_mode_enabled():
+            held = held.clone()
+        self.positions = held
+        if len(new) <= _FEW:
+            for slot, position in new.items():
+                held.narrow(-1, slot, 1).fill_(position)
+        else:
+            slots, at = torch.tensor([list(new), list(new.values())], device=held.device)
+            held.index_copy_(-1, slots, at.expand(*held.shape[:2], -1))
 
     @property
     def is_empty(self) -> bool:
@@ -91,9 +125,8 @@ class LayerStore:
 
     def used_positions(self) -> torch.Tensor:
         """``[B or 1, H or 1, used]`` int64, -1 = hole."""
-        if self.positions is None:
-            raise RuntimeError("an empty store has no positions")
-        return self.positions if self.used == self.capacity else self.positions[..., : self.used]
+        positions = self._held_positions
+        return positions if self.used == self.capacity else positions[..., : self.used]
 
     def used_scores(self) -> torch.Tensor | None:
         """``[B, H, used]`` fp32, or ``None``."""
@@ -159,7 +192,7 @@ class LayerStore:
 
     def add_scores(self, scores: torch.Tensor) -> None:
         """Add ``[B, H, used]`` fp32 to the running sums (started at zero)."""
-        scores = scores.detach()  # a forward with gradients on must not hold its graph here
+        scores = without_graph(scores)  # a forward with gradients on must not hold its graph here
         held = self.used_scores()
         if held is None:
             self.scores = scores
@@ -251,34 +284,41 @@ class LayerStore:
         slot: int | torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        positions: torch.Tensor,
-        score: torch.Tensor | None = None,
+        positions: int | torch.Tensor,
+        score: float | torch.Tensor = 0.0,
     ) -> None:
-        """Write one token a row in place: ``[B, H, 1, D]`` twice, positions ``[B or 1, 1]``, score ``[B, H, 1]`` (0).
+        """Write one token a row in place: ``[B, H, 1, D]`` twice, and its score, one for all or ``[B, H, 1]``.
 
-        ``slot`` is a column for all, or int64 ``[B or 1, H or 1, 1]``.
+        ``slot`` is a column for all, or int64 ``[B or 1, H or 1, 1]``; ``positions`` are int64 ``[B or 1, 1, 1]``, or
+        one for all where the slot is.
         """
-        if self.keys is None or self.values is None or self.positions is None:
+        if self.keys is None or self.values is None:
             raise RuntimeError("insert needs a store that holds a prompt")
-        keys, values = keys.detach(), values.detach()
-        positions = positions[:, None, :]
+        keys, values = without_graph(keys), without_graph(values)
         if isinstance(slot, int):
-            self.keys[:, :, slot : slot + 1] = keys
-            self.values[:, :, slot : slot + 1] = values
-            self.positions[:, :, slot : slot + 1] = positions
+            self.keys.narrow(2, slot, 1).copy_(keys)
+            self.values.narrow(2, slot, 1).copy_(values)
+            if isinstance(positions, int):
+                self._unwritten[slot] = positions
+            else:
+                self._held_positions.narrow(-1, slot, 1).copy_(positions)
             if self.scores is not None:
-                self.scores[:, :, slot] = 0.0 if score is None else score[..., 0]
+                column = self.scores.narrow(-1, slot, 1)
+                _ = column.copy_(score) if isinstance(score, torch.Tensor) else column.fill_(score)
             return
+        if isinstance(positions, int):
+            raise TypeError("a slot in a tensor wants positions in a tensor")
+        held = self._held_positions
         if slot.numel() == 1:
-            column = slot.flatten()
+            column = slot.view(1)
             self.keys.index_copy_(2, column, keys)
             self.values.index_copy_(2, column, values)
-            self.positions.index_copy_(-1, column, positions.expand(*self.positions.shape[:2], 1))
+            held.index_copy_(-1, column, positions.expand(*held.shape[:2], 1))
             if self.scores is not None:
-                if score is None:
-                    self.scores.index_fill_(-1, column, 0.0)
-                else:
+                if isinstance(score, torch.Tensor):
                     self.scores.index_copy_(-1, column, score)
+                else:
+                    self.scores.index_fill_(-1, column, score)
             return
         batch, heads, _, width = keys.shape
         index = slot[..., None].expand(batch, heads, 1, width)
@@ -286,13 +326,20 @@ class LayerStore:
         if values.shape[-1] != width:
             index = slot[..., None].expand(batch, heads, 1, values.shape[-1])
         self.values.scatter_(2, index, values)
-        shape = (max(self.positions.shape[0], slot.shape[0]), max(self.positions.shape[1], slot.shape[1]))
-        if self.positions.shape[:2] != shape:
-            self.positions = self.positions.expand(*shape, -1).contiguous()
-        self.positions.scatter_(-1, slot.expand(*shape, 1), positions.expand(*shape, 1))
+        shape = (max(held.shape[0], slot.shape[0]), max(held.shape[1], slot.shape[1]))
+        if held.shape[:2] != shape:
+            self.positions = held = held.expand(*shape, -1).contiguous()
+        held.scatter_(-1, _expanded(slot, *shape), _expanded(positions, *shape))
         if self.scores is not None:
-            column = slot.expand(batch, heads, 1)
-            self.scores.scatter_(-1, column, torch.zeros_like(column, dtype=torch.float32) if score is None else score)
+            _put_scores(self.scores, _expanded(slot, batch, heads), score)
+
+    @property
+    def _held_positions(self) -> torch.Tensor:
+        """All positions; of a store that holds something."""
+        positions = self.positions
+        if positions is None:
+            raise RuntimeError("an empty store has no positions")
+        return positions
 
     # ------------------------------------------------------------------- rows
 
@@ -313,6 +360,18 @@ class LayerStore:
             self.positions = self.positions.index_select(0, rows)
         if self.scores is not None:
             self.scores = self.scores.index_select(0, rows)
+
+
+def _expanded(of_tokens: torch.Tensor, rows: int, heads: int) -> torch.Tensor:
+    """``[B or 1, H or 1, 1]`` as ``[rows, heads, 1]``."""
+    return of_tokens if of_tokens.shape[:2] == (rows, heads) else of_tokens.expand(rows, heads, 1)
+
+
+def _put_scores(scores: torch.Tensor, slots: torch.Tensor, score: float | torch.Tensor) -> None:
+    if isinstance(score, torch.Tensor):
+        scores.scatter_(-1, slots, score)
+    else:
+        scores.scatter_(-1, slots, score)
 
 
 def _gather_tokens(source: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -132,7 +132,8 @@ def bench(
     result = {
         "target": target, "layers": layers, "dtype": str(model.dtype).removeprefix("torch."), "prompt": prompt,
         "new": new, "budget": budget, "prefill": prefill, "kernels": served.name, "rounds": rounds, "memory": most,
-        "bandwidth": vars(bandwidth), "environment": environment(), "runs": [run.to_dict() for run in runs],
+        "bandwidth": vars(bandwidth), "environment": environment(),
+        "runs": [run.to_dict(bandwidth.bytes_per_s) for run in runs],
     }  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")
@@ -151,6 +152,11 @@ def bench(
     )
     for batch in sorted(set(wanted)):
         OUT.print(_table([run for run in summary if run.batch == batch], batch, bandwidth.bytes_per_s))
+    for run in summary:
+        if run.complaint is not None:
+            OUT.print(Text(f"{run.variant}, batch {run.batch}: {run.complaint}", style="bold red"))
+    for line in _attention(summary):
+        OUT.print(line)
     if search:
         OUT.print(_largest(summary))
     OUT.print(_LEGEND, style="dim")
@@ -189,13 +195,25 @@ def _table(runs: Sequence[Any], batch: int, bytes_per_s: float) -> Table:
         if run.failed is not None:
             table.add_row(run.variant, Text("OOM", style="red"))
             continue
+        name = run.variant if run.complaint is None else Text(f"{run.variant} (no CUDA graphs)", style="bold red")
         table.add_row(
-            run.variant, f"{run.prefill_s:.2f} s", f"{1e3 * run.step_s:.1f}", f"{run.tokens_per_s:.1f}",
+            name, f"{run.prefill_s:.2f} s", f"{1e3 * run.step_s:.1f}", f"{run.tokens_per_s:.1f}",
             "-" if base is None else f"{run.tokens_per_s / base:.2f}x", _size(run.kv_bytes),
             *((_size(run.kv_peak_bytes), _size(run.grown_bytes), f"{run.whole_tokens_per_s:.1f}") if wide else ()),
-            f"{run.bytes_per_s() / bytes_per_s:.0%}",
+            f"{run.of_bound(bytes_per_s):.0%}",
         )  # fmt: skip
     return table
+
+
+def _attention(runs: Sequence[Any]) -> list[str]:
+    """Which kernels attended in a step, variants that used the same ones together."""
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        if run.attention is not None:
+            names = groups.setdefault(", ".join(run.attention) or "matrix products", [])
+            if run.variant not in names:
+                names.append(run.variant)
+    return [f"attention of a step by {kernels}: {'; '.join(names)}" for kernels, names in groups.items()]
 
 
 def _largest(runs: Sequence[Any]) -> str:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,14 @@ class Attachment:
         """Before a step: if the user has set another attention implementation meanwhile, wrap that one."""
         for switch in self._switches:
             switch.renew()
+
+    @contextmanager
+    def plain_names(self) -> Iterator[None]:
+        """For a forward that a compiler sees: see :meth:`Switch.plain`."""
+        with ExitStack() as stack:
+            for switch in self._switches:
+                stack.enter_context(switch.plain())
+            yield
 
     def release(self) -> None:
         """One user less; the last one restores the model."""

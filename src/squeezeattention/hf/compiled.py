@@ -1,8 +1,9 @@
 """Decode steps through ``torch.compile``: the decoder's forward as one graph, on a GPU as one CUDA graph.
 
 Compiled is what the class defines, inside the hooks that open and close a step: everything that changes on the host
-from step to step stays outside of the graph, which sees fixed buffers and positions in tensors. A model that cannot be
-traced whole decodes as before, and a :class:`~squeezeattention.errors.CompileWarning` says why.
+from step to step stays outside of the graph, which sees fixed buffers and positions in tensors. With a model that
+cannot be traced whole a cache decodes as before, and a :class:`~squeezeattention.errors.CompileWarning` says why; with
+``compile="strict"`` that is a :class:`~squeezeattention.errors.CompileError`.
 """
 
 from __future__ import annotations
@@ -17,37 +18,40 @@ import torch
 from torch import nn
 
 from ..cache.layer import refuse_gradient
-from ..cache.step import ACTIVE
+from ..cache.step import ACTIVE, TRACED, Step
 from ..device import execution_device, out_of_memory
-from ..errors import CompileWarning
-from ..loading import first_line
+from ..errors import CompileError, CompileWarning
 from .rows import few_rows_backend, is_few_rows, sum_of_rows
 
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
 
-_FAILED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # decoders, and why: tried once
-_TOLD: weakref.WeakSet[SqueezeCache] = weakref.WeakSet()  # caches that were warned of
+#: What compiling ends with where a forward cannot be traced or compiled whole, or too often.
+_REFUSALS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
 _few_rows = torch.compile(sum_of_rows, fullgraph=True)
 
 
-def compiled_forward(decoder: nn.Module, given: dict[str, Any], before: Callable[..., Any] | None) -> Any:
+def compiled_forward(decoder: nn.Module, step: Step, given: dict[str, Any], before: Callable[..., Any] | None) -> Any:
     """One decode step of ``decoder``; ``before``: a forward that was put on this object."""
+    cache = step.cache
     if before is not None:
-        _tell(decoder, "another library has replaced its forward (accelerate does, to move weights)")
+        _give_up(decoder, cache, "another library has replaced its forward (accelerate does, to move weights)")
         return before(**given)
-    if decoder not in _FAILED:
+    if cache._uncompiled is None:
         try:
-            output = _compiled(decoder)(decoder, _steady(given))
+            with cache._attachment.plain_names():
+                output = _compiled(decoder)(decoder, _steady(given), step)
+        except _REFUSALS as error:  # nothing has run: compiling comes first
+            if out_of_memory(error) or (error.__cause__ is not None and out_of_memory(error.__cause__)):
+                raise
+            _give_up(decoder, cache, str(error).strip() or type(error).__name__)
+        else:
             ACTIVE.hidden = weakref.ref(output[0])
             if output[0].requires_grad:  # keys and values that have just been stored had a graph, too
                 output[0].register_hook(refuse_gradient)
             return output
-        except torch._dynamo.exc.TorchDynamoException as error:  # nothing has run: compiling comes first
-            if out_of_memory(error) or (error.__cause__ is not None and out_of_memory(error.__cause__)):
-                raise
-            _FAILED[decoder] = first_line(error)
-    _tell(decoder, _FAILED[decoder])
+        finally:
+            TRACED.step = None
     return type(decoder).forward(decoder, **given)
 
 
@@ -76,7 +80,7 @@ def _steady(given: dict[str, Any]) -> dict[str, Any]:
     return steady
 
 
-def _compiled(decoder: nn.Module) -> Callable[[nn.Module, dict[str, Any]], Any]:
+def _compiled(decoder: nn.Module) -> Callable[[nn.Module, dict[str, Any], Step], Any]:
     on_gpu = execution_device(decoder).type == "cuda"
     if on_gpu:
         torch.compiler.cudagraph_mark_step_begin()
@@ -84,20 +88,26 @@ def _compiled(decoder: nn.Module) -> Callable[[nn.Module, dict[str, Any]], Any]:
 
 
 @functools.cache
-def _compiler(mode: str | None) -> Callable[[nn.Module, dict[str, Any]], Any]:
+def _compiler(mode: str | None) -> Callable[[nn.Module, dict[str, Any], Step], Any]:
     if mode is None:  # a processor
         return torch.compile(_forward, fullgraph=True, backend=few_rows_backend)
     return torch.compile(_forward, fullgraph=True, mode=mode)
 
 
-def _forward(decoder: nn.Module, given: dict[str, Any]) -> Any:
-    return type(decoder).forward(decoder, **given)
+def _forward(decoder: nn.Module, given: dict[str, Any], step: Step) -> Any:
+    TRACED.step = step
+    output = type(decoder).forward(decoder, **given)
+    TRACED.step = None
+    return output
 
 
-def _tell(decoder: nn.Module, reason: str) -> None:
-    """Warn once for each cache."""
-    cache = None if ACTIVE.step is None else ACTIVE.step.cache
-    if cache is None or cache in _TOLD:
+def _give_up(decoder: nn.Module, cache: SqueezeCache, reason: str) -> None:
+    """Say once for each cache that it decodes plain. Another one tries anew: its policy may be another one."""
+    if cache._uncompiled is not None:
         return
-    _TOLD.add(cache)
+    if cache.compile == "strict":
+        raise CompileError(
+            f'{type(decoder).__name__} cannot decode through torch.compile, which compile="strict" asks for: {reason}'
+        )
+    cache._uncompiled = reason
     warnings.warn(f"{type(decoder).__name__} decodes without torch.compile: {reason}", CompileWarning, stacklevel=2)

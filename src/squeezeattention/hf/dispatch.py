@@ -15,7 +15,7 @@ import torch
 
 from ..attention.core import Scoring
 from ..cache.layer import Native
-from ..cache.step import ACTIVE, Step
+from ..cache.step import ACTIVE, Step, current_step
 from ..errors import UnsupportedFeatureError, UnsupportedModelError
 from . import compat
 from .masks import asked_of, check_mask, stand_in, window_of
@@ -65,7 +65,7 @@ def _attention(own: str) -> Callable[..., Any]:
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        step = ACTIVE.step
+        step = current_step()
         if step is None:
             return _own_function(own, module)(
                 module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
@@ -96,7 +96,7 @@ def _own_function(own: str, module: torch.nn.Module) -> Callable[..., Any]:
 
 def _mask(own: str) -> Callable[..., Any]:
     def squeeze_mask(*args: Any, **kwargs: Any) -> Any:
-        step = ACTIVE.step
+        step = current_step()
         if step is not None and step.decoding and not kwargs.get("use_vmap"):
             return None  # the prompt has shown which layer has which
         asks = step is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..cache.step import ACTIVE
+from ..cache.step import current_step
 from ..errors import UnsupportedFeatureError, UnsupportedModelError
 from .dispatch import run_layer
 
@@ -43,7 +43,7 @@ def split_heads(module: Any, fused: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 def forward(module: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """Forward of an attention module: ours while a step of ours runs, its class's own otherwise."""
-    step = ACTIVE.step
+    step = current_step()
     if step is None:
         return type(module).forward(module, hidden_states, *args, **kwargs)
     if module.training and module.attention_dropout.p > 0:

@@ -50,6 +50,7 @@ def _route(decoder: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if cache is not None and is_split(cache, given):
         return split_forward(decoder, cache, given)
     before = decoder.__dict__.get(BEFORE)
-    if ACTIVE.step is not None and ACTIVE.step.static:
-        return compiled_forward(decoder, given, before)
+    step = ACTIVE.step
+    if step is not None and step.static:
+        return compiled_forward(decoder, step, given, before)
     return type(decoder).forward(decoder, *args, **kwargs) if before is None else before(*args, **kwargs)

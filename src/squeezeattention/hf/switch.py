@@ -5,6 +5,9 @@ Several models may share one config, so switches are counted per config.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -14,6 +17,7 @@ from .dispatch import PREFIX, implementation_name
 from .untouched import StandIn
 
 _LIVE: dict[int, Switch] = {}
+_LOCK = threading.Lock()
 
 
 class Switch:
@@ -22,6 +26,7 @@ class Switch:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.users = 0
+        self._plain = 0  # forwards under way that want a plain text for a name
         self.own = compat.raw_implementation(config)
         self.renew()
 
@@ -32,6 +37,24 @@ class Switch:
             wrapped = implementation_name(compat.implementation(self.config))
             self.own = current
             compat.set_implementation(self.config, StandIn(wrapped, current))  # copies have the model's own
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """A name that compilers know what to do with: one of the type ``str`` itself, for as long as it is traced and
+        its guards are checked. A copy of the model that is made meanwhile is put right when it is used (``scrub``)."""
+        with _LOCK:
+            self._plain += 1
+            current = compat.raw_implementation(self.config)
+            if isinstance(current, StandIn):
+                compat.set_implementation(self.config, str(current))
+        try:
+            yield
+        finally:
+            with _LOCK:
+                self._plain -= 1
+                current = compat.raw_implementation(self.config)
+                if not self._plain and current is not None and current.startswith(PREFIX):
+                    compat.set_implementation(self.config, StandIn(current, self.own))
 
     def release(self) -> None:
         self.users -= 1
