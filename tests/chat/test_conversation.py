@@ -46,8 +46,9 @@ def by_hand(model: Any, tokenizer: Any, cache: SqueezeCache, opening: str = "") 
         {"budget": 12, "policy": "streaming_llm", "allocator": "squeeze"},
         {"budget": 14},
         {"budget": 0.3, "policy": "h2o", "min_tokens": 1},
+        {"budget": 16, "policy": "h2o", "allocator": "uniform", "prefill": "bounded", "chunk_size": 8},
     ],
-    ids=["h2o", "streaming", "default", "share"],
+    ids=["h2o", "streaming", "default", "share", "bounded"],
 )
 @pytest.mark.parametrize("system", [None, "be brief"])
 def test_turns_are_those_of_one_cache_by_hand(

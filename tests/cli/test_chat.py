@@ -88,6 +88,20 @@ def test_system_prompts(squeeze: Any, instruct: Path, talk: Conversation) -> Non
     assert given.stdout == f"{told.text}\n"
 
 
+def test_a_file_goes_before_the_next_message(
+    squeeze: Any, instruct: Path, talk: Conversation, prompt_file: Path
+) -> None:
+    lines = f"/read {prompt_file}\nwhat is it?\nand now?\n/read {prompt_file}\n/reset\nwhat is it?\n"
+    result = squeeze("chat", instruct, *OPTIONS, "--json", text=lines)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    first, second, third = (json.loads(line) for line in result.stdout.splitlines())
+    want = talk.send(prompt_file.read_text().rstrip() + "\n\nwhat is it?", max_new_tokens=5)
+    assert (first["read"], first["tokens"]) == (want.read, list(want.tokens))
+    assert second["message"] == "and now?"
+    assert third["message"] == "what is it?"
+    assert "500 characters" in result.stderr
+
+
 def test_a_model_without_a_template_is_refused_unless_raw(squeeze: Any, model_folder: Path) -> None:
     refused(squeeze("chat", "embedded", text="hello\n"), "chat template", "no instruct model", "--raw")
     refused(squeeze("chat", "embedded", "--raw", "--system", "x", text="hello\n"), "--system", "--raw")
@@ -101,7 +115,8 @@ def test_a_model_without_a_template_is_refused_unless_raw(squeeze: Any, model_fo
 
 @pytest.mark.parametrize(
     ("lines", "words"),
-    [("/rest\n", ("/rest", "/reset", "//")), ("/reset now\n", ("/reset now",)), (b"\xff\n", ("line 1", "UTF-8")),
+    [("/rest\n", ("/rest", "/reset", "//")), ("/reset now\n", ("/reset now",)), ("/read\n", ("/read FILE",)),
+     ("/read no/such/file\n", ("no/such/file",)), (b"\xff\n", ("line 1", "UTF-8")),
      ("a" * 2000, ("512 positions", "-n"))],
 )  # fmt: skip
 def test_the_first_error_ends_a_pipe(squeeze: Any, instruct: Path, lines: Any, words: tuple[str, ...]) -> None:
@@ -152,5 +167,5 @@ def test_a_terminal_is_asked_and_errors_do_not_end_it(instruct: Path, talk: Conv
         os.close(theirs)
     assert process.returncode == 0, errors
     assert output.decode() == talk.send("import os", max_new_tokens=5).text + "\n"
-    for words in (b"> ", b"/reset", b"error: unknown command", b"tokens read"):
+    for words in (b"> ", b"/reset", b"error: cannot do '/what'", b"tokens read"):
         assert words in errors

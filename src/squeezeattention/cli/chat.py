@@ -6,7 +6,8 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,16 +16,26 @@ from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError, InputError, SqueezeError
 from . import drawing, options
 from .console import ERR, complain, notice
-from .inputs import load_model
+from .inputs import Prompt, load_model, read_prompts, with_question
 
 if TYPE_CHECKING:
     from ..chat import Conversation, Reply
 
+
+class _Command(NamedTuple):
+    usage: str
+    does: str
+
+
 _COMMANDS = {
-    "/reset": "begin anew",
-    "/system": "TEXT: begin anew with another system prompt (alone: show it)",
-    "/plan": "how the cache is divided",
-    "/exit": "leave, as Ctrl-D and Ctrl-C do",
+    command.usage.split()[0]: command
+    for command in (
+        _Command("/read FILE", "the next message is about this text"),
+        _Command("/reset", "begin anew"),
+        _Command("/system TEXT", "begin anew with another system prompt"),
+        _Command("/plan", "how the cache is divided"),
+        _Command("/exit", "leave, as Ctrl-D and Ctrl-C do"),
+    )
 }
 
 
@@ -61,8 +72,9 @@ def chat(
 
     Answers go to stdout as they are made. After each, a line on stderr says what
     the cache holds and what a full one would. From a pipe each line is a message,
-    and the first error ends the command. Commands: /reset, /system TEXT, /plan,
-    /exit; a message that begins with a slash is written with two.
+    and the first error ends the command. Commands: /read FILE (the next message is
+    about it), /reset, /system TEXT, /plan, /exit; a message that begins with a
+    slash is written with two.
     """
     draws = drawing.draws(sample, temperature, top_p, top_k, seed)
     if raw and system is not None:
@@ -83,10 +95,12 @@ def chat(
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample, **draws}
     asked = sys.stdin.isatty()
     if asked:
-        ERR.print(f"{model_name}: " + "; ".join(f"{name} {what}" for name, what in _COMMANDS.items()), style="dim")
+        for command in _COMMANDS.values():
+            ERR.print(f"{command.usage:<13} {command.does}", style="dim")
+    session = _Session(talk, settings, as_json)
     for line in _typed() if asked else _piped():
         try:
-            if not _answer(talk, line, settings, as_json):
+            if not session.take(line):
                 break
         except SqueezeError as error:
             if not asked:
@@ -124,49 +138,62 @@ def _piped() -> Iterator[str]:
             raise InputError(f"line {number} of stdin is not UTF-8 text") from error
 
 
-def _answer(talk: Conversation, line: str, settings: dict[str, Any], as_json: bool) -> bool:
-    """Do what a line asks for; False to leave."""
-    if not line.strip():
+class _Session:
+    """A conversation, and what lines ask of it."""
+
+    def __init__(self, talk: Conversation, settings: dict[str, Any], as_json: bool) -> None:
+        self._talk, self._settings, self._as_json = talk, settings, as_json
+        self._file: Prompt | None = None  # what the next message is about
+
+    def take(self, line: str) -> bool:
+        """Do what a line asks for; False to leave."""
+        if not line.strip():
+            return True
+        if line.startswith("/") and not line.startswith("//"):
+            return self._command(line)
+        text = line[1:] if line.startswith("//") else line
+        message = text if self._file is None else with_question(self._file, text).text
+        reply = self._talk.send(message, None if self._as_json else _write, **self._settings)
+        self._file = None
+        if self._as_json:
+            turn = len(self._talk.turns) // 2
+            _print_object({"message": message, **dataclasses.asdict(reply), "turn": turn})
+            return True
+        _write("\n")
+        ERR.print(_told(reply), style="dim", soft_wrap=True)
         return True
-    if line.startswith("/") and not line.startswith("//"):
-        return _command(talk, line, as_json)
-    text = line[1:] if line.startswith("//") else line
-    reply = talk.send(text, None if as_json else _write, **settings)
-    if as_json:
-        _print_object({"message": text, **dataclasses.asdict(reply), "turn": len(talk.turns) // 2})
-        return True
-    _write("\n")
-    ERR.print(_told(reply), style="dim", soft_wrap=True)
-    return True
 
+    def _command(self, line: str) -> bool:
+        name, _, text = line.partition(" ")
+        text, talk = text.strip(), self._talk
+        if name not in _COMMANDS or (text and name not in ("/system", "/read")) or (name == "/read" and not text):
+            known = ", ".join(_COMMANDS[name].usage for name in _COMMANDS)
+            raise ConfigError(f"cannot do {line!r}; commands are {known} (a message that begins with a slash: //...)")
+        if name == "/reset":
+            talk.reset()
+            self._file = None
+            notice("all turns are forgotten")
+        elif name == "/system" and text:
+            talk.set_system(text)
+            self._file = None
+            notice("all turns are forgotten; the system prompt is set")
+        elif name == "/system":
+            notice("there is no system prompt" if talk.system is None else f"system prompt: {talk.system}")
+        elif name == "/read":
+            (self._file,) = read_prompts([Path(text)], None)
+            notice(f"{text}: {len(self._file.text)} characters, read with the next message")
+        elif name == "/plan":
+            self._show_plan()
+        return name != "/exit"
 
-def _command(talk: Conversation, line: str, as_json: bool) -> bool:
-    name, _, text = line.partition(" ")
-    text = text.strip()
-    if name not in _COMMANDS or (text and name != "/system"):
-        known = ", ".join(f"{one} TEXT" if one == "/system" else one for one in _COMMANDS)
-        raise ConfigError(f"unknown command {line!r}; there are {known} (a message that begins with a slash: //...)")
-    if name == "/reset":
-        talk.reset()
-        notice("all turns are forgotten")
-    elif name == "/system" and text:
-        talk.set_system(text)
-        notice("all turns are forgotten; the system prompt is set")
-    elif name == "/system":
-        notice("there is no system prompt" if talk.system is None else f"system prompt: {talk.system}")
-    elif name == "/plan":
-        _show_plan(talk, as_json)
-    return name != "/exit"
-
-
-def _show_plan(talk: Conversation, as_json: bool) -> None:
-    plan = talk.cache.plan
-    if as_json:
-        _print_object({"plan": None if plan is None else plan.to_dict()})
-    elif plan is None:
-        notice("there is no plan before the first message")
-    else:
-        ERR.print(plan)
+    def _show_plan(self) -> None:
+        plan = self._talk.cache.plan
+        if self._as_json:
+            _print_object({"plan": None if plan is None else plan.to_dict()})
+        elif plan is None:
+            notice("there is no plan before the first message")
+        else:
+            ERR.print(plan)
 
 
 def _told(reply: Reply) -> str:
