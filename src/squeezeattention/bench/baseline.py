@@ -49,15 +49,14 @@ def grouped_attention(
 def compiled_step(model: Any, backend: str = "inductor", dynamic: bool | None = None) -> Callable[..., Any]:
     """``model`` compiled whole, on a GPU as CUDA graphs; what a step gives is overwritten by the next one."""
     on_gpu = model.device.type == "cuda"
-    call = torch.compile(
+    call: Callable[..., Any] = torch.compile(
         model, fullgraph=True, dynamic=dynamic, backend=backend, mode="reduce-overhead" if on_gpu else None
     )
     if not on_gpu:
         return call
 
     def step(**given: Any) -> Any:
-        mark: Any = torch.compiler.cudagraph_mark_step_begin  # or it may be taken for a part of the step before
-        mark()
+        torch.compiler.cudagraph_mark_step_begin()  # or it may be taken for a part of the step before
         return call(**given)
 
     return step
