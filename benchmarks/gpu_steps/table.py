@@ -138,9 +138,11 @@ def _troubles(record: dict[str, Any]) -> str:
     """What was not measured, in words."""
     failed = [f"- {row['name']}: FAILED, {row['failed']}\n" for row in _rows(record, "failed")]
     left = [row["name"] for row in _rows(record, "left_out")]
-    skipped = [f"- {row['name']}: {'; '.join(row['skip_reasons'])[:300]}\n" for row in _rows(record, "skip_reasons")
-               if row["skip_reasons"]]  # fmt: skip
-    words = "".join(failed + skipped) + (f"- left out, no time: {'; '.join(left)}\n" if left else "")
+    for row in record["rows"]:
+        step = row.get("end", row)
+        for text in [*step.get("skip_reasons", []), *step.get("fallbacks", [])]:
+            failed.append(f"- {row['name']}: {text[:300]}\n")
+    words = "".join(failed) + (f"- left out, no time: {'; '.join(left)}\n" if left else "")
     return f"\n{words}" if words else ""
 
 
