@@ -10,9 +10,13 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from squeezeattention import SqueezeCache
+from squeezeattention.attention.accelerated import attend_accelerated
+from squeezeattention.attention.core import Scoring
+from squeezeattention.attention.fused import attend_with_totals
+from squeezeattention.attention.visibility import Visibility
 from squeezeattention.bench.machine import PeakMeter
 from squeezeattention.bench.profile import profile_step
-from squeezeattention.kernels import mass
+from squeezeattention.errors import UnsupportedFeatureError
 
 from .common import Session, free, random_ids, read_prompt, timed
 
@@ -84,9 +88,17 @@ def _alone(session: Session, length: int) -> dict[str, Any]:
     found: dict[str, Any] = {"length": length, "sdpa_ms": forward}
     if session.device.type != "cuda":
         return found
+    from squeezeattention.kernels.sums import causal_sums
+
     at = torch.arange(length, device=session.device)[None]
-    given = (query, keys, at, at[:, None], None, width**-0.5)
-    found["sums_ms"] = timed(session.device, lambda: mass.attention_mass(*given))
-    _, total = mass.attention_mass(*given)
-    found["sums_of_known_totals_ms"] = timed(session.device, lambda: mass.attention_mass(*given, total=total))
-    return {**found, "sums_of_sdpa": found["sums_of_known_totals_ms"] / forward}
+    visibility = Visibility(at, at[:, None], window=None, fresh=True, ragged=False, ordered=True)
+    scoring = Scoring(width**-0.5)
+    both = attend_with_totals(query, keys, keys, visibility, scoring)
+    if both is None:
+        raise UnsupportedFeatureError("no fused attention of torch gives the log-sum-exp here")
+    found["sums_ms"] = timed(session.device, lambda: causal_sums(query, keys, both[1], scoring.scale))
+    found["both_ms"] = timed(
+        session.device,
+        lambda: attend_accelerated(query, keys, keys, visibility, scoring, score_heads=heads[1]),
+    )
+    return {**found, "sums_of_sdpa": found["sums_ms"] / forward, "both_of_sdpa": found["both_ms"] / forward}

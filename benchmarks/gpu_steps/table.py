@@ -116,8 +116,8 @@ def _prefill(record: dict[str, Any]) -> str:
     for row in _rows(record, "sdpa_ms"):
         found += f"- {row['name']}: sdpa {row['sdpa_ms']:.3f} ms"
         if "sums_ms" in row:
-            found += (f", column sums {row['sums_ms']:.3f}, with known totals {row['sums_of_known_totals_ms']:.3f} "
-                      f"({row['sums_of_sdpa']:.2f}x)")  # fmt: skip
+            found += (f", column sums alone {row['sums_ms']:.3f} ({row['sums_of_sdpa']:.2f}x), both "
+                      f"{row['both_ms']:.3f} ({row['both_of_sdpa']:.2f}x)")  # fmt: skip
         found += "\n"
     return found
 
