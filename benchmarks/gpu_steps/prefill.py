@@ -19,6 +19,7 @@ from squeezeattention.bench.profile import profile_step
 from squeezeattention.errors import UnsupportedFeatureError
 
 from .common import Session, free, random_ids, read_prompt, timed
+from .sums import alone
 
 LAYERS = 4
 
@@ -47,6 +48,7 @@ def prefill(session: Session) -> None:
                 base = found["seconds"]
     for length in (4096, 16384) if not session.tiny else (64,):
         session.row(f"attention alone, 1 x {length}", lambda n=length: _alone(session, n))
+        session.row(f"sums alone, 1 x {length}", lambda n=length: alone(session, n))
 
 
 def _read(
