@@ -8,9 +8,6 @@ from typing import Any
 import torch
 
 from squeezeattention import SqueezeCache
-from squeezeattention.attention.accelerated import attend_accelerated
-from squeezeattention.attention.core import Scoring
-from squeezeattention.attention.visibility import Visibility
 from squeezeattention.bench.graphs import SkippedGraphs
 from squeezeattention.bench.profile import profile_step
 from squeezeattention.cache.units import Units
@@ -35,7 +32,6 @@ def checks(session: Session) -> None:
             name = f"{str(dtype).removeprefix('torch.')}, {' x '.join(map(str, shape))}"
             session.row(f"decode kernel, {name}", lambda s=shape, d=dtype: _decode(session, s, d), needs=5)
             session.row(f"ragged kernel, {name}", lambda s=shape, d=dtype: _ragged(session, s, d), needs=5)
-            session.row(f"sums from totals, {name}", lambda s=shape, d=dtype: _sums(session, s, d), needs=5)
             session.row(f"column sums, {name}", lambda s=shape, d=dtype: _mass(session, s, d), needs=5)
             session.row(
                 f"sums from totals, {name}", lambda s=shape, d=dtype: _verdict(d, **compared(session, s, d)), needs=5
@@ -146,23 +142,6 @@ def _mass(session: Session, shape: tuple[int, ...], dtype: torch.dtype) -> dict[
         got, _ = mass.attention_mass(*given)
         found[name] = (got, want)
     return _verdict(dtype, **found)
-
-
-def _sums(session: Session, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
-    """A prompt's output and column sums as H2O reads them: torch's fused attention, then one pass."""
-    batch, heads, group, tokens, width, _ = shape
-    query = _drawn(session, batch, heads * group, tokens, width, dtype=dtype)
-    keys = _drawn(session, batch, heads, tokens, width, dtype=dtype, seed=1)
-    values = _drawn(session, batch, heads, tokens, width, dtype=dtype, seed=2)
-    at = torch.arange(tokens, device=session.device)[None]
-    visibility = Visibility(at, at[:, None], window=None, fresh=True, ragged=False, ordered=True)
-    want, totals = naive.attention_mass(query, keys, at, at[:, None], None, width**-0.5)
-    got_output, got = attend_accelerated(query, keys, values, visibility, Scoring(width**-0.5), score_heads=heads)
-    logits = query.float().unflatten(1, (heads, group)) @ keys.float()[:, :, None].transpose(-1, -2) * width**-0.5
-    logits -= totals.unflatten(1, (heads, group))[..., None]
-    logits.masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool, device=session.device).triu_(1), -torch.inf)
-    output = (logits.exp_() @ values.float()[:, :, None]).flatten(1, 2)
-    return _verdict(dtype, output=(got_output, output), sums=(got, want))
 
 
 def _story(session: Session, steps: int) -> tuple[list[list[int]], torch.Tensor]:
