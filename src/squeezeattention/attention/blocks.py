@@ -45,7 +45,8 @@ def attend_one_by_blocks(
     part = torch.bmm(weight.to(blocks.values.dtype), blocks.values)  # [C, G, Dv]
     out = _sum_by_unit(part.flatten(1).float(), blocks, mine).view(*total.shape, -1) / total[:, :, None]
     if scores and blocks.scores is not None:
-        blocks.scores.add_((weight / total.index_select(0, owner)[:, :, None]).mean(dim=1))
+        received = weight.detach() / total.detach().index_select(0, owner)[:, :, None]  # scores have no graph
+        blocks.scores.add_(received.mean(dim=1))
     return out.to(part.dtype).view(batch, query_heads, 1, -1)
 
 
