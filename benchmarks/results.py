@@ -10,6 +10,7 @@ editions as alice.txt, sherlock_holmes.txt, war_of_the_worlds.txt and frankenste
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,29 +108,46 @@ def _ways(allocators: str, *policies: str) -> list[str]:
 SCORERS = ("snapkv", "criticalkv", "defensivekv", "tova", "keydiff", "rkv", "expected_attention", "kvzip", "echo")
 ALL_WAYS = [
     *_ways("uniform squeeze probe calibrated", "streaming_llm", "h2o"),
-    *_ways("uniform probe adakv global", *SCORERS),
+    *_ways("uniform probe adakv global", "snapkv", "tova", "keydiff", "expected_attention", "kvzip", "echo"),
 ]
 BEST_WAYS = [
     *_ways("uniform squeeze probe calibrated", "h2o"), *_ways("uniform probe", "streaming_llm"),
     *_ways("global", "snapkv", "kvzip"), *_ways("probe global", "echo"),
 ]  # fmt: skip
-PROSE_BUDGETS = _each("--budget", 0.1, 0.2, 0.3, 0.5)
+LAYER_RULES = (
+    "uniform", "squeeze", "squeeze:signal=cosine,outliers=clamp", "lookup", "reach", "focus", "cake", "zigzag", "lazy",
+    "dynamickv", "pyramid", "random", "probe",
+)  # fmt: skip
+MIDDLE = _each("--budget", 0.2, 0.3)
+OUTER = _each("--budget", 0.1, 0.5)
 #: The same for models that can answer questions about prose.
 PROSE: dict[str, list[str]] = {
     # What do scorers and selections keep of facts that are asked for after the cut ...
-    "facts": [*_books("facts"), *ALL_WAYS, *PROSE_BUDGETS, "--length", "1600", "--samples", "4", "--seed", "51"],
-    # ... and of facts that are asked for in the prompt?
+    "facts": [*_books("facts"), *ALL_WAYS, *MIDDLE, "--length", "1600", "--samples", "4", "--seed", "51"],
+    # ... with less and with more?
+    "sweep": [*_books("facts"), *BEST_WAYS, *OUTER, "--length", "1600", "--samples", "4", "--seed", "51"],
+    # ... with the scorers that are kin to others?
+    "scorers": [
+        *_books("facts"), *_ways("uniform probe adakv global", "criticalkv", "defensivekv", "rkv"), *MIDDLE,
+        "--length", "1600", "--samples", "2", "--seed", "51",
+    ],
+    # Does any rule that gives every head of a layer the same do better than equal budgets?
+    "layers": [
+        *_books("facts"), *_ways(" ".join(LAYER_RULES), "h2o"), *MIDDLE, "--length", "1600", "--samples", "2",
+        "--seed", "51",
+    ],
+    # What if the question stands in the prompt?
     "visible": [
-        *_books("facts"), *BEST_WAYS, *PROSE_BUDGETS, "--length", "1600", "--samples", "4", "--seed", "52",
+        *_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "1600", "--samples", "4", "--seed", "52",
         "--question", "visible",
     ],
     # What does going on with the text cost?
     "following": [
-        *_books("text_file", following=64), *BEST_WAYS, *PROSE_BUDGETS, "--length", "1600", "--samples", "4",
-        "--seed", "53",
+        *_books("text_file", following=64), *BEST_WAYS, *_each("--budget", 0.1, 0.2, 0.3, 0.5), "--length", "1600",
+        "--samples", "4", "--seed", "53",
     ],
     # The same facts in longer texts
-    "long": [*_books("facts"), *BEST_WAYS, *PROSE_BUDGETS, "--length", "4000", "--samples", "2", "--seed", "54"],
+    "long": [*_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "4000", "--samples", "2", "--seed", "54"],
 }  # fmt: skip
 REAL = "smollm2"
 TEXTS = [*_each("-t", "recall", "niah_single_1", "code", "vt"), "--length", "512", "--samples", "12", "--seed", "21"]
@@ -170,11 +188,28 @@ def link(texts: Path) -> None:
     at.symlink_to(texts.resolve())
 
 
+def side_by_side(command: list[str], folder: Path, workers: int) -> None:
+    """An evaluation in parts that run at once, of a core or more each, put together in ``folder``."""
+    threads = str(max(1, (os.cpu_count() or workers) // workers))
+    parts = [Path("build/parts") / f"{folder.name}-{which}-of-{workers}" for which in range(1, workers + 1)]
+    running = [
+        subprocess.Popen(
+            [*command, str(part), "--part", f"{which}/{workers}"], cwd=ROOT, stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+        )
+        for which, part in enumerate(parts, 1)
+    ]  # fmt: skip
+    if failed := [worker.args for worker in running if worker.wait()]:
+        raise SystemExit(f"{len(failed)} of {workers} parts failed: the same command goes on with them")
+    subprocess.run([command[0], "eval", "merge", *map(str, parts), "-o", str(folder)], check=True, cwd=ROOT)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["embedded"], help="names, or folders as seen from the root")
     parser.add_argument("--only", nargs="+", choices=[*NAMES, *PROSE])
     parser.add_argument("--texts", type=Path, help=f"folder with {', '.join(BOOKS)} as .txt, for --model {REAL}")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="parts of an evaluation that run at once")
     parser.add_argument("--list", action="store_true", help="show the commands and end")
     args = parser.parse_args()
     squeeze = str(Path(sys.executable).with_name("squeeze"))
@@ -185,6 +220,9 @@ def main() -> None:
             for words, file in commands(name, model) if name in (args.only or [name]) else ():
                 print("squeeze", *words, *([">", str(file)] if file else []), flush=True)
                 if args.list or (file and (ROOT / file).exists()):
+                    continue
+                if args.workers > 1 and not file and not (ROOT / words[-1]).exists():
+                    side_by_side([squeeze, *words[:-1]], Path(words[-1]), args.workers)
                     continue
                 run = subprocess.run([squeeze, *words], check=True, cwd=ROOT, stdout=subprocess.PIPE if file else None)
                 if file:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .cache.cache import SqueezeCache
     from .cache.memory import LayerMemory, MemoryReport
     from .calibration import Calibration, calibrate
+    from .chat import Conversation
     from .embedded import load_embedded
     from .gguf_models import load_gguf
     from .hf.handle import Handle, squeeze
@@ -36,6 +37,7 @@ _HOMES = {
     "Budget": ".plan",
     "BudgetPlan": ".plan",
     "Calibration": ".calibration",
+    "Conversation": ".chat",
     "EvictionPolicy": ".policies",
     "Handle": ".hf.handle",
     "LayerMemory": ".cache.memory",
@@ -57,6 +59,7 @@ __all__ = [
     "Budget",
     "BudgetPlan",
     "Calibration",
+    "Conversation",
     "EvictionPolicy",
     "Handle",
     "LayerMemory",

@@ -54,6 +54,10 @@ class MissingExtraError(SqueezeError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
 
+class KernelError(SqueezeError, RuntimeError):
+    """A Triton kernel could not be compiled or launched; the message names it. ``kernels="torch"`` does without."""
+
+
 class CompileError(SqueezeError, RuntimeError):
     """Decode steps were to be compiled in any case (``compile="strict"``) and cannot be; the message says why."""
 

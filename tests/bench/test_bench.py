@@ -161,6 +161,10 @@ def test_the_command(tmp_path):
         assert word in result.output
     written = json.loads(record.read_text())
     assert len(written["runs"]) == 2 * 2 * 3
+    for one in written["runs"]:
+        assert one["of_bound"] == pytest.approx(one["bytes_per_s"] / written["bandwidth"]["bytes_per_s"])
+        assert one["attention"] == (["flash_attention_for_cpu"] if one["variant"] == "full" else [])
+    assert "attention of a step by matrix products: h2o, uniform; h2o, probe" in result.output
     assert written["bandwidth"]["bytes_per_s"] > 0
     assert plot.read_bytes().startswith(b"\x89PNG")
 

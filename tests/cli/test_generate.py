@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaForCausalLM
 
 from squeezeattention import BudgetPlan, SqueezeCache, load_embedded
 
@@ -32,10 +35,11 @@ def test_json_has_everything(squeeze: Any, prompt_file: Path) -> None:
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
     assert set(data) == {
-        "model", "prompt", "prompt_tokens", "text", "tokens", "plan", "memory", "timings",
+        "model", "prompt", "prompt_tokens", "chat", "system", "text", "tokens", "plan", "memory", "timings",
     }  # fmt: skip
     assert data["model"] == "embedded"
     assert data["prompt"] == str(prompt_file)
+    assert (data["chat"], data["system"]) == (False, None)
     assert len(data["tokens"]) == 5
     plan = BudgetPlan.from_dict(data["plan"])
     assert plan.base_budget == 32
@@ -136,22 +140,111 @@ def test_a_bounded_prefill_never_holds_the_prompt(squeeze: Any, prompt_file: Pat
     assert "prefill must be one of exact, bounded" in result.stderr
 
 
-def test_chat_uses_the_template(squeeze: Any, tmp_path: Path, model_folder: Path) -> None:
-    _, tokenizer = load_embedded()
-    folder = tmp_path / "chat"
-    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
-    tokenizer.chat_template = turns + "{% if add_generation_prompt %}<answer>{% endif %}"
+TURNS = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+TEMPLATE = TURNS + "{% if add_generation_prompt %}<answer>{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def instruct(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """The model of ``model_folder`` with a chat template that begins with a token which the tokenizer adds as well."""
+    folder = tmp_path_factory.mktemp("instruct") / "model"
     shutil.copytree(model_folder, folder)
-    tokenizer.save_pretrained(folder)
-    result = squeeze("generate", folder, "-p", "hello", "--chat", "--system", "be brief", "-n", 2, "--json")
+    bos_adding_tokenizer(TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+def bos_adding_tokenizer(template: str) -> Any:
+    tokenizer = load_embedded()[1]
+    bos, number = tokenizer.eos_token, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{bos} $A", special_tokens=[(bos, number)])
+    tokenizer.bos_token, tokenizer.chat_template = bos, template
+    return tokenizer
+
+
+def begins(text: str) -> list[int]:
+    """Its tokens as the tokenizer itself begins a text: with one special token."""
+    ids: list[int] = bos_adding_tokenizer(TEMPLATE)(text).input_ids
+    assert ids[0] != ids[1]
+    return ids
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The tokens of each prompt that models were given."""
+    seen: list[list[int]] = []
+    generate = LlamaForCausalLM.generate
+
+    @functools.wraps(generate)  # its arguments are looked at by name
+    def watched(self: Any, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(inputs[0].tolist())
+        return generate(self, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", watched)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "chat"),
+    [
+        ((), "<user>hello\n<answer>", True),
+        (("--chat",), "<user>hello\n<answer>", True),
+        (("--system", "be brief"), "<system>be brief\n<user>hello\n<answer>", True),
+        (("--raw",), "hello", False),
+        (("--question", "why?"), "<user>hello\n\nwhy?\n<answer>", True),
+        (("--question", "why?", "--raw"), "hello\n\nwhy?", False),
+    ],
+)
+def test_an_instruct_model_reads_turns(
+    squeeze: Any, instruct: Path, read: Any, options: tuple[str, ...], text: str, chat: bool
+) -> None:
+    """By itself, and with one special token at the beginning, whoever puts it there."""
+    result = squeeze("generate", instruct, "-p", "hello", *options, "-n", 2, "--json")
     assert result.exit_code == 0, result.stderr
-    want = tokenizer("<system>be brief\n<user>hello\n<answer>").input_ids
-    assert json.loads(result.stdout)["prompt_tokens"] == len(want)
-    alone = json.loads(squeeze("generate", folder, "-p", "hello", "--chat", "-n", 2, "--json").stdout)
-    assert alone["prompt_tokens"] == len(tokenizer("<user>hello\n<answer>").input_ids)
-    tokenizer.chat_template = "{{ raise_exception('no system prompts') }}"
-    tokenizer.save_pretrained(folder)
-    refused(squeeze("generate", folder, "-p", "hello", "--chat", "-n", 2), "no system prompts")
+    assert read == [begins(text)]
+    data = json.loads(result.stdout)
+    assert data["prompt_tokens"] == len(read[0])
+    assert data["chat"] is chat
+    assert data["system"] == ("be brief" if "--system" in options else None)
+
+
+def test_what_was_done_with_the_prompt_is_one_line(squeeze: Any, instruct: Path, model_folder: Path) -> None:
+    for folder, options, words in (
+        (instruct, (), "a user's turn in the model's chat template"),
+        (instruct, ("--system", "x"), "the system prompt and a user's turn"),
+        (instruct, ("--raw",), "read as it is (--raw)"),
+        (model_folder, (), "read as it is (the model has no chat template)"),
+    ):
+        result = squeeze("generate", folder, "-p", "hello", *options, "-n", 2)
+        (line,) = (line for line in result.stderr.splitlines() if line.startswith("prompt:"))
+        assert words in line
+
+
+def test_the_template_stays_whole_when_the_text_is_cut(squeeze: Any, instruct: Path, tmp_path: Path, read: Any) -> None:
+    text = "".join(f"{number} = 1\n" for number in range(200))
+    (tmp_path / "long").write_text(text)
+    command = ("generate", instruct, "-f", tmp_path / "long", "-q", "which?", "-n", 2)
+    refused(squeeze(*command), "512 positions", "-n")
+    assert read == []
+    result = squeeze(*command, "--truncate", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert 505 < len(read[0]) <= 510
+    given = load_embedded()[1].decode(read[0][1:])
+    assert given.startswith("<user>")
+    assert given.endswith("199 = 1\n\nwhich?\n<answer>")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [("{{ raise_exception('no system prompts') }}", "no system prompts"),
+     ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "leaves the system")],
+)  # fmt: skip
+def test_templates_that_take_no_system_prompt(
+    squeeze: Any, tmp_path: Path, model_folder: Path, template: str, words: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    bos_adding_tokenizer(template).save_pretrained(folder)
+    refused(squeeze("generate", folder, "-p", "hello", "--system", "be brief", "-n", 2), words)
 
 
 def test_draws_are_those_that_were_asked_for(squeeze: Any, model_folder: Path) -> None:

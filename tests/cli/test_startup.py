@@ -10,8 +10,9 @@ import pytest
 import squeezeattention
 
 COMMANDS = (
-    "", "generate", "plan", "oracle", "bench", "demo", "eval", "eval run", "eval report", "eval plans", "eval rerun",
-    "vllm", "vllm plan", "export tensorrt-llm", "serve", "tasks", "models", "policies", "allocators", "signals",
+    "", "generate", "chat", "plan", "oracle", "bench", "demo", "eval", "eval run", "eval report", "eval plans",
+    "eval rerun", "vllm", "vllm plan", "export tensorrt-llm", "serve", "tasks", "models", "policies", "allocators",
+    "signals",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "matplotlib", "vllm")
 

@@ -31,6 +31,7 @@ from squeezeattention.testing import tiny_model
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 TEXT = "".join(f"def area_{i}(width, height):\n    return width * height + {i}\n\n" for i in range(14))
 
 #: What makes a command small: the model, shapes, and how much of everything.
@@ -85,7 +86,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     _, tokenizer = load_embedded()
     tiny_model("llama", vocab_size=len(tokenizer), eos_token_id=None).save_pretrained(folder)
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -151,7 +152,7 @@ def test_commands(page: Path, model: str, here: Path) -> None:
 
 def given(page: str, model: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a page leaves to its reader."""
-    if page == "README":
+    if page in ("README", "start"):
         return {"path": model, "long_text": TEXT}
     if page == "evaluation":
         return {"count_tokens": lambda text: len(text.split())}
@@ -160,14 +161,24 @@ def given(page: str, model: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         vllm.LLM = lambda model, **options: options
         monkeypatch.setitem(sys.modules, "vllm", vllm)
         return {"model": model}
-    small = tiny_model("llama")
+    _, tokenizer = load_embedded()
+    tokenizer.chat_template = TEMPLATE
+    small = tiny_model("llama", vocab_size=len(tokenizer), eos_token_id=None)
     caches = [SqueezeCache(small, 0.3, "h2o", "squeeze", min_tokens=1) for _ in range(3)]
     for seed, cache in enumerate(caches):
         with torch.no_grad(), cache.prefilling():
             ids = torch.randint(3, 101, (1, 60), generator=torch.Generator().manual_seed(seed))
             small(input_ids=ids, past_key_values=cache)
     observations = [Observation(f"text {i}", "ab"[i % 2], cache.plan) for i, cache in enumerate(caches) if cache.plan]
-    return {"model": small, "cache": caches[0], "SqueezeCache": SqueezeCache, "observations": observations}
+    _, tokenizer = load_embedded()
+    tokenizer.chat_template = TEMPLATE
+    return {
+        "model": small,
+        "tokenizer": tokenizer,
+        "cache": caches[0],
+        "SqueezeCache": SqueezeCache,
+        "observations": observations,
+    }
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)

@@ -34,6 +34,8 @@ OPTIONS = (
 )
 #: For the other types, and for other widths: the least and the most.
 FEW = (OPTIONS[0], OPTIONS[-1])
+#: Kernels that others call: they are no programs of their own.
+PARTS = {"decode._capped", "sums._masses"}
 #: Of keys and values; the last are MLA's latents, as wide as a block of 16 slots allows.
 WIDTHS = ((128, 128), (80, 64), (256, 256), (576, 512))
 
@@ -50,7 +52,12 @@ class Compiling:
             began = time.perf_counter()
             try:
                 made = self.kernel.warmup(*given, grid=grid, **constants)
-                about |= {"shared": made.metadata.shared, **self.resources(made.asm), "error": None}
+                about |= {
+                    "shared": made.metadata.shared,
+                    "warps": made.metadata.num_warps,
+                    **self.resources(made.asm),
+                    "error": None,
+                }
             except Exception as error:  # of the compiler's many
                 about["error"] = f"{type(error).__name__}: {error}"
             about["seconds"] = round(time.perf_counter() - began, 2)
@@ -81,7 +88,7 @@ def launch_all(capability):
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
 
-    from squeezeattention.kernels import decode, mass, ragged
+    from squeezeattention.kernels import decode, mass, ragged, sums
 
     target = GPUTarget("cuda", capability, 32)
     triton.runtime.driver.set_active(
@@ -90,9 +97,9 @@ def launch_all(capability):
         )
     )
     told = {}
-    for module in (decode, mass, ragged):
+    for module in (decode, mass, ragged, sums):
         for name, kernel in list(vars(module).items()):
-            if isinstance(kernel, JITFunction) and name != "_capped":  # which kernels call
+            if isinstance(kernel, JITFunction) and f"{kernel.__module__.rpartition('.')[2]}.{name}" not in PARTS:
                 setattr(module, name, Compiling(kernel, told))
     cases = [("bfloat16", WIDTHS[0], *one) for one in OPTIONS]
     cases += [(dtype, WIDTHS[0], *one) for dtype in DTYPES[1:] for one in FEW]
@@ -103,6 +110,8 @@ def launch_all(capability):
         ragged_step(ragged.ragged_decode_attention, getattr(torch, dtype), widths, group, asked)
         if (group, asked) in FEW and widths[0] <= 256:
             prefill(mass.attention_mass, getattr(torch, dtype), widths[0], group, asked)
+        if (group, asked) == FEW[-1] and widths[0] <= 256:  # it has no options
+            causal_prefill(sums.causal_sums, getattr(torch, dtype), widths[0], group)
 
 
 def common(group, heads, asked):
@@ -156,6 +165,14 @@ def prefill(kernel, dtype, width, group, asked, heads=2, length=300, tokens=333)
     kernel(query, keys, at, held, 99 if "mask" in asked else None, 0.1, **common(group, heads, asked))
 
 
+def causal_prefill(kernel, dtype, width, group, heads=2, length=300, tokens=333):
+    import torch
+
+    keys = torch.zeros(2, heads, tokens, width, dtype=dtype)
+    query = keys.new_zeros(2, heads * group, length, width)
+    kernel(query, keys, torch.zeros(2, heads * group, length), 0.1)
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """{target: what was told of each launch}."""
@@ -185,7 +202,7 @@ def test_all_compile(compiled, target):
         for file in folder.glob("*.py")
         for name in re.findall(r"^@triton\.jit.*\ndef (\w+)", file.read_text(), re.MULTILINE)
     }
-    assert {one["kernel"] for one in compiled[target]} == written - {"decode._capped"}
+    assert {one["kernel"] for one in compiled[target]} == written - PARTS
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -204,6 +221,19 @@ def test_what_they_need(compiled, target):
         if "stack" in one and usual:
             assert one["stack"] + one["local"] <= (1024 if one["dtype"] == "float32" else 64), one
         assert one["shared"] <= (99 if usual else 160) * 1024, one
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_sums_of_halves_keep_a_multiprocessor_busy(compiled, target):
+    """Nothing is spilled, and programs fit side by side: registers (65,536) and shared memory (164 KB at least)."""
+    found = [one for one in compiled[target] if one["kernel"] == "sums._causal_sums" and one["dtype"] != "float32"]
+    assert {one["widths"][0] for one in found} == {128, 80, 256}
+    for one in found:
+        programs = 3 if one["widths"][0] <= 128 else 2
+        assert programs * (one["shared"] + 1024) <= 164 * 1024, one
+        if "reg" in one:
+            assert one["stack"] + one["local"] == 0, one
+            assert programs * 32 * one["warps"] * -(-one["reg"] // 8) * 8 <= 65536, one
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .core import Scoring, attend
+from .core import Scoring, attend, attend_rows
+from .fused import attend_with_totals, in_one_dtype
 from .visibility import Visibility
 
 
@@ -34,7 +35,7 @@ def attend_one_accelerated(
 
     Returns the output and, with ``following``, the next token's slot, int64 ``[B, H, 1]``.
     """
-    from ..kernels.decode import decode_attention
+    from ..kernels.ops import decode_attention
 
     more = {} if following is None else vars(following)
     out, chosen = decode_attention(
@@ -53,11 +54,32 @@ def attend_accelerated(
     score_heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`core.attend` with scores: the output by the fastest way, the scores by a pass of their own."""
-    from ..kernels.mass import attention_mass
+    if visibility.fresh and visibility.ragged:
+        return attend_rows(_attend_row, query, key, value, visibility, scoring, score_heads)  # type: ignore[return-value]
+    return _attend_row(query, key, value, visibility, scoring, score_heads=score_heads)
 
-    out, _ = attend(query, key, value, visibility, scoring)
-    mass, _ = attention_mass(
-        query, key, visibility.queries, visibility.tokens, visibility.window, scoring.scale, scoring.softcap,
-        scoring.sink_logits,
-    )  # fmt: skip
+
+def _attend_row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visibility: Visibility,
+    scoring: Scoring,
+    *,
+    score_heads: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from ..kernels.mass import attention_mass
+    from ..kernels.sums import causal_sums
+
+    query, key, value = in_one_dtype(query, key, value)
+    found = attend_with_totals(query, key, value, visibility, scoring)
+    with torch.no_grad():
+        if found is not None:
+            mass = causal_sums(query, key, found[1], scoring.scale)
+        else:
+            mass, _ = attention_mass(
+                query, key, visibility.queries, visibility.tokens, visibility.window, scoring.scale, scoring.softcap,
+                scoring.sink_logits,
+            )  # fmt: skip
+    out = attend(query, key, value, visibility, scoring)[0] if found is None else found[0]
     return out, mass if mass.shape[1] == score_heads else mass.mean(1, keepdim=True)

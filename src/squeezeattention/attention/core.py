@@ -6,6 +6,7 @@ D width. Queries are packed as [B, H, G * q, D] so that keys and values are neve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -109,7 +110,7 @@ def attend(
         over the queries, mean over the query heads of each group.
     """
     if visibility.fresh and visibility.ragged:
-        return _attend_rows(query, key, value, visibility, scoring, score_heads)
+        return attend_rows(attend, query, key, value, visibility, scoring, score_heads)
     if visibility.is_causal and scoring.is_plain and score_heads is None:
         out = F.scaled_dot_product_attention(
             query, key, value, is_causal=query.shape[2] > 1, scale=scoring.scale,
@@ -118,6 +119,14 @@ def attend(
         return out, None
     if score_heads is not None and query.device.type == "cpu":
         return _attend_heads(query, key, value, visibility, scoring, score_heads)
+    if score_heads is not None:
+        from .fused import attend_with_totals, in_one_dtype
+        from .sums import causal_sums
+
+        query, key, value = in_one_dtype(query, key, value)
+        if (found := attend_with_totals(query, key, value, visibility, scoring)) is not None:
+            with torch.no_grad():
+                return found[0], causal_sums(query, key, found[1], scoring, score_heads)
     return _attend_blocks(query, key, value, visibility, scoring, score_heads)
 
 
@@ -148,11 +157,15 @@ def _attend_heads(
     return out, scores
 
 
-def _attend_rows(
+def attend_rows(
+    attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visibility: Visibility, scoring: Scoring,
     score_heads: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """A padded prompt, row by row without its padding: faster than any mask, and a row stays itself."""
+    """A padded prompt, row by row without its padding: faster than any mask, and a row stays itself.
+
+    ``attend``: what does a row, :func:`attend` or another with its arguments.
+    """
     batch, heads, length, _ = query.shape
     out = query.new_zeros(batch, heads, length, value.shape[-1])
     scores = None if score_heads is None else query.new_zeros(batch, score_heads, length, dtype=torch.float32)
@@ -202,24 +215,24 @@ def _attend_blocks(
             sink = scoring.sink_column(heads, stop - start, packed.float())
             logits = scoring.logits(packed, k)
             if mask is None:
-                _hide_later(logits, stop - start)
+                hide_later(logits, stop - start)
             mass = probabilities(logits, mask, sink)
             part = product(mass.to(v.dtype), v)
             if scores is not None:
-                scores[..., first:seen] += _grouped_mass(mass, scores.shape[1], query_heads)
+                scores[..., first:seen] += grouped_mass(mass, scores.shape[1], query_heads)
         out[:, :, start:stop] = part.reshape(batch, query_heads, stop - start, -1)
     if visibility.ragged:
         out.masked_fill_((visibility.queries < 0)[:, None, :, None], 0.0)
     return out, scores
 
 
-def _hide_later(logits: torch.Tensor, rows: int) -> None:
+def hide_later(logits: torch.Tensor, rows: int) -> None:
     """Mask what lies behind each query of a block: ``[B, H, G * rows, N]``, the last ``rows`` columns are its own."""
     later = torch.ones(rows, rows, dtype=torch.bool, device=logits.device).triu_(1)
     logits.unflatten(2, (-1, rows))[..., -rows:].masked_fill_(later, -torch.inf)
 
 
-def _grouped_mass(mass: torch.Tensor, score_heads: int, query_heads: int) -> torch.Tensor:
+def grouped_mass(mass: torch.Tensor, score_heads: int, query_heads: int) -> torch.Tensor:
     """[B, H, G * rows, N] -> [B, score_heads, N]: sum over rows, mean over the query heads of a score head."""
     batch, _, _, tokens = mass.shape
     if score_heads == 1 and mass.shape[:2] == (1, 1) and mass.device.type == "cpu":

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from transformers import DynamicCache, StaticCache
 
 from .. import SqueezeCache
 from ..allocators import Allocator
 from ..plan import BudgetPlan
 from ..policies import POLICIES
+from .baseline import best_attention, compiled_step
 
 FULL = "full"
 
@@ -28,7 +29,7 @@ class Variant:
     compiled: bool = False
     prefill: str = "exact"
     chunk_size: int = 512
-    kernels: str = "torch"
+    kernels: str = "auto"
 
     def make_cache(self, model: Any, total: int) -> Any:
         """An empty cache for ``total`` tokens."""
@@ -41,12 +42,14 @@ class Variant:
             return StaticCache(config=model.config, max_cache_len=total)
         return DynamicCache(config=model.config)
 
-    def make_step(self, model: Any) -> Any:
-        """What is called for a decode step."""
+    @contextlib.contextmanager
+    def stepping(self, model: Any) -> Iterator[Any]:
+        """What is called for decode steps inside. Compiled, a full cache attends as fast as torch lets it."""
         if self.policy is not None or not self.compiled:
-            return model
-        on_gpu = model.device.type == "cuda"
-        return torch.compile(model, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
+            yield model
+            return
+        with best_attention(model):
+            yield compiled_step(model)
 
 
 def variants_of(
@@ -57,7 +60,7 @@ def variants_of(
     compiled: bool = False,
     prefill: str = "exact",
     chunk_size: int = 512,
-    kernels: str = "torch",
+    kernels: str = "auto",
 ) -> list[Variant]:
     """The full cache, and each policy with each allocator (none: "uniform" and its own); with ``compiled`` each of them
     compiled as well."""

@@ -30,6 +30,7 @@ from ..hf import compat
 from ..hf.attachment import attach
 from ..hf.parts import parts_for
 from ..hf.replay import Replayed, Text, replay_prompt, replay_sample
+from ..kernels.choosing import checked
 from ..plan import Budget, BudgetPlan
 from ..policies import EvictionPolicy, StreamingLLM
 from ..signals import Replay, Signal, resolve_signal
@@ -41,10 +42,10 @@ from .options import (
     check_has_scores,
     check_used,
     checked_compile,
-    checked_kernels,
     checked_new_tokens,
     checked_prefill,
     checked_tokens,
+    chosen_kernels,
     policy_with,
 )
 from .planning import ENDLESS, Planner
@@ -96,13 +97,17 @@ class SqueezeCache(Cache):
             of the budget from the first step on. A model that cannot be compiled decodes as without, and a
             :class:`~squeezeattention.errors.CompileWarning` says why, once for each cache; with "strict" it is a
             :class:`~squeezeattention.errors.CompileError` instead.
-        kernels: "torch", or "triton" for this library's own kernels on a CUDA device (extra ``triton``): decoding, and
-            H2O's scores. They are held against plain torch under Triton's interpreter; on a GPU they are unmeasured.
+        kernels: who computes decoding and H2O's scores. "triton": this library's own kernels, on a CUDA device (extra
+            ``triton``); "torch": plain torch; "auto": "triton" where it is installed and the kernels serve the model
+            and its device, else "torch". :attr:`kernels` says what it came to.
 
     Raises:
         ConfigError, BudgetError, UnknownNameError: an argument cannot work.
         UnsupportedModelError: the model cannot be carried exactly.
         PlanError: the plan is of another model.
+        MissingExtraError: ``kernels="triton"`` without Triton.
+
+    Reading and decoding raise :class:`KernelError` where a kernel cannot be compiled or launched.
     """
 
     layers: list[SqueezeLayer]
@@ -124,7 +129,7 @@ class SqueezeCache(Cache):
         prefill: str = "exact",
         chunk_size: int = 512,
         compile: bool | str = False,
-        kernels: str = "torch",
+        kernels: str = "auto",
     ) -> None:
         self._budget = Budget.parse(DEFAULT_BUDGET if budget is None else budget)
         self.policy = policy_with(policy, positions=positions, sinks=sinks)
@@ -139,7 +144,7 @@ class SqueezeCache(Cache):
         self.chunk_size = checked_tokens("chunk_size", chunk_size)
         self.compile = checked_compile(compile, self.policy)
         self._uncompiled: str | None = None  # why steps that were to be compiled are not
-        self._accelerated = checked_kernels(kernels, model)
+        self._kernels_asked = checked(kernels)
         if self._budget.kind == "tokens" and self._budget.value < self.policy.minimum and not self._is_fixed:
             raise BudgetError(
                 f"a budget of {self._budget.value} tokens a layer is too small: {self.policy.name} needs at least "
@@ -173,8 +178,9 @@ class SqueezeCache(Cache):
         parts = parts_for(self.policy, layout)
         if self.observes_hidden:
             _ = self._attachment.spots  # raises where attention cannot be told from the rest
+        self._kernels = chosen_kernels(self._kernels_asked, layout)
         return [
-            SqueezeLayer(index, window, self.policy, rerotation, self._accelerated, own)
+            SqueezeLayer(index, window, self.policy, rerotation, self._kernels.accelerated, own)
             for index, (window, own) in enumerate(zip(layout.windows, parts, strict=True))
         ]
 
@@ -185,6 +191,14 @@ class SqueezeCache(Cache):
             self._attachment.stand_in_front()
         self._release = weakref.finalize(self, self._attachment.release)
         self._detached = False
+
+    @property
+    def kernels(self) -> str:
+        """Who computes decoding and H2O's scores: "triton" or "torch".
+
+        ``repr`` also says why, where "auto" came to torch on a GPU.
+        """
+        return self._kernels.name
 
     @property
     def _is_fixed(self) -> bool:
@@ -900,5 +914,5 @@ class SqueezeCache(Cache):
             budget += f" ({low if low == high else f'{low} to {high}'} tokens a layer, {total} in all{rows})"
         return (
             f"SqueezeCache(budget={budget}, policy={self.policy!r}, allocator={self.allocator.name!r}, "
-            f"layers={len(self.layers)}, seen={self.get_seq_length()})"
+            f"kernels={str(self._kernels)!r}, layers={len(self.layers)}, seen={self.get_seq_length()})"
         )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ..allocators import Allocator, Fixed
 from ..device import execution_device
 from ..errors import ConfigError
 from ..hf import compat
-from ..kernels import CHOICES
-from ..kernels import check as check_kernels
+from ..hf.layout import Layout, widest_head
+from ..kernels.choosing import Kernels, choose
 from ..policies import EvictionPolicy, StreamingLLM, resolve_policy
 from ..signals import Signal
 
@@ -70,13 +68,10 @@ def checked_new_tokens(count: int | None) -> int | None:
     return count
 
 
-def checked_kernels(kernels: str, model: nn.Module) -> bool:
-    """Whether the Triton kernels serve; raises where they cannot."""
-    if kernels not in CHOICES:
-        raise ConfigError(f"kernels must be one of {', '.join(CHOICES)}, got {kernels!r}")
-    if kernels == "triton":
-        check_kernels(execution_device(model))
-    return kernels == "triton"
+def chosen_kernels(kernels: str, layout: Layout) -> Kernels:
+    """Whether the Triton kernels serve this model; raises where they are asked for and cannot."""
+    decoder = layout.decoder
+    return choose(kernels, execution_device(decoder), getattr(decoder, "dtype", None), widest_head(layout.config))
 
 
 def checked_compile(wanted: bool | str, policy: EvictionPolicy) -> bool | str:

@@ -115,7 +115,7 @@ def _settings(cache: SqueezeCache) -> dict[str, Any]:
         "prefill": cache.prefill,
         "chunk_size": cache.chunk_size,
         "compile": cache.compile,
-        "kernels": "triton" if cache._accelerated else "torch",
+        "kernels": cache._kernels_asked,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +10,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import SqueezeError
-from . import bench, calibrate, demo, evaluate, export, generate, listing, oracle, plan, serve, vllm
+from . import bench, calibrate, chat, demo, evaluate, export, generate, listing, oracle, plan, serve, vllm, why
 from .console import complain, notice
 
 
@@ -46,7 +47,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="SqueezeAttention: a KV cache whose layers hold as many tokens as they need.",
+    help="A language model remembers what it reads in its KV cache, which grows with every token. Here it keeps what "
+    "matters within a budget. Begin with `squeeze demo`; MODEL may be `smollm2`, a folder or a name on the hub.",
 )
 
 
@@ -66,18 +68,29 @@ def _root(
     pass
 
 
-app.command("generate")(generate.generate)
-app.command("plan")(plan.plan)
-app.command("calibrate")(calibrate.calibrate)
-app.command("oracle")(oracle.oracle)
-app.command("bench")(bench.bench)
-app.command("demo")(demo.demo)
-app.add_typer(evaluate.app, name="eval", help="Evaluate caches on tasks; `eval report`, `eval rerun`.")
-app.add_typer(vllm.app, name="vllm", help="Plans for the vLLM engine; `vllm plan`.")
-app.add_typer(export.app, name="export", help="Plans for other engines: `export tensorrt-llm`.")
-app.command("serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(serve.serve)
-app.command("tasks")(listing.tasks)
-app.command("models")(listing.models)
-app.command("policies")(listing.policies)
-app.command("allocators")(listing.allocators)
-app.command("signals")(listing.signals)
+def _add(panel: str, name: str, line: str, command: Callable[..., None] | typer.Typer, **settings: Any) -> None:
+    """A command, with its ``line`` among all commands; its own help text is longer."""
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name, short_help=line, rich_help_panel=panel)
+    else:
+        app.command(name, short_help=line, rich_help_panel=panel, **settings)(command)
+
+
+_add("Use", "demo", "See what a small cache forgets: minutes, without a download.", demo.demo)
+_add("Use", "generate", "Ask a model once, or go on with a text.", generate.generate)
+_add("Use", "chat", "Talk with a model over several turns.", chat.chat)
+_add("Plans", "plan", "How the cache would be divided on your texts; save it.", plan.plan)
+_add("Plans", "calibrate", "Find what a model looks back with, once for all prompts.", calibrate.calibrate)
+_add("Plans", "export", "Plans as other engines take them (TensorRT-LLM).", export.app)
+_add("Measure", "eval", "Answers against bytes: tasks x policies x budgets, resumable.", evaluate.app)
+_add("Measure", "bench", "Speed and memory beside the full cache.", bench.bench)
+_add("Measure", "oracle", "What each layer's cache is worth to known replies.", oracle.oracle)
+_add("Measure", "why", "Why a question failed: what its answer needs, and what was lost.", why.why)
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": False}
+_add("Serve", "vllm", "Make plans for the vLLM engine.", vllm.app)
+_add("Serve", "serve", "Serve a model with vLLM, its cache as planned.", serve.serve, context_settings=_PASSED_ON)
+_add("Lists", "models", "Models that work, and those that are refused.", listing.models)
+_add("Lists", "policies", "Rules for which tokens stay.", listing.policies)
+_add("Lists", "allocators", "Rules that divide the cache among layers and heads.", listing.allocators)
+_add("Lists", "signals", "What tells layers that matter from others.", listing.signals)
+_add("Lists", "tasks", "What models are asked in `squeeze eval`.", listing.tasks)

@@ -65,7 +65,7 @@ def bench(
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=1, help="Measure all of it so often; medians count.")
     ] = 1,
-    kernels: options.Kernels = "torch",
+    kernels: options.Kernels = "auto",
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
     dtype: options.Dtype = "auto",
@@ -85,11 +85,14 @@ def bench(
     if plot is not None:
         require("matplotlib", "plot")  # before the work, not after
     from ..bench import SHAPES, Workload, build, largest_batch, measure, measure_bandwidth, medians, variants_of
-    from ..cache.options import checked_kernels, checked_prefill
+    from ..cache.options import checked_prefill, chosen_kernels
     from ..evaluation.environment import environment
+    from ..hf.layout import inspect_model
+    from ..kernels.choosing import checked
 
     Budget.parse(budget)
     checked_prefill(prefill)
+    checked(kernels)
     chosen = variants_of(
         policies or ["streaming_llm", "h2o", DEFAULT_POLICY], allocators or [], budget=budget, compiled=compiled,
         prefill=prefill, chunk_size=chunk_size or 512, kernels=kernels,
@@ -105,7 +108,7 @@ def bench(
         raise ConfigError("--layers is for shapes with random weights; a trained model is measured whole")
     else:
         model, _ = load_model(target, dtype, device)
-    checked_kernels(kernels, model)
+    served = chosen_kernels(kernels, inspect_model(model))
     bandwidth = measure_bandwidth(model.device)
     wanted, runs = batches or [1], []
     with progress_bar() as progress:
@@ -128,8 +131,9 @@ def bench(
     summary = medians(runs)
     result = {
         "target": target, "layers": layers, "dtype": str(model.dtype).removeprefix("torch."), "prompt": prompt,
-        "new": new, "budget": budget, "prefill": prefill, "kernels": kernels, "rounds": rounds, "memory": most,
-        "bandwidth": vars(bandwidth), "environment": environment(), "runs": [run.to_dict() for run in runs],
+        "new": new, "budget": budget, "prefill": prefill, "kernels": served.name, "rounds": rounds, "memory": most,
+        "bandwidth": vars(bandwidth), "environment": environment(),
+        "runs": [run.to_dict(bandwidth.bytes_per_s) for run in runs],
     }  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")
@@ -144,10 +148,15 @@ def bench(
     OUT.print(
         f"{target}{'' if layers is None else f' ({layers} layers)'}, {result['dtype']} on {bandwidth.device}, "
         f"{bandwidth.threads} threads, {bandwidth.bytes_per_s / 1e9:.1f} GB/s measured; prompt {prompt}, {new} new, "
-        f"budget {budget}"
+        f"budget {budget}; kernels: {served}"
     )
     for batch in sorted(set(wanted)):
         OUT.print(_table([run for run in summary if run.batch == batch], batch, bandwidth.bytes_per_s))
+    for run in summary:
+        if run.complaint is not None:
+            OUT.print(Text(f"{run.variant}, batch {run.batch}: {run.complaint}", style="bold red"))
+    for line in _attention(summary):
+        OUT.print(line)
     if search:
         OUT.print(_largest(summary))
     OUT.print(_LEGEND, style="dim")
@@ -186,13 +195,25 @@ def _table(runs: Sequence[Any], batch: int, bytes_per_s: float) -> Table:
         if run.failed is not None:
             table.add_row(run.variant, Text("OOM", style="red"))
             continue
+        name = run.variant if run.complaint is None else Text(f"{run.variant} (no CUDA graphs)", style="bold red")
         table.add_row(
-            run.variant, f"{run.prefill_s:.2f} s", f"{1e3 * run.step_s:.1f}", f"{run.tokens_per_s:.1f}",
+            name, f"{run.prefill_s:.2f} s", f"{1e3 * run.step_s:.1f}", f"{run.tokens_per_s:.1f}",
             "-" if base is None else f"{run.tokens_per_s / base:.2f}x", _size(run.kv_bytes),
             *((_size(run.kv_peak_bytes), _size(run.grown_bytes), f"{run.whole_tokens_per_s:.1f}") if wide else ()),
-            f"{run.bytes_per_s() / bytes_per_s:.0%}",
+            f"{run.of_bound(bytes_per_s):.0%}",
         )  # fmt: skip
     return table
+
+
+def _attention(runs: Sequence[Any]) -> list[str]:
+    """Which kernels attended in a step, variants that used the same ones together."""
+    groups: dict[str, list[str]] = {}
+    for run in runs:
+        if run.attention is not None:
+            names = groups.setdefault(", ".join(run.attention) or "matrix products", [])
+            if run.variant not in names:
+                names.append(run.variant)
+    return [f"attention of a step by {kernels}: {'; '.join(names)}" for kernels, names in groups.items()]
 
 
 def _largest(runs: Sequence[Any]) -> str:

@@ -89,11 +89,16 @@ def evaluate(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what ran out of memory or was refused.")
     ] = False,
+    part: Annotated[
+        str, typer.Option("--part", metavar="I/N", help="One of N parts, for several cores or GPUs; see `eval merge`.")
+    ] = "1/1",
     as_json: options.Json = False,
 ) -> None:
     """Evaluate full and squeezed caches on tasks. Most options can be given several times.
 
     A run that was stopped goes on when the same command is given again. Exit code 1: rows failed.
+
+    `squeeze eval merge -o FOLDER PART...` puts together what was run in parts.
 
     `squeeze eval report FOLDER` draws what a folder holds.
 
@@ -106,6 +111,7 @@ def evaluate(
 
     require("matplotlib", "plot")  # before hours of work, not after
     check_folder(out)
+    share = evaluation.part_of(part)
     name = _model_of(model_name, model_option)
     base = presets.quick(name) if quick else presets.standard(name)
     given: dict[str, Any] = {
@@ -114,7 +120,7 @@ def evaluate(
     }  # fmt: skip
     chosen = {field: value for field, value in given.items() if value is not None and value != []}
     settings = dataclasses.replace(base, dtype=dtype, device=device, **chosen)
-    _work(settings, out, retry_failed=retry_failed)
+    _work(settings, out, retry_failed=retry_failed, part=share)
     report = evaluation.write_report(out)
     _show(report, as_json)
     _exit_if_failed(report.summary)
@@ -138,7 +144,9 @@ def _exit_if_failed(summary: dict[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _work(settings: evaluation.Settings, out: Path, *, retry_failed: bool = False) -> None:
+def _work(
+    settings: evaluation.Settings, out: Path, *, retry_failed: bool = False, part: tuple[int, int] = (1, 1)
+) -> None:
     """Load the model and run, with a bar on stderr."""
     from .. import evaluation
 
@@ -154,7 +162,7 @@ def _work(settings: evaluation.Settings, out: Path, *, retry_failed: bool = Fals
 
     try:
         with progress_bar() as progress:
-            evaluation.run(model, tokenizer, settings, out, step, retry_failed=retry_failed)
+            evaluation.run(model, tokenizer, settings, out, step, retry_failed=retry_failed, part=part)
     except (Exception, KeyboardInterrupt):
         if at:
             notice(f"stopped at {at}; what is done is in {out}, and the same command goes on from there")
@@ -196,6 +204,21 @@ def report(
     from .. import evaluation
 
     _show(evaluation.write_report(folder), as_json)
+
+
+@app.command("merge")
+def merge(
+    parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="Folders of `squeeze eval --part I/N`.")],
+    out: Out = Path("squeeze-eval"),
+    as_json: options.Json = False,
+) -> None:
+    """Put together what was run in parts, in a new folder, and draw it."""
+    from .. import evaluation
+
+    require("matplotlib", "plot")
+    check_folder(out)
+    evaluation.merge(parts, out)
+    _show(evaluation.write_report(out), as_json)
 
 
 @app.command("plans")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..allocators import name_or_plan
 from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError
-from . import options
+from . import drawing, options
 from .console import ERR, print_json
-from .inputs import chat_tokens, check_target, fit, load_model, read_prompts, tokenize
+from .inputs import chat_tokens, check_target, load_model, read_prompts, tokenize, with_question
+
+if TYPE_CHECKING:
+    from ..chat.streaming import Timings
 
 
 def generate(
@@ -24,6 +26,9 @@ def generate(
         typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file (- is stdin)."),
     ] = None,
     prompt: options.PromptText = None,
+    question: Annotated[
+        str | None, typer.Option("--question", "-q", metavar="TEXT", help="What is asked about the text, after it.")
+    ] = None,
     budget: options.BudgetText = None,
     policy: options.Policy = DEFAULT_POLICY,
     allocator: options.AllocatorName = None,
@@ -34,28 +39,27 @@ def generate(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "-n", metavar="N", min=1, help="Length of the text.")
     ] = 128,
-    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's turn: use the chat template.")] = False,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            metavar="",
+            help="The prompt is a user's turn in the model's chat template, or read as it is. [--chat if it has one]",
+        ),
+    ] = None,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="With --chat: the system prompt.")
+        str | None, typer.Option("--system", metavar="TEXT", help="System prompt, before the user's turn.")
     ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
-    temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", metavar="X", help="With --sample: above 1 is wilder, below 1 tamer. [1.0]"),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option("--top-p", metavar="SHARE", help="With --sample: from the likeliest that fill it."),
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, metavar="N", help="With --sample: from the N likeliest tokens.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="With --sample: of the draws. [0]")] = None,
+    sample: drawing.Sample = False,
+    temperature: drawing.Temperature = None,
+    top_p: drawing.TopP = None,
+    top_k: drawing.TopK = None,
+    seed: drawing.Seed = None,
     truncate: options.Truncate = False,
     prefill: options.Prefill = "exact",
     chunk_size: options.ChunkSize = None,
     compiled: options.Compiled = False,
-    kernels: options.Kernels = "torch",
+    kernels: options.Kernels = "auto",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     save_plan: Annotated[
@@ -65,27 +69,34 @@ def generate(
     include: options.Include = None,
     as_json: options.Json = False,
 ) -> None:
-    """Go on with a text, with a squeezed cache. The prompt is -f FILE, -p TEXT, or stdin.
+    """Answer a prompt or go on with a text, with a squeezed cache. The prompt is -f FILE, -p TEXT, or stdin.
 
-    The text goes to stdout; the plan, the memory and the speed go to stderr.
+    Instruct models are asked through their chat template, others go on with
+    the text. What they write goes to stdout; the plan, the memory and the speed
+    go to stderr.
     """
     if stream and as_json:
         raise ConfigError("--stream prints text and --json prints one object: choose one of them")
-    draws = _draws(sample, temperature, top_p, top_k, seed)
-    if system is not None and not chat:
-        raise ConfigError("--system is of --chat: give both")
+    draws = drawing.draws(sample, temperature, top_p, top_k, seed)
+    if system is not None and chat is False:
+        raise ConfigError("--system is of the chat template, which --raw leaves out: choose one of them")
     check_target(save_plan)
-    given = read_prompts([] if file is None else [file], prompt)[0]
+    given = with_question(read_prompts([] if file is None else [file], prompt)[0], question)
     spec = name_or_plan(allocator)
     options.check(budget, policy, spec, p, outliers, signal)
 
     import torch
 
     from .. import SqueezeCache
+    from ..chat.streaming import Watch, decoded
+    from ..chat.template import check_template, has_template
 
     model, tokenizer = load_model(model_name, dtype, device)
-    if chat:
-        tokens = fit(model, chat_tokens(tokenizer, given, system), given.source, max_new_tokens, truncate=truncate)
+    templated = chat is not False and (has_template(tokenizer) or chat is True or system is not None)
+    if templated:
+        option = "--system" if system is not None else "--chat"
+        check_template(tokenizer, system, wanted=option, instead=f"leave {option} out")
+        tokens = chat_tokens(model, tokenizer, given, system, max_new_tokens, truncate=truncate)
     else:
         tokens = tokenize(model, tokenizer, given, max_new_tokens, truncate=truncate)
     pieces: dict[str, Any] = {} if chunk_size is None or prefill == "exact" else {"chunk_size": chunk_size}
@@ -94,7 +105,9 @@ def generate(
         compile=compiled, kernels=kernels, **pieces,
     )  # fmt: skip
     torch.manual_seed(seed or 0)
-    watch = _Watch(tokenizer if stream else None)
+    if not as_json:
+        ERR.print(_reading(templated, chat, system), style="dim", soft_wrap=True)
+    watch = Watch(tokenizer, _write if stream else None)
     ids = torch.tensor([tokens], device=model.device)
     settings: dict[str, Any] = {"do_sample": sample, **draws}
     if chunk_size is not None:
@@ -109,7 +122,7 @@ def generate(
         **settings,
     )
     new = output[0, len(tokens) :].tolist()
-    text = tokenizer.decode(new, skip_special_tokens=True)
+    text = decoded(tokenizer, new)
     timings = watch.timings(len(new))
     made, memory = cache.plan, cache.memory()
     if save_plan is not None and made is not None:
@@ -119,6 +132,8 @@ def generate(
             "model": model_name,
             "prompt": given.source,
             "prompt_tokens": len(tokens),
+            "chat": templated,
+            "system": system,
             "text": text,
             "tokens": new,
             "plan": None if made is None else made.to_dict(),
@@ -129,12 +144,10 @@ def generate(
                 "full_bytes": memory.full_bytes,
                 "saved": memory.saved,
             },
-            "timings": timings,
+            "timings": timings._asdict(),
         })  # fmt: skip
         return
-    if not stream:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+    _write("\n" if stream else text + "\n")
     ERR.rule("report", style="dim")
     if made is not None:
         ERR.print(made)
@@ -144,22 +157,17 @@ def generate(
         ERR.print(f"plan saved: {save_plan}", soft_wrap=True)
 
 
-def _draws(
-    sample: bool, temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None
-) -> dict[str, float | int]:
-    """How tokens are drawn, for ``generate``; :class:`ConfigError` for what cannot be or would change nothing."""
-    given = {"--temperature": temperature, "--top-p": top_p, "--top-k": top_k, "--seed": seed}
-    if not sample and (idle := [name for name, value in given.items() if value is not None]):
-        raise ConfigError(f"{' and '.join(idle)} change nothing unless tokens are drawn: add --sample")
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise ConfigError(f"--temperature must be a number above 0, got {temperature:g}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError(f"--top-p must be a share above 0 and at most 1, got {top_p:g}")
-    if not sample:
-        return {}
-    # What the model's own files say of these would be used in silence.
-    drawn: dict[str, float | int] = {"temperature": 1.0 if temperature is None else temperature}
-    return {**drawn, "top_p": 1.0 if top_p is None else top_p, "top_k": 0 if top_k is None else top_k}
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _reading(templated: bool, chat: bool | None, system: str | None) -> str:
+    """How the prompt is read, in one line."""
+    if templated:
+        what = "the system prompt and a user's turn" if system is not None else "a user's turn"
+        return f"prompt: {what} in the model's chat template (--raw reads it as it is)"
+    return f"prompt: read as it is ({'--raw' if chat is False else 'the model has no chat template'})"
 
 
 def _pad_token(model: Any, tokenizer: Any) -> int | None:
@@ -174,36 +182,6 @@ def _pad_token(model: Any, tokenizer: Any) -> int | None:
     return None
 
 
-def _speed_text(prompt_tokens: int, new_tokens: int, timings: dict[str, float | None]) -> str:
-    rate = timings["tokens_per_s"]
-    decode = "" if rate is None else f", then {rate:.1f} tokens/s"
-    return f"speed: {prompt_tokens} tokens read in {timings['prefill_s']:.2f} s, {new_tokens} new{decode}"
-
-
-class _Watch:
-    """A streamer that keeps the time, and prints if it is given a tokenizer."""
-
-    def __init__(self, tokenizer: Any | None) -> None:
-        self._printer: Any = None
-        if tokenizer is not None:
-            from transformers import TextStreamer
-
-            self._printer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._times: list[float] = []
-
-    def put(self, value: Any) -> None:
-        """Called with the prompt, then with each token."""
-        self._times.append(time.perf_counter())
-        if self._printer is not None:
-            self._printer.put(value)
-
-    def end(self) -> None:
-        if self._printer is not None:
-            self._printer.end()
-
-    def timings(self, new_tokens: int) -> dict[str, float | None]:
-        """Seconds until the first new token, of the others, and their rate (``None`` if there are none)."""
-        start, first, *_, last = [*self._times, self._times[-1]]
-        decode = last - first
-        rate = (new_tokens - 1) / decode if new_tokens > 1 and decode > 0 else None
-        return {"prefill_s": first - start, "decode_s": decode, "tokens_per_s": rate}
+def _speed_text(prompt_tokens: int, new_tokens: int, timings: Timings) -> str:
+    decode = "" if timings.tokens_per_s is None else f", then {timings.tokens_per_s:.1f} tokens/s"
+    return f"speed: {prompt_tokens} tokens read in {timings.prefill_s:.2f} s, {new_tokens} new{decode}"

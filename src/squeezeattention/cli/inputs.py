@@ -13,6 +13,7 @@ from ..embedded import NAME
 from ..errors import ConfigError, InputError
 from ..loading import loading
 from ..named import load_named, named_config
+from ..positions import longest_text
 from .console import notice
 
 
@@ -22,6 +23,13 @@ class Prompt:
 
     source: str
     text: str
+
+
+def with_question(prompt: Prompt, question: str | None) -> Prompt:
+    """The text, an empty line, and what is asked about it; raises :class:`InputError` for an empty question."""
+    if question is None:
+        return prompt
+    return Prompt(prompt.source, f"{prompt.text.rstrip()}\n\n{_checked('the text of --question', question).text}")
 
 
 def read_prompts(files: list[Path], text: str | None) -> list[Prompt]:
@@ -78,7 +86,7 @@ def fit(model: Any, tokens: list[int], source: str, new_tokens: int = 0, *, trun
 
     Raises :class:`InputError` otherwise: beyond its positions a model fails or talks nonsense, with any cache.
     """
-    longest = _longest(model)
+    longest = longest_text(model)
     if longest is None or len(tokens) + new_tokens <= longest:
         return tokens
     have = f"{source}: {len(tokens)} tokens" + (f" and {new_tokens} new ones" if new_tokens else "")
@@ -93,36 +101,40 @@ def fit(model: Any, tokens: list[int], source: str, new_tokens: int = 0, *, trun
     return tokens[-room:]
 
 
-def chat_tokens(tokenizer: Any, prompt: Prompt, system: str | None) -> list[int]:
+def chat_tokens(
+    model: Any, tokenizer: Any, prompt: Prompt, system: str | None, new_tokens: int = 0, *, truncate: bool = False
+) -> list[int]:
     """The prompt as a user's turn, in the tokenizer's chat template, up to where the answer begins.
 
-    Raises :class:`InputError` if there is no template, or it takes no system prompt.
+    Of a text that is too long the newest tokens, with a word, if ``truncate``: the template stays whole. Raises as
+    :func:`fit` does, and :class:`InputError` if the template refuses the turns.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError(
-            "--chat needs a tokenizer with a chat template, which this model's has not: it is no instruct model; leave "
-            "--chat out"
-        )
-    turns = [] if system is None else [{"role": "system", "content": system}]
-    turns.append({"role": "user", "content": prompt.text})
-    try:
-        text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # whatever the template raises: it is the model's own program
-        raise InputError(f"the model's chat template refuses these turns: {' '.join(str(error).split())}") from error
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    from ..chat.template import first_turns, render, token_ids
+
+    def tokens_of(text: str) -> list[int]:
+        return token_ids(tokenizer, render(tokenizer, first_turns(text, system)))
+
+    tokens, longest = tokens_of(prompt.text), longest_text(model)
+    if truncate and longest is not None and len(tokens) + new_tokens > longest:
+        text = token_ids(tokenizer, prompt.text)
+        room = len(text)
+        # What is cut may have other tokens at its new beginning.
+        while 0 < (over := len(tokens) + new_tokens - longest) < room:
+            room -= over
+            tokens = tokens_of(tokenizer.decode(text[-room:], clean_up_tokenization_spaces=False))
+        if over <= 0:
+            notice(
+                f"{prompt.source}: {len(text)} tokens, the chat template's and {new_tokens} new ones are more than the "
+                f"model's {longest} positions: the last {room} tokens of the text are read"
+            )
+    return fit(model, tokens, prompt.source, new_tokens)
 
 
 def remark_on_length(model: Any, tokens: int) -> None:
     """A remark where samples of so many tokens are longer than the model was made for."""
-    longest = _longest(model)
+    longest = longest_text(model)
     if longest is not None and tokens > longest:
         notice(f"{tokens} tokens are more than the {longest} positions that the model was made for")
-
-
-def _longest(model: Any) -> int | None:
-    """Positions that a model was made for, if it says so."""
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return longest if isinstance(longest, int) else None
 
 
 def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..allocators import resolve_allocator
-from ..defaults import DEFAULT_ALLOCATOR, DEFAULT_BUDGET, DEFAULT_POLICY
+from ..defaults import CHAT_BUDGET, DEFAULT_ALLOCATOR, DEFAULT_BUDGET, DEFAULT_POLICY
 from ..errors import ConfigError
 from ..plan import Budget
 from .include import include
@@ -46,12 +46,19 @@ Seeds = Annotated[list[int] | None, typer.Option("--seed", "--seeds", metavar="N
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the plan as JSON, for --allocator.")
 ]
+_BUDGETS = "tokens per layer (256), or bytes (512MiB)"
 BudgetText = Annotated[
     str | None,
     typer.Option(
         "--budget", "-b", metavar="BUDGET",
-        help="Size of the cache: share of the prompt (0.2, 20%), tokens per layer (256), or bytes (512MiB). "
-        f"[{DEFAULT_BUDGET}]",
+        help=f"Size of the cache: share of the prompt (0.2, 20%), {_BUDGETS}. [{DEFAULT_BUDGET}]",
+    ),
+]  # fmt: skip
+ChatBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", "-b", metavar="BUDGET",
+        help=f"Size of the cache: share of all turns (0.2, 20%), {_BUDGETS}. [{CHAT_BUDGET}]",
     ),
 ]  # fmt: skip
 Policy = Annotated[str, typer.Option("--policy", metavar="NAME", help="Which tokens stay; see `squeeze policies`.")]
@@ -99,7 +106,7 @@ ChunkSize = Annotated[
 ]
 Compiled = Annotated[bool, typer.Option("--compile", help="Decode through torch.compile: slow to start, faster steps.")]
 Kernels = Annotated[
-    str, typer.Option("--kernels", metavar="torch|triton", help="What computes attention; triton needs a CUDA device.")
+    str, typer.Option("--kernels", metavar="auto|torch|triton", help="What computes attention; auto: triton on a GPU.")
 ]
 Truncate = Annotated[
     bool, typer.Option("--truncate", help="Of a text beyond the model's positions, read the end instead of refusing.")

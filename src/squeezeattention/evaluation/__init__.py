@@ -2,6 +2,8 @@
 
 from .columns import LEGEND, WIN_LEGEND
 from .grid import FULL, Settings, Unit
+from .merge import merge, part_of
+from .needed import Kept, Need, Why, why
 from .plans import PlanStudy, plan_studies
 from .report import Report, write_report
 from .rerun import Agreement, compare
@@ -16,20 +18,26 @@ __all__ = [
     "LEGEND",
     "WIN_LEGEND",
     "Agreement",
+    "Kept",
+    "Need",
     "PlanStudy",
     "Progress",
     "Report",
     "Settings",
     "Spec",
     "Unit",
+    "Why",
     "compare",
     "first_tables",
+    "merge",
     "overview_tables",
+    "part_of",
     "plan_studies",
     "results_table",
     "run",
     "summarize",
     "verdicts",
+    "why",
     "wins_table",
     "write_report",
     "write_summary",

@@ -31,8 +31,12 @@ def run(
     progress: Progress = lambda done, total, what: None,
     *,
     retry_failed: bool = False,
+    part: tuple[int, int] = (1, 1),
 ) -> None:
     """Do what is not yet done of ``settings``, with a row in ``folder`` for each piece of work.
+
+    ``part``: which of how many, (2, 8) for every eighth sample from the second on; :func:`merge` puts the folders of
+    all of them together.
 
     A row that says that memory ran out or that a method refused counts as done unless ``retry_failed``; any other
     error ends the run where it comes, and what was done before stays.
@@ -50,7 +54,9 @@ def run(
             SampleKey(row["task"], row["length"], row["seed"], row["index"]): row["digest"]
             for row in results.rows.values()
         }
-        units = list(settings.units())
+        which, of = part
+        mine = set(settings.samples_of_all()[which - 1 :: of])
+        units = [unit for unit in settings.units() if unit.sample in mine]
         done = {name for name, row in results.rows.items() if row["error"] is None or not retry_failed}
         pending = [unit for unit in units if unit.id not in done]
         for key, group in groupby(pending, key=lambda unit: unit.sample):

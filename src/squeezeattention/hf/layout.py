@@ -110,6 +110,14 @@ def kv_shape(text: Any, layer: int | None = None) -> tuple[int, int]:
     return int(heads), int(width)
 
 
+def widest_head(text: Any) -> int:
+    """Numbers of the widest head of keys or values, as a text decoder's config names them."""
+    # Where keys are made of latents (MLA) they have a part with and one without rotary embedding.
+    latent = sum(getattr(text, name, None) or 0 for name in ("qk_nope_head_dim", "qk_rope_head_dim"))
+    widths = (kv_shape(text, layer)[1] for layer in range(int(text.num_hidden_layers)))
+    return max(latent, getattr(text, "v_head_dim", None) or 0, *widths)
+
+
 def _pretrained(model: nn.Module, decoder: nn.Module) -> nn.Module:
     """The innermost transformers model with the decoder in it: others around it may have attention of other kinds."""
     around = [m for m in model.modules() if hasattr(type(m), "_can_set_attn_implementation") and _contains(m, decoder)]

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from . import interpreted
+from .launching import launch
 
 #: Programs that keep a large GPU busy.
 _PROGRAMS = 264
@@ -203,7 +204,8 @@ def decode_attention(
             visible = visible.contiguous()
         mask_strides = visible.stride(0), visible.stride(1)
     query, keys, values = (one if one.stride(-1) == 1 else one.contiguous() for one in (query, keys, values))
-    _partial[(batch * heads, splits)](
+    launch(
+        _partial, (batch * heads, splits),
         query, keys, values, query if visible is None else visible, part, most, total, raw,
         query.stride(0), query.stride(1), *keys.stride()[:3], *values.stride()[:3], *mask_strides,
         heads, tokens, span, splits, scale, 1.0 if softcap is None else softcap,
@@ -219,7 +221,8 @@ def decode_attention(
         positions = positions.expand(batch, heads, tokens)
         if positions.stride(2) != 1:
             positions = positions.contiguous()
-    _combine[(batch * heads,)](
+    launch(
+        _combine, (batch * heads,),
         part, most, total, raw, most if sink_logits is None else sink_logits, out,
         most if scores is None else scores, most if positions is None else positions,
         most if newest is None else newest, most if chosen is None else chosen,

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from . import interpreted
 from .decode import _capped, block_of
+from .launching import launch
 
 
 @triton.jit
@@ -131,13 +132,15 @@ def attention_mass(
     numbers = (0 if window is None else window, scale, 1.0 if softcap is None else softcap)
     if total is None:
         total = torch.empty(batch, query_heads, length, dtype=torch.float32, device=query.device)
-        _row_totals[(batch * query_heads, triton.cdiv(length, block))](
+        launch(
+            _row_totals, (batch * query_heads, triton.cdiv(length, block)),
             query, keys, query_positions, key_positions, total if sink_logits is None else sink_logits, total, *strides,
             query_heads, query_heads // heads, length, tokens, *numbers, SINKS=sink_logits is not None,
             **sizes, **traits,
         )  # fmt: skip
     mass = torch.empty(batch, heads, tokens, dtype=torch.float32, device=query.device)
-    _column_sums[(batch * heads, triton.cdiv(tokens, block))](
+    launch(
+        _column_sums, (batch * heads, triton.cdiv(tokens, block)),
         query, keys, query_positions, key_positions, total.contiguous(), mass, *strides,
         heads, length, tokens, *numbers, GROUP=query_heads // heads, **sizes, **traits,
     )  # fmt: skip

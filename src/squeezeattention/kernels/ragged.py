@@ -21,6 +21,7 @@ import triton.language as tl
 
 from . import interpreted
 from .decode import _capped, block_of
+from .launching import launch
 
 #: Programs with something to do that keep a large GPU busy: several for each multiprocessor.
 _PROGRAMS = 528
@@ -261,7 +262,8 @@ def ragged_decode_attention(
     masked = positions is not None and not dense
     wide, out_wide = (max(16, triton.next_power_of_2(one)) for one in (width, out_width))
     rows = triton.next_power_of_2(group)
-    _partial[(units, splits)](
+    launch(
+        _partial, (units, splits),
         query, keys, values, held, query_at, begins, rooms, part, most, total, raw, ended,
         query.stride(0), query.stride(1), keys.stride(0), values.stride(0), a_row,
         heads, slots, span, splits, 0 if window is None else window, scale, 1.0 if softcap is None else softcap,
@@ -272,7 +274,8 @@ def ragged_decode_attention(
         num_stages=5 if masked else 3,  # keys wait for positions: so many, for two pieces on their way either way
     )  # fmt: skip
     # Without scores there is nothing to do but the outputs, a query head each.
-    _combine[(units, splits if scores is not None else min(splits, group))](
+    launch(
+        _combine, (units, splits if scores is not None else min(splits, group)),
         part, most, total, raw, query if sink_logits is None else sink_logits, out,
         query if scores is None else scores, held, query_at, begins if recent is None else recent, begins, rooms,
         ended, ranks, places, begins if chosen is None else chosen,

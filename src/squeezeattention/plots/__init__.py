@@ -4,6 +4,7 @@ from .accuracy import Panel, Point, accuracy_figure
 from .canvas import ADDED_NATS, Scale, percent, save
 from .demo import demo_figure
 from .heads import mean_heads
+from .needed import needed_figure
 from .oracle import oracle_figure
 from .plans import plan_figure
 from .signals import signals_figure
@@ -21,6 +22,7 @@ __all__ = [
     "accuracy_figure",
     "demo_figure",
     "mean_heads",
+    "needed_figure",
     "oracle_figure",
     "percent",
     "plan_figure",

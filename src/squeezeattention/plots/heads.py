@@ -46,29 +46,31 @@ def concentration(plans: Sequence[BudgetPlan]) -> str:
 
 
 def head_map(
-    figure: Figure, axes: Axes, heads: Sequence[Sequence[float]], *, upright: bool = False, title: str | None = None
-) -> None:
+    figure: Figure, axes: Axes, heads: Sequence[Sequence[float]], *, upright: bool = False, title: str | None = None,
+    label: str = "tokens kept", colours: str = _COLOURS, most: float | None = None,
+) -> None:  # fmt: skip
     """A cell for each KV head, darker the more tokens it keeps, with a colour bar at the side.
 
-    A column is a layer, or with ``upright`` a row. Layers may have different numbers of heads.
+    A column is a layer, or with ``upright`` a row. Layers may have different numbers of heads. ``label``: what else the
+    numbers are; ``most``: the darkest one, that of the largest if not given.
     """
-    most = max(map(len, heads))
-    rows = [[*layer, *[math.nan] * (most - len(layer))] for layer in heads]
+    count = max(map(len, heads))
+    rows = [[*layer, *[math.nan] * (count - len(layer))] for layer in heads]
     cells = rows if upright else [list(column) for column in zip(*rows, strict=True)]
-    widest = max(tokens for layer in heads for tokens in layer)
+    widest = max(tokens for layer in heads for tokens in layer) if most is None else most
     image = axes.pcolormesh(
         [x - 0.5 for x in range(len(cells[0]) + 1)], [y - 0.5 for y in range(len(cells) + 1)], cells,
-        cmap=_COLOURS, vmin=0, vmax=widest, edgecolors="white", linewidth=0.8 if len(heads) * most <= 400 else 0.2,
+        cmap=colours, vmin=0, vmax=widest, edgecolors="white", linewidth=0.8 if len(heads) * count <= 400 else 0.2,
     )  # fmt: skip
     axes.invert_yaxis()
     bar = figure.colorbar(image, cax=axes.inset_axes((1.06, 0.0, 0.07, 1.0) if upright else (1.015, 0.0, 0.02, 1.0)))
-    bar.set_label("tokens kept", fontsize=SMALL, color=INK)
+    bar.set_label(label, fontsize=SMALL, color=INK)
     bar.ax.tick_params(labelsize=SMALL, colors=INK)
     bar.outline.set_visible(False)
     layers, numbers = (axes.yaxis, axes.xaxis) if upright else (axes.xaxis, axes.yaxis)
-    for axis, count, label in ((layers, len(heads), "layer"), (numbers, most, "KV head")):
-        axis.set_ticks(range(0, count, max(1, math.ceil(count / _MOST_TICKS))))
-        axis.set_label_text(label, fontsize=NORMAL, color=INK)
+    for axis, ends, name in ((layers, len(heads), "layer"), (numbers, count, "KV head")):
+        axis.set_ticks(range(0, ends, max(1, math.ceil(ends / _MOST_TICKS))))
+        axis.set_label_text(name, fontsize=NORMAL, color=INK)
     axes.tick_params(labelsize=SMALL, length=0, colors=INK)
     for spine in axes.spines.values():
         spine.set_color(FAINT)

@@ -1,0 +1,1 @@
+"""The steps of ``benchmarks/gpu.py``, each a function of a :class:`common.Session`."""
