@@ -16,6 +16,7 @@ from squeezeattention.kernels import decode, mass, naive, ragged
 from squeezeattention.testing import left_padded, position_ids, tiny_model
 
 from .common import Session, forget_graphs, forward
+from .sums import compared
 
 #: Largest relative error that counts as the same, by dtype: of the output's largest value.
 SAME = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
@@ -32,6 +33,9 @@ def checks(session: Session) -> None:
             session.row(f"decode kernel, {name}", lambda s=shape, d=dtype: _decode(session, s, d), needs=5)
             session.row(f"ragged kernel, {name}", lambda s=shape, d=dtype: _ragged(session, s, d), needs=5)
             session.row(f"column sums, {name}", lambda s=shape, d=dtype: _mass(session, s, d), needs=5)
+            session.row(
+                f"sums from totals, {name}", lambda s=shape, d=dtype: _verdict(d, **compared(session, s, d)), needs=5
+            )
     for family in FAMILIES if not session.tiny else FAMILIES[:1]:
         for policy, options in (
             ("h2o", {"allocator": "squeeze"}), ("snapkv", {}), ("streaming_llm", {"allocator": "squeeze"}),

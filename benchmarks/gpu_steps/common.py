@@ -22,11 +22,12 @@ from transformers import DynamicCache, StaticCache
 
 from squeezeattention import SqueezeCache
 from squeezeattention.bench import build, step_weight_bytes
-from squeezeattention.bench.baseline import best_attention
+from squeezeattention.bench.baseline import best_attention, compiled_step
 from squeezeattention.bench.graphs import SkippedGraphs
 from squeezeattention.bench.profile import profile_step
 from squeezeattention.bench.variants import cache_bytes
 from squeezeattention.device import out_of_memory
+from squeezeattention.errors import CompileWarning
 from squeezeattention.evaluation.environment import environment
 from squeezeattention.hf.arguments import cache_name
 
@@ -216,6 +217,8 @@ class Steps:
     """Kernels of one step, added up."""
     graphs_skipped: int
     skip_reasons: list[str]
+    fallbacks: list[str]
+    """Why steps that were to be compiled were not."""
     peak_gib: float | None
 
 
@@ -236,7 +239,8 @@ def decode_steps(
         token = forward(model, cache, token, at, call).argmax(-1)
         at += 1
 
-    with within or nullcontext(), skips:
+    with within or nullcontext(), skips, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         began = time.perf_counter()
         for _ in range(warm_up):
             step()
@@ -262,6 +266,7 @@ def decode_steps(
         graph_replays=seen.graph_replays, waits=seen.waits, synchronisations=synchronisations,
         operators=seen.operators, device_ms=None if seen.device_s is None else 1e3 * seen.device_s,
         graphs_skipped=skips.count if on_gpu else 0, skip_reasons=skips.reasons,
+        fallbacks=[str(one.message) for one in told if issubclass(one.category, CompileWarning)],
         peak_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None,
     ))  # fmt: skip
 
@@ -270,9 +275,7 @@ def static_steps(
     model: Any, cache: Any, batch: int, start: int, *, backend: str = "inductor", **options: Any
 ) -> dict[str, Any]:
     """Of a StaticCache: the whole model compiled, with CUDA graphs on a GPU, query heads packed."""
-    on_gpu = model.device.type == "cuda"
-    call = torch.compile(model, fullgraph=True, dynamic=False, mode="reduce-overhead" if on_gpu else None,
-                         backend=backend)  # fmt: skip
+    call = compiled_step(model, backend, dynamic=False)
     return decode_steps(model, cache, batch, start, call=call, within=best_attention(model), **options)
 
 

@@ -35,7 +35,7 @@ def attend_one_accelerated(
 
     Returns the output and, with ``following``, the next token's slot, int64 ``[B, H, 1]``.
     """
-    from ..kernels.decode import decode_attention
+    from ..kernels.ops import decode_attention
 
     more = {} if following is None else vars(following)
     out, chosen = decode_attention(

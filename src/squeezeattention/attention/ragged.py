@@ -76,7 +76,7 @@ def attend_one_ragged_accelerated(
     With ``recent`` int64 ``[U]``, how many newest tokens of each unit must stay, the slot that the next token of each
     takes is returned too, int64 ``[U]``.
     """
-    from ..kernels.ragged import ragged_decode_attention
+    from ..kernels.ops import ragged_decode_attention
 
     units = store.units
     out, chosen = ragged_decode_attention(

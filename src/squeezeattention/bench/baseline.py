@@ -8,7 +8,7 @@ step. A token's query heads stand beside each other instead, as rows of one quer
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -44,6 +44,22 @@ def grouped_attention(
     packed = query.reshape(batch, heads, query_heads // heads, width)
     out = F.scaled_dot_product_attention(packed, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(batch, query_heads, 1, -1).transpose(1, 2), None
+
+
+def compiled_step(model: Any, backend: str = "inductor", dynamic: bool | None = None) -> Callable[..., Any]:
+    """``model`` compiled whole, on a GPU as CUDA graphs; what a step gives is overwritten by the next one."""
+    on_gpu = model.device.type == "cuda"
+    call: Callable[..., Any] = torch.compile(
+        model, fullgraph=True, dynamic=dynamic, backend=backend, mode="reduce-overhead" if on_gpu else None
+    )
+    if not on_gpu:
+        return call
+
+    def step(**given: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # or it may be taken for a part of the step before
+        return call(**given)
+
+    return step
 
 
 @contextlib.contextmanager

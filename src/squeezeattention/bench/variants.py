@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from transformers import DynamicCache, StaticCache
 
 from .. import SqueezeCache
 from ..allocators import Allocator
 from ..plan import BudgetPlan
 from ..policies import POLICIES
-from .baseline import best_attention
+from .baseline import best_attention, compiled_step
 
 FULL = "full"
 
@@ -49,9 +48,8 @@ class Variant:
         if self.policy is not None or not self.compiled:
             yield model
             return
-        on_gpu = model.device.type == "cuda"
         with best_attention(model):
-            yield torch.compile(model, fullgraph=True, mode="reduce-overhead" if on_gpu else None)
+            yield compiled_step(model)
 
 
 def variants_of(
