@@ -6,15 +6,13 @@ import statistics
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers import DynamicCache
 
 from squeezeattention import SqueezeCache
 from squeezeattention.bench.machine import PeakMeter
 from squeezeattention.bench.profile import profile_step
-from squeezeattention.kernels import mass
 
-from .common import Session, free, random_ids, read_prompt, timed
+from .common import Session, free, random_ids, read_prompt
 from .sums import alone
 
 LAYERS = 4
@@ -43,7 +41,6 @@ def prefill(session: Session) -> None:
             if policy is None and found is not None:
                 base = found["seconds"]
     for length in (4096, 16384) if not session.tiny else (64,):
-        session.row(f"attention alone, 1 x {length}", lambda n=length: _alone(session, n))
         session.row(f"sums alone, 1 x {length}", lambda n=length: alone(session, n))
 
 
@@ -70,25 +67,3 @@ def _read(
     seen = profile_step(once, model.device)
     return {**found, "attention": seen.attention, "launches": seen.launches, "waits": seen.waits,
             "device_s": seen.device_s}  # fmt: skip
-
-
-def _alone(session: Session, length: int) -> dict[str, Any]:
-    """SDPA's causal forward, and the column sums by themselves, on one layer's attention (32 query heads on 8, 128)."""
-    heads, width = (32, 8), 128
-    dtype = torch.float32 if session.tiny else torch.bfloat16
-    if session.tiny:
-        heads, width = (4, 2), 16
-    query = torch.randn(1, heads[0], length, width, dtype=dtype, device=session.device)
-    keys = torch.randn(1, heads[1], length, width, dtype=dtype, device=session.device)
-    forward = timed(
-        session.device, lambda: F.scaled_dot_product_attention(query, keys, keys, is_causal=True, enable_gqa=True)
-    )
-    found: dict[str, Any] = {"length": length, "sdpa_ms": forward}
-    if session.device.type != "cuda":
-        return found
-    at = torch.arange(length, device=session.device)[None]
-    given = (query, keys, at, at[:, None], None, width**-0.5)
-    found["sums_ms"] = timed(session.device, lambda: mass.attention_mass(*given))
-    _, total = mass.attention_mass(*given)
-    found["sums_of_known_totals_ms"] = timed(session.device, lambda: mass.attention_mass(*given, total=total))
-    return {**found, "sums_of_sdpa": found["sums_of_known_totals_ms"] / forward}

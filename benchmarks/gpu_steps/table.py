@@ -115,9 +115,14 @@ def _prefill(record: dict[str, Any]) -> str:
     )  # fmt: skip
     for row in _rows(record, "sdpa_ms"):
         found += f"- {row['name']}: sdpa {row['sdpa_ms']:.3f} ms"
+        if "with_totals_ms" in row:
+            found += f", with totals {row['with_totals_ms']:.3f}, sums in blocks {row['blocks_ms']:.3f}"
         if "sums_ms" in row:
-            found += (f", column sums {row['sums_ms']:.3f}, with known totals {row['sums_of_known_totals_ms']:.3f} "
-                      f"({row['sums_of_sdpa']:.2f}x)")  # fmt: skip
+            whole = (row["with_totals_ms"] + row["sums_ms"]) / row["sdpa_ms"]
+            tiles, best = min(row["tiles_ms"].items(), key=lambda one: one[1])
+            found += (
+                f", by the kernel {row['sums_ms']:.3f} (in all {whole:.2f}x of sdpa); best tiles {tiles}: {best:.3f}"
+            )
         found += "\n"
     return found
 

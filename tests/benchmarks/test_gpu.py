@@ -98,7 +98,7 @@ def test_the_script_itself(tmp_path):
     done = run("--device", "cpu", "--tiny", "--only", "checks", "--rows", rows, "--limit", 150, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "checks.json").read_text())
-    assert len(record["rows"]) == 6 + 3
+    assert len(record["rows"]) == 8 + 3
     assert all(row.get("ok") for row in record["rows"]), record["rows"]
     assert "checks: done" in done.stdout
     assert (tmp_path / "summary.md").read_text() in done.stdout

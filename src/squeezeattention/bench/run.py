@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch._inductor.cudagraph_trees
 
 from .. import SqueezeCache
 from ..device import out_of_memory
@@ -183,6 +182,8 @@ def _compile_anew(model: Any, load: Workload) -> None:
         return
     torch._dynamo.reset()
     if model.device.type == "cuda":
-        torch._inductor.cudagraph_trees.reset_cudagraph_trees()
+        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+        reset_cudagraph_trees()
     free_memory(model.device)
     _COMPILED_FOR[model] = load

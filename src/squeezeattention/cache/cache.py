@@ -313,8 +313,8 @@ class SqueezeCache(Cache):
         self.compact()
         self._leave_inference_mode()
         for layer in self.layers:  # room for tokens that may never come would count as theirs
-            layer.store.trim()
-            self._held[layer.index] = layer.store.kv_bytes()
+            layer.trim()
+            self._held[layer.index] = layer.kv_bytes()
         return MemoryReport(tuple(layer.memory(self._rows) for layer in self.layers), self._peak)
 
     # -------------------------------------------------------------- lifecycle
@@ -761,7 +761,7 @@ class SqueezeCache(Cache):
         as_before, self._precision = precision == self._precision, precision
         if decoding and self.compile and not as_before:  # buffers may change their dtypes
             self._static.clear()
-        elif decoding and self.compile:
+        elif decoding and self.compile and self._uncompiled is None:
             # The last token that ``generate`` writes is never read.
             self._static.enter(step, self.layers, None if self._expected is None else self._expected - 1)
             for layer in self.layers:
@@ -845,7 +845,7 @@ class SqueezeCache(Cache):
 
     def _note_bytes(self, layer: SqueezeLayer) -> None:
         """Keep the peak up to date after a layer's storage changed."""
-        self._held[layer.index] = layer.store.kv_bytes()
+        self._held[layer.index] = layer.kv_bytes()
         self._peak = max(self._peak, sum(self._held))
 
     # ----------------------------------------------- the rest of the interface

@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from ..attention.accelerated import NextVictim, attend_accelerated, attend_one_accelerated
+from ..attention.blocks import attend_one_by_blocks
 from ..attention.core import Scoring, attend, attend_one, probabilities_of
 from ..attention.ragged import attend_one_ragged, attend_one_ragged_accelerated, attend_ragged
 from ..attention.replay import attend_replayed
@@ -20,6 +21,7 @@ from ..policies import EvictionPolicy, Scored, Tokens
 from ..policies.ranking import survivors, victim
 from ..policies.scored import SURE
 from ..signals import AttentionSample
+from .blocks import Blocks, takes
 from .cutting import as_rectangle, cut_units
 from .memory import LayerMemory
 from .parts import Parts
@@ -53,6 +55,9 @@ class SqueezeLayer(CacheLayerMixin):
     is_croppable = False
     is_sliding = False
 
+    _store: LayerStore | RaggedStore
+    _blocks: Blocks | None
+
     def __init__(
         self,
         index: int,
@@ -72,7 +77,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     def clear(self) -> None:
         """Forget everything."""
-        self.store: LayerStore | RaggedStore = LayerStore()
+        self.store = LayerStore()
         self.seen = 0
         self.budget: int | None = None
         self._ring: int | None = None
@@ -90,6 +95,18 @@ class SqueezeLayer(CacheLayerMixin):
         self.scorer = TokenScorer(self.policy, self.window, self.parts) if isinstance(self.policy, Scored) else None
         self._drops_gradients = False  # what a gradient would flow through was stored without its graph
         self.is_initialized = False
+
+    @property
+    def store(self) -> LayerStore | RaggedStore:
+        """The tokens, as they lie but for compiled steps: these have them in blocks, which are left by asking."""
+        if self._blocks is not None:
+            self._ring = self._ring if self._blocks.ring is not None else None
+            self._store, self._blocks, self._settled = self._blocks.store(), None, False
+        return self._store
+
+    @store.setter
+    def store(self, store: LayerStore | RaggedStore) -> None:
+        self._store, self._blocks = store, None
 
     # -------------------------------------------------- called by transformers
 
@@ -201,7 +218,7 @@ class SqueezeLayer(CacheLayerMixin):
 
     @property
     def _in_place_now(self) -> bool:
-        return self._direct and isinstance(self.store, RaggedStore)
+        return self._blocks is not None or (self._direct and isinstance(self.store, RaggedStore))
 
     def check_handed(self, key: torch.Tensor) -> None:
         """Raise if attention is given other keys than the model was handed."""
@@ -338,24 +355,43 @@ class SqueezeLayer(CacheLayerMixin):
         store.insert(slots, keys, values, new, self._score_of_new(step, keys, values))
         self._place_sinks()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether a compiled step finds its buffers."""
+        return self._settled
+
     def settle(self, rows: int, room: int | None) -> None:
         """Make all columns that tokens will lie in now, empty where there is none yet, for compiled steps of so many
         rows; ``room``: tokens of a row, if there will be no more than that."""
-        if isinstance(self.store, RaggedStore):
-            self.store.settle()
-            self._settled = True
+        columns = self.budget if self.budget is None or room is None else min(self.budget, room)
+        if self._settled and (self._holds(columns) or self.seen == 0):
             return
-        columns = self._require_budget() if room is None else min(self._require_budget(), room)
-        if self.store.keys is None or (self._settled and self.store.capacity >= columns):
+        store = self.store
+        if store.is_empty:
             return
-        if not self._settled:
+        if not isinstance(store, RaggedStore):
             self._had_holes, self._may_have_holes, self._lossy = self._may_have_holes, True, True
-        self.store.settle(columns, rows)
+        if self._direct and not self.accelerated and takes(self.policy):
+            self._blocks, self._store = Blocks(store, self.budget, columns, self.policy, self.window), LayerStore()
+        elif isinstance(store, RaggedStore):
+            store.settle()
+        else:
+            store.settle(self._require_budget() if columns is None else columns, rows)
+        if self.scorer is not None:
+            self.scorer.settle()
         self._settled = True
+
+    def _holds(self, columns: int | None) -> bool:
+        """Whether there is room for so many tokens."""
+        if columns is None or (self._blocks is None and isinstance(self.store, RaggedStore)):
+            return True
+        return self.store.capacity >= columns if self._blocks is None else self._blocks.holds(columns)
 
     def note_full(self, step: Step) -> None:
         """Before a compiled step: whether every slot holds a token that is seen, so that no mask is needed."""
         self._rescore_if_due()
+        if self._blocks is not None:
+            return
         if isinstance(self.store, RaggedStore):
             note_full(self.store, self.seen)
             return
@@ -364,6 +400,10 @@ class SqueezeLayer(CacheLayerMixin):
 
     def _insert_static(self, step: Step, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Like :meth:`_insert`, for a settled layer: the slot follows from tensors alone."""
+        if self._blocks is not None:
+            score = self._score_of_new(step, keys, values)
+            self._blocks.insert(keys, values, step.positions(self.device), score)
+            return
         store = self.store
         if isinstance(store, RaggedStore):
             self._insert_ragged(store, step, keys, values)
@@ -393,8 +433,14 @@ class SqueezeLayer(CacheLayerMixin):
         return scores.masked_fill(sure, torch.inf), positions
 
     def _rescore_if_due(self) -> None:
-        if self.scorer is not None and self.scorer.is_due(self.seen):
+        if self.scorer is None or not self.scorer.is_due(self.seen):
+            return
+        if self._blocks is None:
             self.scorer.rescore(self.store, self.seen)
+        else:  # they stay where they are
+            held = self._blocks.store()
+            self.scorer.rescore(held, self.seen)
+            self._blocks.set_scores(held)
 
     def _score_of_new(self, step: Step, keys: torch.Tensor, values: torch.Tensor) -> float | torch.Tensor:
         """What :meth:`LayerStore.insert` is to put down for the new tokens."""
@@ -530,6 +576,8 @@ class SqueezeLayer(CacheLayerMixin):
         scoring: Scoring,
         native: Native | None,
     ) -> torch.Tensor:
+        if self._blocks is not None and step.static:
+            return self._attend_by_blocks(step, self._blocks, query, scoring)
         store = self.store
         if step.replayed is not None:
             return self._attend_replayed(step.replayed, query, key, value, scoring)
@@ -580,6 +628,13 @@ class SqueezeLayer(CacheLayerMixin):
         if mass is not None:
             self._gather(mass)
         return out
+
+    def _attend_by_blocks(self, step: Step, blocks: Blocks, query: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+        """Attention of a compiled step."""
+        positions = step.positions(query.device)
+        if self.scorer is not None:
+            self.scorer.see_queries(query, positions, scoring)
+        return attend_one_by_blocks(query, blocks, positions, scoring, scores=self.policy.needs_scores)
 
     def _gather(self, mass: torch.Tensor, *, added: bool = False) -> None:
         """Take in the attention that tokens received, fp32 ``[B, H, N]``; ``added``: the scores have it already."""
@@ -717,20 +772,36 @@ class SqueezeLayer(CacheLayerMixin):
 
     def heads_held(self) -> list[list[int]]:
         """Tokens of each row and KV head."""
+        if self._blocks is not None:
+            return self._blocks.counts()
         if self.store.is_empty:
             return []
         counts = (self.store.used_positions() >= 0).sum(-1).expand(*self.store.shape)
         found: list[list[int]] = counts.tolist()
         return found
 
+    def kv_bytes(self) -> int:
+        """Bytes of the key and value storages, measured."""
+        return self._buffers.kv_bytes()
+
+    @property
+    def _buffers(self) -> LayerStore | RaggedStore | Blocks:
+        return self.store if self._blocks is None else self._blocks
+
+    def trim(self) -> None:
+        """Give spare room back."""
+        if self._blocks is None:
+            self.store.trim()
+
     def memory(self, rows: int) -> LayerMemory:
         seen = self.seen if self.window is None else min(self.seen, self.window)
         scorer = 0 if self.scorer is None else self.scorer.kept_bytes()
+        buffers = self._buffers
         return LayerMemory(
             tokens=self.tokens_held(),
-            bytes=self.store.kv_bytes(),
-            index_bytes=self.store.index_bytes() + storage_bytes(self._sink_keys) + scorer,
-            full_bytes=rows * seen * self.store.bytes_per_token,
+            bytes=buffers.kv_bytes(),
+            index_bytes=buffers.index_bytes() + storage_bytes(self._sink_keys) + scorer,
+            full_bytes=rows * seen * buffers.bytes_per_token,
         )
 
 

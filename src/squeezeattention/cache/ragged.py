@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ..policies import EvictionPolicy
-from .store import among, ring_at, storage_bytes, without_graph
+from .store import among, mark_static, ring_at, storage_bytes, without_graph
 from .units import Run, Units
 
 #: Steps whose slots are worked out at once.
@@ -284,8 +284,8 @@ class RaggedStore:
         """From now on a compiler sees the buffers, and a CUDA graph reads and writes them in place."""
         _ = self.units.of_slot, self.units.padded  # made now, not while steps are traced
         for buffer in (self.keys, self.values, self.positions, self.scores):
-            if buffer is not None and buffer.device.type == "cuda":
-                torch._dynamo.mark_static_address(buffer)
+            if buffer is not None:
+                mark_static(buffer)
 
 
 def same_room(room: Sequence[Sequence[int]]) -> int | None:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 #: Settings, what belongs to the model, and what a step makes anew where it is not there.
 _NOT_OF_A_LAYER = {
-    "index", "window", "policy", "rerotation", "accelerated", "parts", "store", "scorer", "_next_slot", "_handed",
-    "dtype", "device", "dtypes",
+    "index", "window", "policy", "rerotation", "accelerated", "parts", "_store", "_blocks", "scorer", "_next_slot",
+    "_handed", "dtype", "device", "dtypes",
 }  # fmt: skip
 _NOT_OF_A_SCORER = {"policy", "window", "parts"}
 #: What a config may say of a model without changing the keys and values that it makes.
@@ -181,6 +181,7 @@ def _moves(where: str, saved: Sequence[str], now: Sequence[torch.device]) -> Cal
 
 
 def _pack_layer(packer: Packer, layer: SqueezeLayer, where: str) -> dict[str, Any]:
+    held = layer.store  # first: whoever asks ends what there was for compiled steps
     state = {name: value for name, value in vars(layer).items() if name not in _NOT_OF_A_LAYER}
     if layer.is_initialized:
         state |= {"device": layer.device, "dtypes": layer.dtypes}
@@ -188,7 +189,7 @@ def _pack_layer(packer: Packer, layer: SqueezeLayer, where: str) -> dict[str, An
     if layer.scorer is not None:
         own = {name: value for name, value in vars(layer.scorer).items() if name not in _NOT_OF_A_SCORER}
         scorer = packer.pack_state(own, f"{where}.scorer")
-    store = _ragged_state(layer.store) if isinstance(layer.store, RaggedStore) else _rectangle_state(layer.store)
+    store = _ragged_state(held) if isinstance(held, RaggedStore) else _rectangle_state(held)
     return {
         "state": packer.pack_state(state, where),
         "scorer": scorer,

@@ -15,7 +15,7 @@ from ..policies.scored import SURE, scores_of
 from .parts import Parts
 from .queries import NewestQueries, QueryStatistics
 from .ragged import RaggedStore
-from .store import LayerStore, storage_bytes, without_graph
+from .store import LayerStore, mark_static, storage_bytes, without_graph
 
 
 class TokenScorer:
@@ -57,6 +57,12 @@ class TokenScorer:
                 kept.select_rows(rows)
         if self.fitted is not None:
             self.fitted = self.fitted.index_select(0, rows.to(self.fitted.device))
+
+    def settle(self) -> None:
+        """From now on compiled steps write what is kept."""
+        for part in (self.newest, self.statistics):
+            for tensor in () if part is None else part.tensors():
+                mark_static(tensor)
 
     def kept_bytes(self) -> int:
         """Bytes of what is kept beside the tokens' scores, measured."""

@@ -4,7 +4,8 @@
 
     host, outside of the graph              device, inside
     Step.start, SqueezeLayer.seen  ------>  position of each row's token, columns seen (one add a step)
-    is a layer full? (changes once) ----->  keys, values, positions, scores: all columns of the budget, used or not
+    is a layer full? (changes once) ----->  keys, values, positions, scores: all columns of the budget, used or not,
+                                            in blocks (blocks.py) if the policy lets tokens be found there
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class StaticDecode:
             for layer in layers:
                 layer.settle(len(step.start), room)
         for layer in layers:
+            if not layer.is_settled:  # somebody has looked at it meanwhile
+                layer.settle(len(step.start), self._room)
             layer.note_full(step)
         step.static = True
         step.share(self._positions, self._seen)

@@ -31,6 +31,15 @@ def without_graph(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
+def mark_static(buffer: torch.Tensor) -> None:
+    """Let a CUDA graph read and write it in place: graphs that write what they were handed are not recorded otherwise.
+
+    Where it lies is not guarded: another prompt's buffers are recorded anew, but nothing is compiled again.
+    """
+    if buffer.device.type == "cuda":
+        torch._dynamo.mark_static_address(buffer, guard=False)
+
+
 def _copy_if_view(tensor: torch.Tensor) -> torch.Tensor:
     """Detach, and copy a slice of something bigger (fused qkv) so that the rest can be freed."""
     tensor = tensor.detach()
@@ -52,7 +61,7 @@ def among(positions: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return chosen.gather(-1, positions.clamp(0, chosen.shape[-1] - 1)) & (positions >= 0)
 
 
-def ring_slots(positions: torch.Tensor, sinks: int, budget: int) -> torch.Tensor:
+def ring_slots(positions: torch.Tensor, sinks: int, budget: int | torch.Tensor) -> torch.Tensor:
     """Slot of each position in a ring store (empty positions give a slot, too: mask them)."""
     return torch.where(positions < sinks, positions, sinks + (positions - sinks) % (budget - sinks))
 
@@ -276,8 +285,8 @@ class LayerStore:
         rows = max(rows, self.positions.shape[0]) if self.scores is None else self.keys.shape[0]
         self.positions = self.positions.expand(rows, heads, -1).contiguous()
         for buffer in (self.keys, self.values, self.positions, self.scores):
-            if buffer is not None and buffer.device.type == "cuda":  # a CUDA graph reads and writes it in place
-                torch._dynamo.mark_static_address(buffer)
+            if buffer is not None:
+                mark_static(buffer)
 
     def insert(
         self,
