@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from ..allocators import Allocator, Fixed
 from ..device import execution_device
 from ..errors import ConfigError
@@ -71,7 +73,10 @@ def checked_new_tokens(count: int | None) -> int | None:
 def chosen_kernels(kernels: str, layout: Layout) -> Kernels:
     """Whether the Triton kernels serve this model; raises where they are asked for and cannot."""
     decoder = layout.decoder
-    return choose(kernels, execution_device(decoder), getattr(decoder, "dtype", None), widest_head(layout.config))
+    found = choose(kernels, execution_device(decoder), getattr(decoder, "dtype", None), widest_head(layout.config))
+    if found.accelerated:  # operators are registered now, not while a step is traced
+        importlib.import_module("..kernels.ops", __package__)
+    return found
 
 
 def checked_compile(wanted: bool | str, policy: EvictionPolicy) -> bool | str:
