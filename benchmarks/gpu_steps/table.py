@@ -8,7 +8,7 @@ from typing import Any
 
 from .records import read
 
-#: Characters of the summary at most: what comes back from a lent machine is cut.
+#: Characters of the summary at most: what a remote machine prints is often cut.
 MOST = 10500
 
 

@@ -103,7 +103,7 @@ def test_kernels_are_told_by_their_names():
     kernels = [
         "void pytorch_flash::flash_fwd_splitkv_kernel<pytorch_flash::Flash_fwd_kernel_traits<128>>",
         "fmha_cutlassF_bf16_aligned_64x128_rf_sm80", "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16",
-        "triton_tem_fused_flex_attention_0", "_partial", "_combine", "nvjet_hsh_64x8", "_partials_of_others",
+        "triton_tem_fused_flex_attention_0", "_causal_sums", "_combine", "nvjet_hsh_64x8", "_partials_of_others",
     ]  # fmt: skip
     assert attention_kernels(operators, []) == ("flash_attention",)
     kinds = [attention_kernels([], [name]) for name in kernels]

@@ -1,4 +1,4 @@
-"""The script for a lent GPU, dry: every step runs on a CPU, and one that fails takes no other along."""
+"""The script for a GPU, dry: every step runs on a CPU, and one that fails takes no other along."""
 
 from __future__ import annotations
 

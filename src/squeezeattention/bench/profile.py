@@ -17,13 +17,13 @@ from torch.profiler import ProfilerActivity, profile
 #: torch's own attention, the operators that compute: ``aten::scaled_dot_product_attention`` only chooses among them.
 _ATTENTION_OPERATOR = re.compile(r"^aten::(_scaled_dot_product_\w+)$")
 #: Attention among the kernels of a device, whose names say it even where a graph hides the operators: flash, CUTLASS's
-#: (memory-efficient) and cuDNN's, inductor's flex attention, and this library's (kernels/decode.py, ragged.py).
+#: (memory-efficient) and cuDNN's, inductor's flex attention, and this library's (kernels/).
 _ATTENTION_KERNELS = {
     "flash": re.compile(r"flash_(fwd|attn)|pytorch_flash", re.I),
     "efficient (CUTLASS)": re.compile(r"fmha_cutlass|AttentionKernel", re.I),
     "cuDNN": re.compile(r"cudnn.*(sdpa|attention|fmha|fprop)", re.I),
     "flex": re.compile(r"flex_(attention|decoding)", re.I),
-    "squeezeattention": re.compile(r"^_(partial|combine)\b"),
+    "squeezeattention": re.compile(r"^_(partial|combine|causal_sums|row_totals|column_sums)\b"),
 }
 #: What the profiler calls the host's calls that start a kernel, or a graph of them.
 _LAUNCH = re.compile(r"^(cuda|cu)LaunchKernel(Ex)?C?\w*$")
