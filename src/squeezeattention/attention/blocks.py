@@ -50,6 +50,22 @@ def attend_one_by_blocks(
     return out.to(part.dtype).view(batch, query_heads, 1, -1)
 
 
+def attend_one_by_blocks_accelerated(
+    query: torch.Tensor, blocks: Blocks, positions: torch.Tensor, scoring: Scoring, *, scores: bool
+) -> torch.Tensor:
+    """The same by the ragged decode kernel: a unit's blocks lie one behind the other, as it reads them."""
+    from ..kernels.ops import ragged_decode_attention
+
+    batch, query_heads, _, width = query.shape
+    out, _ = ragged_decode_attention(
+        query.reshape(len(blocks.numbers), -1, width), blocks.keys.flatten(0, 1), blocks.values.flatten(0, 1),
+        blocks.begin, blocks.rooms, blocks.largest, blocks.heads, scoring.scale, scoring.softcap, scoring.sink_logits,
+        positions=blocks.positions.flatten(), query_positions=positions[:, 0], window=blocks.window,
+        scores=blocks.scores.flatten() if scores and blocks.scores is not None else None,
+    )  # fmt: skip
+    return out.view(batch, query_heads, 1, -1)
+
+
 def _sum_by_unit(of_blocks: torch.Tensor, blocks: Blocks, mine: torch.Tensor) -> torch.Tensor:
     """``[C, n]`` fp32 -> ``[U, n]``. On the CPU a product: adding up one by one is not made for many numbers there."""
     if of_blocks.device.type == "cpu":

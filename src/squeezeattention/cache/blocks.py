@@ -73,6 +73,10 @@ class Blocks:
         """[U] each unit's first slot."""
         self.budgets = torch.tensor(budgets, device=device)
         """[U] tokens that each may hold."""
+        self.rooms = torch.tensor(room, device=device)
+        """[U] slots that each has, which are fewer where a text will end before the budget is full."""
+        self.largest = 1 << (max(room) - 1).bit_length()
+        """No unit has more; a power of two, so that few occur: kernels are launched for so many."""
         self.numbers = torch.arange(len(room), device=device)
         self.ring = policy.ring if window is None else None
         self.sinks = policy.ring or 0
@@ -178,7 +182,15 @@ class Blocks:
     def index_bytes(self) -> int:
         """Bytes of positions, scores and what else there is beside keys and values, measured."""
         return storage_bytes(
-            self.positions, self.scores, self.owner, self.begin, self.budgets, self.recent, self.numbers, self._place
+            self.positions,
+            self.scores,
+            self.owner,
+            self.begin,
+            self.budgets,
+            self.rooms,
+            self.recent,
+            self.numbers,
+            self._place,
         )
 
 

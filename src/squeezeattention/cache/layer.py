@@ -10,7 +10,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from ..attention.accelerated import NextVictim, attend_accelerated, attend_one_accelerated
-from ..attention.blocks import attend_one_by_blocks
+from ..attention.blocks import attend_one_by_blocks, attend_one_by_blocks_accelerated
 from ..attention.core import Scoring, attend, attend_one, probabilities_of
 from ..attention.ragged import attend_one_ragged, attend_one_ragged_accelerated, attend_ragged
 from ..attention.replay import attend_replayed
@@ -371,7 +371,8 @@ class SqueezeLayer(CacheLayerMixin):
             return
         if not isinstance(store, RaggedStore):
             self._had_holes, self._may_have_holes, self._lossy = self._may_have_holes, True, True
-        if self._direct and not self.accelerated and takes(self.policy):
+        if self._direct and takes(self.policy):
+            self._next_slot = None
             self._blocks, self._store = Blocks(store, self.budget, columns, self.policy, self.window), LayerStore()
         elif isinstance(store, RaggedStore):
             store.settle()
@@ -634,7 +635,8 @@ class SqueezeLayer(CacheLayerMixin):
         positions = step.positions(query.device)
         if self.scorer is not None:
             self.scorer.see_queries(query, positions, scoring)
-        return attend_one_by_blocks(query, blocks, positions, scoring, scores=self.policy.needs_scores)
+        attend_one = attend_one_by_blocks_accelerated if self.accelerated else attend_one_by_blocks
+        return attend_one(query, blocks, positions, scoring, scores=self.policy.needs_scores)
 
     def _gather(self, mass: torch.Tensor, *, added: bool = False) -> None:
         """Take in the attention that tokens received, fp32 ``[B, H, N]``; ``added``: the scores have it already."""
