@@ -137,7 +137,12 @@ def test_bad_options_are_told_before_the_model_is_loaded(squeeze: Any) -> None:
 
 def started(instruct: Path, **pipes: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "squeezeattention", "chat", str(instruct), *map(str, OPTIONS)]
-    return subprocess.Popen(command, env={**os.environ, "TERM": "dumb"}, **pipes)
+    return subprocess.Popen(command, env={**os.environ, "TERM": "dumb"}, preexec_fn=_interruptible, **pipes)
+
+
+def _interruptible() -> None:
+    """Ctrl-C as in a terminal; what is started in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_leaves_with_130(instruct: Path) -> None:
