@@ -225,12 +225,13 @@ def test_what_they_need(compiled, target):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_sums_of_halves_keep_a_multiprocessor_busy(compiled, target):
-    """Nothing is spilled, and programs fit side by side: registers (65,536) and shared memory (164 KB at least)."""
+    """Nothing is spilled, and programs fit side by side: registers (65,536) and shared memory (164 KB, 228 KB)."""
+    room = {80: 164, 90: 228}[target] * 1024
     found = [one for one in compiled[target] if one["kernel"] == "sums._causal_sums" and one["dtype"] != "float32"]
     assert {one["widths"][0] for one in found} == {128, 80, 256}
     for one in found:
         programs = 3 if one["widths"][0] <= 128 else 2
-        assert programs * (one["shared"] + 1024) <= 164 * 1024, one
+        assert programs * (one["shared"] + 1024) <= room, one
         if "reg" in one:
             assert one["stack"] + one["local"] == 0, one
             assert programs * 32 * one["warps"] * -(-one["reg"] // 8) * 8 <= 65536, one

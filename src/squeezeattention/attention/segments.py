@@ -38,7 +38,7 @@ def takes(store: RaggedStore, query: torch.Tensor, scoring: Scoring) -> bool:
         and query.dtype in (torch.float32, torch.float64)
         and scoring.sink_logits is None
         and not query.requires_grad
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_dynamo_compiling()
     )
 
 

@@ -564,7 +564,7 @@ class SqueezeLayer(CacheLayerMixin):
         ):  # tokens held are wider than new ones
             query = query.to(torch.promote_types(dtype, key.dtype))
         out = self._attend(step, query, key, value, scoring, native)
-        if out.requires_grad and self._drops_gradients and not torch.compiler.is_compiling():
+        if out.requires_grad and self._drops_gradients and not torch.compiler.is_dynamo_compiling():
             out.register_hook(refuse_gradient)
         return out if query.dtype == dtype else out.to(dtype)
 

@@ -160,8 +160,9 @@ TRACED = Traced()
 
 
 def current_step() -> Step | None:
-    """The step under way in this thread, or in the forward that is being traced."""
-    return TRACED.step if torch.compiler.is_compiling() else ACTIVE.step
+    """The step under way in this thread, or in the forward that is being traced. (``is_compiling`` would say yes in
+    every thread while one of them compiles.)"""
+    return TRACED.step if torch.compiler.is_dynamo_compiling() else ACTIVE.step
 
 
 class _Forwards(threading.local):

@@ -91,7 +91,7 @@ def decode_attention(
     recent: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """:func:`decode.decode_attention`, while a step is traced as one operator."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():
         return decode.decode_attention(
             query, keys, values, visible, scale, softcap, sink_logits, scores=scores, positions=positions,
             newest=newest, recent=recent,
@@ -122,7 +122,7 @@ def ragged_decode_attention(
     recent: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """:func:`ragged.ragged_decode_attention`, while a step is traced as one operator."""
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():
         return ragged.ragged_decode_attention(
             query, keys, values, begins, rooms, largest, heads, scale, softcap, sink_logits, positions=positions,
             query_positions=query_positions, window=window, dense=dense, scores=scores, recent=recent,
