@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from squeezeattention import SqueezeCache
 from squeezeattention.bench import measure_bandwidth
+from squeezeattention.bench.graphs import forget_compiled
 from squeezeattention.bench.machine import PeakMeter
 from squeezeattention.device import out_of_memory
 
@@ -22,7 +23,6 @@ from .common import (
     Session,
     append_random,
     decode_steps,
-    forget_graphs,
     free,
     random_ids,
     read_prompt,
@@ -95,10 +95,10 @@ def _generation(
     meter = PeakMeter(model.device)
     found: dict[str, Any] = {"batch": batch, "prompt": prompt, "new": new}
     if options == "static":
-        forget_graphs(model.device)
+        forget_compiled(model.device)
         cache = static_cache(model, batch, prompt, new)
         last = static_steps(model, cache, batch, prompt, **{**timing, "warm_up": 5})
-        forget_graphs(model.device)
+        forget_compiled(model.device)
         return found | {"decode_tokens_per_s": last["tokens_per_s"], "end": last, "grown_bytes": meter.read()}
     if options is None:
         cache = DynamicCache(config=model.config)

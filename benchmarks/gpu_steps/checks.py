@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from squeezeattention import SqueezeCache
-from squeezeattention.bench.graphs import SkippedGraphs
+from squeezeattention.bench.graphs import SkippedGraphs, forget_compiled
 from squeezeattention.bench.profile import profile_step
 from squeezeattention.cache.units import Units
 from squeezeattention.hf.arguments import cache_name
 from squeezeattention.kernels import decode, mass, naive, ragged
 from squeezeattention.testing import left_padded, position_ids, tiny_model
 
-from .common import Session, forget_graphs, forward
+from .common import Session, forward
 from .sums import compared
 
 #: Largest relative error that counts as the same, by dtype: of the output's largest value.
@@ -205,7 +205,7 @@ def _compiled(session: Session, policy: str) -> dict[str, Any]:
     model = tiny_model(FAMILIES[0], num_hidden_layers=len(plans[0])).to(session.device)
     prompts = [torch.randint(3, 101, (2, length), generator=torch.Generator().manual_seed(length)).to(session.device)
                for length in (80, 90)]  # fmt: skip
-    forget_graphs(session.device)
+    forget_compiled(session.device)
     found: dict[str, Any] = {}
     same = []
     with warnings.catch_warnings(record=True) as told, SkippedGraphs() as skips:

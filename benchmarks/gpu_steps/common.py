@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import json
 import re
@@ -24,9 +23,10 @@ from squeezeattention import SqueezeCache
 from squeezeattention.bench import build, step_weight_bytes
 from squeezeattention.bench.baseline import best_attention, compiled_step
 from squeezeattention.bench.graphs import SkippedGraphs
+from squeezeattention.bench.machine import free_memory
 from squeezeattention.bench.profile import profile_step
 from squeezeattention.bench.variants import cache_bytes
-from squeezeattention.device import out_of_memory
+from squeezeattention.device import out_of_memory, synchronize
 from squeezeattention.errors import CompileWarning
 from squeezeattention.evaluation.environment import environment
 from squeezeattention.hf.arguments import cache_name
@@ -105,26 +105,8 @@ class Session:
 
 def free(device: torch.device) -> None:
     """Give back what a row left behind, the pools of recorded CUDA graphs included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def forget_graphs(device: torch.device) -> None:
-    """Compiled code and CUDA graphs of earlier rows: the next row compiles as the first of its process would."""
-    torch._dynamo.reset()
-    if device.type == "cuda":
-        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
-
-        reset_cudagraph_trees()
-    free(device)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
+    free_memory(device)
 
 
 def forward(model: Any, cache: Any, ids: torch.Tensor, start: int, call: Any = None, **more: Any) -> torch.Tensor:

@@ -12,13 +12,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from squeezeattention.bench import measure_bandwidth
+from squeezeattention.bench.graphs import forget_compiled
 from squeezeattention.bench.profile import profile_step
 
 from .common import (
     BEYOND,
     Session,
     decode_steps,
-    forget_graphs,
     full_cache,
     squeezed_cache,
     static_cache,
@@ -61,7 +61,7 @@ class Load:
         row = {"what": what, "batch": batch, "prompt": self.prompt, "compiled": compiled,
                "kernels": options.get("kernels")}  # fmt: skip
         if compiled:
-            forget_graphs(model.device)
+            forget_compiled(model.device)
         try:
             if what == "full":
                 return row | decode_steps(model, full_cache(model, batch, self.prompt), batch, self.prompt, **timing)
@@ -83,7 +83,7 @@ class Load:
             return row | decode_steps(model, cache, batch, int(filled), **timing)
         finally:
             if compiled:
-                forget_graphs(model.device)
+                forget_compiled(model.device)
 
 
 def _start(session: Session) -> tuple[Any, float]:

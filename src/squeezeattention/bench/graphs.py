@@ -1,16 +1,31 @@
-"""CUDA graphs that inductor left out, and why: it falls back to single launches without a warning."""
+"""CUDA graphs: those that inductor left out, and why (it falls back to single launches without a warning); and how to
+forget them.
+"""
 
 from __future__ import annotations
 
 import logging
 
+import torch
 from torch._dynamo.utils import counters
+
+from .machine import free_memory
 
 #: Where it writes the reasons, by release: to a channel of its own, which is off, or to that of hints.
 _CHANNELS = (
     "torch._inductor.cudagraph_utils.__cudagraphs",
     "torch._inductor.cudagraph_utils.__perf_hints",
 )
+
+
+def forget_compiled(device: torch.device) -> None:
+    """Forget compiled code and CUDA graphs: what comes next compiles as the first of its process would."""
+    torch._dynamo.reset()
+    if device.type == "cuda":
+        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+        reset_cudagraph_trees()
+    free_memory(device)
 
 
 class SkippedGraphs(logging.Handler):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..device import synchronize
 from ..errors import ConfigError
 
 _BUFFER = 256 * 2**20
@@ -41,12 +42,6 @@ def measure_bandwidth(device: torch.device, *, rounds: int = 7) -> Bandwidth:
         synchronize(device)
         times.append(time.perf_counter() - began)
     return Bandwidth(size / statistics.median(times[1:]), str(device), torch.get_num_threads())
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU; nothing to wait for on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def free_memory(device: torch.device) -> None:

@@ -14,6 +14,8 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from ..device import synchronize
+
 #: torch's own attention, the operators that compute: ``aten::scaled_dot_product_attention`` only chooses among them.
 _ATTENTION_OPERATOR = re.compile(r"^aten::(_scaled_dot_product_\w+)$")
 #: Attention among the kernels of a device, whose names say it even where a graph hides the operators: flash, CUTLASS's
@@ -58,11 +60,10 @@ def profile_step(step: Callable[[], object], device: torch.device) -> StepProfil
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-        torch.cuda.synchronize(device)
+    synchronize(device)
     with _without_traces(), profile(activities=activities) as seen:
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
     return read_profile(seen.events() or (), device)
 
 

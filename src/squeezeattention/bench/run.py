@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from .. import SqueezeCache
-from ..device import out_of_memory
+from ..device import out_of_memory, synchronize
 from ..hf.arguments import cache_name
-from .graphs import SkippedGraphs
-from .machine import PeakMeter, free_memory, memory_limit, synchronize
+from .graphs import SkippedGraphs, forget_compiled
+from .machine import PeakMeter, free_memory, memory_limit
 from .profile import profile_step
 from .variants import Variant, cache_bytes
 from .weights import step_weight_bytes
@@ -180,10 +180,5 @@ def _compile_anew(model: Any, load: Workload) -> None:
     """
     if _COMPILED_FOR.get(model) == load:
         return
-    torch._dynamo.reset()
-    if model.device.type == "cuda":
-        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
-
-        reset_cudagraph_trees()
-    free_memory(model.device)
+    forget_compiled(model.device)
     _COMPILED_FOR[model] = load

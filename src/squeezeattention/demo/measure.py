@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from .. import BudgetPlan, SqueezeCache
 from ..allocators import takes
+from ..device import synchronize
 from ..evaluation.config import Config, budget_text, read_together
 from ..evaluation.reading import Reading
 from ..evaluation.spec import Spec
@@ -162,8 +163,7 @@ def _answer(model: Any, cache: Any, prompts: torch.Tensor, count: int) -> tuple[
         if len(rows) < count:
             began = time.perf_counter()
             logits = forward(model, cache, tokens)
-            if logits.is_cuda:
-                torch.cuda.synchronize()
+            synchronize(logits.device)
             seconds.append(time.perf_counter() - began)
     return torch.cat(rows, dim=1).tolist(), seconds
 

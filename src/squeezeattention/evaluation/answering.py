@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..device import synchronize
 from ..tasks.driving import forward, repeated
 from .holding import Holding, holding_of
 
@@ -101,9 +102,3 @@ def end_tokens(model: Any) -> set[int]:
         if found is not None:
             return set(found) if isinstance(found, list | tuple) else {int(found)}
     return set()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU, so that a clock read next tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -11,8 +11,8 @@ from typing import Any
 
 from .. import BudgetPlan, SqueezeCache
 from ..allocators import Allocator
+from ..device import synchronize
 from ..tasks.driving import read, read_chunks
-from .answering import synchronize
 from .config import Config
 from .holding import Holding, holding_of
 
