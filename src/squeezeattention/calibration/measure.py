@@ -9,6 +9,7 @@ from .. import SqueezeCache
 from ..defaults import CALIBRATION_PART
 from ..errors import CacheStateError, ConfigError, InputError
 from ..hf.layout import inspect_model
+from ..positions import longest_text
 from ..signals import Replay
 from ..tasks.driving import read
 from .record import Calibration
@@ -38,8 +39,7 @@ def calibrate(
         raise ConfigError(f"length must be a whole number of at least {_LEAD + _PIECE} tokens, got {length!r}")
     if isinstance(texts, str):
         raise ConfigError("texts must be a list of texts, got one text: [text]")
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(longest, int):
+    if (longest := longest_text(model)) is not None:
         length = min(length, longest)
     ids = [tokenizer(text).input_ids if isinstance(text, str) else list(text) for text in texts]
     parts = [text[start : start + length] for text in ids for start in range(0, len(text), length)]

@@ -15,7 +15,7 @@ from ..allocators import name_or_plan
 from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError, InputError, SqueezeError
 from . import drawing, options
-from .console import ERR, complain, notice
+from .console import ERR, complain, notice, write
 from .inputs import Prompt, load_model, read_prompts, with_question
 
 if TYPE_CHECKING:
@@ -153,13 +153,13 @@ class _Session:
             return self._command(line)
         text = line[1:] if line.startswith("//") else line
         message = text if self._file is None else with_question(self._file, text).text
-        reply = self._talk.send(message, None if self._as_json else _write, **self._settings)
+        reply = self._talk.send(message, None if self._as_json else write, **self._settings)
         self._file = None
         if self._as_json:
             turn = len(self._talk.turns) // 2
             _print_object({"message": message, **dataclasses.asdict(reply), "turn": turn})
             return True
-        _write("\n")
+        write("\n")
         ERR.print(_told(reply), style="dim", soft_wrap=True)
         return True
 
@@ -208,10 +208,5 @@ def _told(reply: Reply) -> str:
     )
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def _print_object(data: dict[str, Any]) -> None:
-    _write(json.dumps(data, ensure_ascii=False) + "\n")
+    write(json.dumps(data, ensure_ascii=False) + "\n")

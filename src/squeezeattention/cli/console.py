@@ -28,6 +28,12 @@ def notice(text: str) -> None:
     ERR.print(Text(text, style="yellow"), soft_wrap=True)
 
 
+def write(text: str) -> None:
+    """Text on stdout, as it is and at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def print_json(data: Any) -> None:
     """One JSON object on stdout, as it is."""
     sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")

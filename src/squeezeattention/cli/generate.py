@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ from ..allocators import name_or_plan
 from ..defaults import DEFAULT_POLICY
 from ..errors import ConfigError
 from . import drawing, options
-from .console import ERR, print_json
+from .console import ERR, print_json, write
 from .inputs import chat_tokens, check_target, load_model, read_prompts, tokenize, with_question
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def generate(
     torch.manual_seed(seed or 0)
     if not as_json:
         ERR.print(_reading(templated, chat, system), style="dim", soft_wrap=True)
-    watch = Watch(tokenizer, _write if stream else None)
+    watch = Watch(tokenizer, write if stream else None)
     ids = torch.tensor([tokens], device=model.device)
     settings: dict[str, Any] = {"do_sample": sample, **draws}
     if chunk_size is not None:
@@ -147,7 +146,7 @@ def generate(
             "timings": timings._asdict(),
         })  # fmt: skip
         return
-    _write("\n" if stream else text + "\n")
+    write("\n" if stream else text + "\n")
     ERR.rule("report", style="dim")
     if made is not None:
         ERR.print(made)
@@ -155,11 +154,6 @@ def generate(
     ERR.print(_speed_text(len(tokens), len(new), timings), soft_wrap=True)
     if save_plan is not None:
         ERR.print(f"plan saved: {save_plan}", soft_wrap=True)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def _reading(templated: bool, chat: bool | None, system: str | None) -> str:

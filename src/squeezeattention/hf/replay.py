@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..positions import longest_of
 from ..signals.replay import Replay
 from .arguments import cache_name
 
@@ -161,8 +162,8 @@ def _replay(
 
 def _begins(cache: SqueezeCache, after: Sequence[int], length: int) -> list[int]:
     """The position where each row's repetition begins: behind the prompt, or as far as a model has positions."""
-    longest = getattr(cache._attachment.layout.config, "max_position_embeddings", None)
-    if not isinstance(longest, int):
+    longest = longest_of(cache._attachment.layout.config)
+    if longest is None:
         return list(after)
     return [min(row, max(0, longest - length)) for row in after]
 
