@@ -14,6 +14,11 @@ from . import decode, ragged
 _NO_SLOTS = (0,)
 
 
+def _finds(*needed: object) -> bool:
+    """Whether a kernel is given all that the next token's slots follow from."""
+    return all(given is not None for given in needed)
+
+
 @torch.library.custom_op("squeezeattention::decode_attention", mutates_args=("scores",))
 def _decode(
     query: torch.Tensor,
@@ -37,8 +42,7 @@ def _decode(
 
 @_decode.register_fake
 def _(query, keys, values, visible, scale, softcap, sink_logits, scores, positions, newest, recent):  # type: ignore[no-untyped-def]
-    finds = scores is not None and positions is not None and newest is not None
-    slots = keys.shape[:2] if finds else _NO_SLOTS
+    slots = keys.shape[:2] if _finds(scores, positions, newest) else _NO_SLOTS
     out = query.new_empty(*query.shape[:2], values.shape[-1])
     return out, query.new_empty(slots, dtype=torch.int64)
 
@@ -71,8 +75,7 @@ def _ragged(
 
 @_ragged.register_fake
 def _(query, keys, values, begins, rooms, largest, heads, scale, softcap, sink_logits, positions, query_positions, window, dense, scores, recent):  # type: ignore[no-untyped-def]  # fmt: skip  # noqa: E501
-    finds = all(given is not None for given in (scores, positions, query_positions, recent))
-    slots = query.shape[:1] if finds else _NO_SLOTS
+    slots = query.shape[:1] if _finds(scores, positions, query_positions, recent) else _NO_SLOTS
     return query.new_empty(*query.shape[:2], values.shape[1]), query.new_empty(slots, dtype=torch.int64)
 
 
@@ -99,7 +102,7 @@ def decode_attention(
     out, chosen = _decode(
         query, keys, values, visible, scale, softcap, sink_logits, scores, positions, newest, recent
     )  # fmt: skip
-    return out, None if scores is None or positions is None or newest is None else chosen
+    return out, chosen if _finds(scores, positions, newest) else None
 
 
 def ragged_decode_attention(
@@ -131,5 +134,4 @@ def ragged_decode_attention(
         query, keys, values, begins, rooms, largest, heads, scale, softcap, sink_logits, positions, query_positions,
         window, dense, scores, recent,
     )  # fmt: skip
-    wanted = scores is not None and positions is not None and query_positions is not None and recent is not None
-    return out, chosen if wanted else None
+    return out, chosen if _finds(scores, positions, query_positions, recent) else None
