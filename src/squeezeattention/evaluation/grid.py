@@ -17,6 +17,8 @@ from .spec import Spec
 
 QUESTIONS = ("hidden", "visible")
 FULL = Config()
+#: Fields that older records have not: they are recorded where they are not what they were then.
+_LATER = {"chat": False}
 
 
 @dataclass(frozen=True)
@@ -166,14 +168,16 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if not self.chat:
-            del values["chat"]  # as in records that are older than it
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if name not in _LATER or value != _LATER[name]
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
         """From :meth:`to_dict`; raises :class:`ConfigError` for missing or unknown fields."""
         known = {field.name for field in fields(cls)}
-        if wrong := sorted((known - {"chat"}).symmetric_difference(set(data) - {"chat"})):
+        if wrong := sorted(known.symmetric_difference({**_LATER, **data})):
             raise ConfigError(f"these settings of an evaluation are missing or unknown: {', '.join(wrong)}")
         return cls(**data)

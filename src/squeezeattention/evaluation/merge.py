@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, EvaluationError
-from .folder import FORMAT, ROWS, RUN, VERSION, check_same, read_rows, read_run, write_json
+from .folder import ROWS, RUN, check_same, read_rows, read_run, write_json
 
 
 def part_of(text: str) -> tuple[int, int]:
@@ -50,5 +50,5 @@ def merge(parts: Sequence[Path], out: Path) -> int:
         (out / ROWS).write_text(lines, encoding="utf-8")
     except OSError as error:
         raise EvaluationError(f"cannot write to the folder {out}: {error.strerror or error}") from error
-    write_json(out / RUN, {**whole, "format": FORMAT, "version": VERSION})
+    write_json(out / RUN, whole)
     return len(rows)

@@ -12,6 +12,7 @@ A cache that was cut keeps the share of it that went to the tokens which it hold
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -186,8 +187,7 @@ def _cut(
     ]
     longest = max(len(one.tokens) + one.max_new_tokens for one in asked)
     for group in read_together(configs):
-        reading = Reading(model, context[:-1], group, longest, None)
-        try:
+        with contextlib.closing(Reading(model, context[:-1], group, longest, None)) as reading:
             for config in group:
                 cache, _ = reading.cut(config)
                 held = holding_of(cache)
@@ -197,8 +197,6 @@ def _cut(
                     score_answer(task, sample, one, text) for one, text in zip(sample.questions, said, strict=True)
                 ]
                 yield config, sum(scores) / len(scores), held.bytes / max(1, held.full_bytes), mine
-        finally:
-            reading.close()
 
 
 def _held(cache: Any, layer: int, received: torch.Tensor) -> torch.Tensor:

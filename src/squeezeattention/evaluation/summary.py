@@ -48,10 +48,11 @@ def summary_of(run: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     configs = settings.configs()
     expected = len(settings.samples_of_all()) * len(configs)
     table = _Table(rows)
+    near = _near_chance(settings, table)
     cells = [
         cell
         for length in settings.lengths
-        for name, tasks in _task_groups(settings, table, length)
+        for name, tasks in _task_groups(settings, table, length, near)
         for cell in _cells(table, name, tasks, length, configs)
     ]
     return {
@@ -69,7 +70,7 @@ def summary_of(run: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
             "least_contexts": LEAST_CONTEXTS,
         },
         "results": cells,
-        "near_chance": _near_chance(settings, table),
+        "near_chance": near,
         "against_uniform": _wins(cells),
         "reach": _reach(cells),
         "signals": _signals(rows),
@@ -90,11 +91,11 @@ class _Table:
         return self._rows.get((task, length, config.id), [])
 
 
-def _task_groups(settings: Settings, table: _Table, length: int) -> list[tuple[str, list[str]]]:
+def _task_groups(settings: Settings, table: _Table, length: int, near: Sequence[Row]) -> list[tuple[str, list[str]]]:
     """Each task, after all those with questions together (likelihoods are on another scale) in which the full cache is
     better than chance: of what a model cannot do, no cache loses anything."""
-    near = {one["task"] for one in _near_chance(settings, table) if one["length"] == length}
-    asked = [task for task in settings.tasks if task not in near and _full_score(table, task, length) is not None]
+    out = {one["task"] for one in near if one["length"] == length}
+    asked = [task for task in settings.tasks if task not in out and _full_score(table, task, length) is not None]
     together = [(ALL, asked)] if len(asked) > 1 else []
     return [*together, *((task, [task]) for task in settings.tasks)]
 

@@ -11,7 +11,6 @@ from .summary import ALL
 
 _MANY_CONTEXTS = 20
 _WEAK = 0.5  # score of the full cache below which differences say little
-_TOGETHER = "mean over tasks"
 
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
@@ -29,11 +28,11 @@ def verdicts(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _about_chance(summary: Mapping[str, Any]) -> list[str]:
-    near = summary.get("near_chance", ())
+    near = summary["near_chance"]
     named = ", ".join(
         f"{one['task']} at {one['length']:,} ({one['score']:.0%}, guessing {one['chance']:.0%})" for one in near
     )
-    return [f"Near chance with the full cache, so left out of the {_TOGETHER}: {named}."] if near else []
+    return [f"Near chance with the full cache, so left out of the mean over tasks: {named}."] if near else []
 
 
 def _about_full(cells: Sequence[Cell]) -> list[str]:
