@@ -114,16 +114,31 @@ PROSE: dict[str, list[str]] = {
     "long": [*_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "4000", "--samples", "2", "--seed", "54"],
 }  # fmt: skip
 REAL = "smollm2"
+#: Where right answers look on it: the picture of the docs, and the record (``--only why``).
+WHY = [
+    "why", REAL, "--length", "1200", "--samples", "2", "--seed", "7", "--budget", "0.2",
+    *_ways("uniform squeeze probe", "h2o"), *_ways("global", "echo"), "--plot", "docs/why.png", "--json",
+]  # fmt: skip
+WHY_AT = Path("benchmarks/why.json")
 NAMES = tuple(GRIDS)
 
 
 def names_for(model: str) -> tuple[str, ...]:
     """What is measured on a model."""
-    return tuple(PROSE) if model == REAL else NAMES
+    return (*PROSE, "why") if model == REAL else NAMES
+
+
+def look(squeeze: str) -> None:
+    """:data:`WHY`, unless its record is there."""
+    if not (ROOT / WHY_AT).exists():
+        found = subprocess.run([squeeze, *WHY], check=True, cwd=ROOT, stdout=subprocess.PIPE)
+        (ROOT / WHY_AT).write_bytes(found.stdout)
 
 
 def command(name: str, model: str) -> list[str]:
-    """The words after ``squeeze`` that answer a question; the last is the folder."""
+    """The words after ``squeeze`` that answer a question; of an evaluation the last is the folder."""
+    if name == "why":
+        return WHY
     given = ["eval", "run", "--model", model, *{**GRIDS, **PROSE}[name]]
     return [*given, "-o", str(OUT / f"{Path(model).name}-{name}")]
 
@@ -157,7 +172,7 @@ def side_by_side(command: list[str], folder: Path, workers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["embedded"], help="names, or folders as seen from the root")
-    parser.add_argument("--only", nargs="+", choices=[*NAMES, *PROSE])
+    parser.add_argument("--only", nargs="+", choices=[*NAMES, *names_for(REAL)])
     parser.add_argument("--texts", type=Path, help=f"folder with {', '.join(BOOKS)} as .txt, for --model {REAL}")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="parts of an evaluation that run at once")
     parser.add_argument("--list", action="store_true", help="show the commands and end")
@@ -173,7 +188,9 @@ def main() -> None:
             print("squeeze", *words, flush=True)
             if args.list:
                 continue
-            if args.workers > 1 and not (ROOT / words[-1]).exists():
+            if name == "why":
+                look(squeeze)
+            elif args.workers > 1 and not (ROOT / words[-1]).exists():
                 side_by_side([squeeze, *words[:-1]], Path(words[-1]), args.workers)
             else:
                 subprocess.run([squeeze, *words], check=True, cwd=ROOT)

@@ -22,7 +22,6 @@ ROOT = Path(__file__).parent.parent
 EVAL = ROOT / "benchmarks" / "eval"
 DOCS = [ROOT / "docs" / name for name in ("results.md", "embedded-model.md")]
 MODELS = ("embedded", "depth4", "depth12")
-POLICIES = {"streaming_llm": "StreamingLLM", "h2o": "H2O"}
 NAMES = {
     "squeeze": "squeeze, as published", "squeeze:outliers=clamp": "squeeze, outliers clamped", "cake": "CAKE",
     "dynamickv": "DynamicKV", "lazy": "lazy layers", "pyramid": "PyramidKV", "zigzag": "ZigZagKV",
@@ -76,13 +75,13 @@ def named(rule: str) -> str:
 class Prose:
     """One evaluation on the real model: its contexts, whatever the book, and its ways to hold the cache."""
 
-    def __init__(self, *names: str) -> None:
-        rows = [row for name in names for row in _rows(name)]
+    def __init__(self, name: str) -> None:
         self.rows: dict[tuple[str | None, str | None, str | None], dict[str, dict[str, Any]]] = {}
-        for row in rows:
+        for line in (EVAL / f"smollm2-{name}" / "results.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
             config, context = row["config"], f"{row['task']}/{row['length']}/{row['seed']}/{row['index']}"
             key = (config["policy"], config["allocator"], config["budget"])
-            self.rows.setdefault(key, {}).setdefault(context, row)
+            self.rows.setdefault(key, {})[context] = row
         self.full = self.rows[None, None, None]
         self.ways = list(dict.fromkeys(key[:2] for key in self.rows if key[0] is not None))
         self.budgets = sorted({key[2] for key in self.rows if key[2] is not None}, key=float)
@@ -114,20 +113,12 @@ class Prose:
         return text
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    lines = (EVAL / f"smollm2-{name}" / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+SELECTIONS = ("uniform", "squeeze", "adakv", "probe", "calibrated", "global")
 
 
-SELECTIONS = {
-    "uniform": "equal", "squeeze": "squeeze", "adakv": "adakv", "probe": "probe", "calibrated": "calibrated",
-    "global": "global",
-}  # fmt: skip
-
-
-def scorers(*names: str) -> Table:
+def scorers() -> Table:
     """Scorers by selections, two budgets a cell."""
-    found = Prose(*names)
+    found = Prose("facts")
     selections = [one for one in SELECTIONS if any(way[1] == one for way in found.ways)]
     rows = []
     for policy in dict.fromkeys(way[0] for way in found.ways):
@@ -267,7 +258,7 @@ def _facts_lines(record: dict[str, Any]) -> list[tuple[list[str], Line]]:
 
 
 TABLES: dict[str, Callable[[], Table]] = {
-    "scorers": lambda: scorers("facts"),
+    "scorers": scorers,
     "facts": facts,
     "rules": rules,
     "why": why,
