@@ -87,7 +87,6 @@ def _start(session: Session) -> tuple[Any, dict[str, Any]]:
     return model, {"steps": steps, "warm_up": 3, "bandwidth": bandwidth}
 
 
-@torch.no_grad()
 def _generation(
     session: Session, model: Any, options: Any, batch: int, prompt: int, new: int, timing: dict[str, Any]
 ) -> dict[str, Any]:

@@ -181,7 +181,6 @@ def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape
 
 
-@torch.no_grad()
 def _logits(model: Any, cache: Any, rows: list[list[int]], generated: torch.Tensor) -> torch.Tensor:
     """Of the real tokens of a left-padded batch, and of tokens given one by one, fp32 on the CPU."""
     ids, mask = left_padded(rows)
@@ -240,7 +239,6 @@ def _of_interest(one: warnings.WarningMessage) -> bool:
     return not issubclass(one.category, DeprecationWarning)
 
 
-@torch.no_grad()
 def _greedy(model: Any, cache: Any, ids: torch.Tensor, steps: int) -> torch.Tensor:
     tokens = [forward(model, cache, ids, 0).argmax(-1)]
     for index in range(steps):

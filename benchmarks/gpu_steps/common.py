@@ -78,7 +78,8 @@ class Session:
         try:
             if self.left() < needs:
                 raise LeftOut(f"{self.left():.0f} s left, needs about {needs:.0f}")
-            found = measure()
+            with torch.no_grad():  # or reading a prompt keeps everything for a backward pass
+                found = measure()
             row.update(found)
         except LeftOut as reason:
             row["left_out"] = str(reason)
@@ -204,7 +205,6 @@ class Steps:
     peak_gib: float | None
 
 
-@torch.no_grad()
 def decode_steps(
     model: Any, cache: Any, batch: int, start: int, *, steps: int, warm_up: int, bandwidth: float | None,
     call: Any = None, within: AbstractContextManager[Any] | None = None,

@@ -107,6 +107,7 @@ def decode(session: Session) -> None:
     load.measure("streaming_llm", kernels="auto", compile=True)
     load.measure("ragged", policy="h2o", kernels="auto")
     load.measure("h2o", kernels="auto", compile=True)
+    load.measure("ragged", policy="h2o", kernels="auto", compile=True)
     load.measure("h2o", kernels="torch")
     load.measure("streaming_llm", kernels="torch")
     load.measure("ragged", policy="streaming_llm", kernels="auto")

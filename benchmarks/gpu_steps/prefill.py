@@ -18,7 +18,6 @@ from .sums import alone
 LAYERS = 4
 
 
-@torch.no_grad()
 def prefill(session: Session) -> None:
     model = session.model(LAYERS)
     session.note(layers=model.config.num_hidden_layers, dtype=str(model.dtype), repeats="median of up to 3 after one")
