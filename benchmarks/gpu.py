@@ -10,6 +10,9 @@ its time goes to those behind it. ``DIR/summary.md`` is printed at the end. The 
   largest   throughput at the largest batch, 512 + 1,024 and 16k + 1k
   paper     throughput by the paper's batches
   loads     decode steps of other batches and lengths
+  tiles     ways to cut the decode kernel's work, to choose by; only where it is asked for
+
+``--beside FILE``, the same for several runs at a time, has them compile side by side and be timed one by one.
 
 ``--device cpu --tiny`` is a dry run of every step. ``--table DIR`` prints the tables of records as they are in docs.
 """
@@ -28,7 +31,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 #: Seconds of each step, by importance; together what ``--limit`` is by default.
-LIMITS = {"checks": 100, "decode": 190, "prefill": 50, "largest": 65, "paper": 30, "loads": 45}
+LIMITS = {"checks": 100, "decode": 190, "prefill": 50, "largest": 65, "paper": 30, "loads": 45, "tiles": 60}
+#: Steps that run unless others are named.
+USUAL = tuple(name for name in LIMITS if name != "tiles")
 #: Seconds before its end at which a step starts no new row.
 LANDING = 4
 
@@ -38,7 +43,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), metavar="DIR")
     parser.add_argument("--only", nargs="+", choices=LIMITS, metavar="STEP", help="these, in the usual order")
     parser.add_argument("--rows", metavar="REGEX", help="of each step only the rows whose names match")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help=f"of all together [{sum(LIMITS.values())}]")
+    usual = sum(LIMITS[name] for name in USUAL)
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help=f"of all together [{usual}]")
+    parser.add_argument("--beside", type=Path, metavar="FILE", help="a lock that several runs share")
+    parser.add_argument("--tiles", type=Path, metavar="DIR", help="cut work as was fastest in DIR/tiles.json")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="small shapes: does it run?")
     parser.add_argument("--table", type=Path, metavar="DIR", help="print the tables of these records and end")
@@ -53,7 +61,7 @@ def main() -> None:
     if args.step is not None:
         run_step(args)
         return
-    steps = [name for name in LIMITS if args.only is None or name in args.only]
+    steps = [name for name in LIMITS if name in (args.only or USUAL)]
     share = 1.0 if args.limit is None else args.limit / sum(LIMITS[name] for name in steps)
     ends = time.monotonic()
     for name in steps:
@@ -74,11 +82,13 @@ def start_step(name: str, args: argparse.Namespace, limit: float) -> str:
         sys.executable, __file__, "--step", name, "--out", str(args.out), "--device", args.device,
         "--limit", str(limit), *(["--tiny"] if args.tiny else []),
         *([] if args.rows is None else ["--rows", args.rows]),
+        *([] if args.tiles is None else ["--tiles", str(args.tiles)]),
+        *([] if args.beside is None else ["--beside", str(args.beside)]),
     ]  # fmt: skip
     environment = dict(os.environ)
     if name in ("largest", "paper", "prefill"):  # which fill the memory, in pieces that come and go
         environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    if args.device == "cpu" and name == "checks":
+    if args.device == "cpu" and name in ("checks", "tiles"):
         environment["TRITON_INTERPRET"] = "1"  # chosen when a kernel is defined
     record = args.out / f"{name}.json"
     record.unlink(missing_ok=True)
@@ -112,15 +122,18 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def run_step(args: argparse.Namespace) -> None:
     began = time.monotonic()
-    from gpu_steps import batches, checks, decode, prefill
+    from gpu_steps import batches, checks, decode, prefill, tiles
     from gpu_steps.common import Session
+    from gpu_steps.turns import Turns
 
     functions = {
         "checks": checks.checks, "decode": decode.decode, "prefill": prefill.prefill, "largest": batches.largest,
-        "paper": batches.paper, "loads": decode.loads,
+        "paper": batches.paper, "loads": decode.loads, "tiles": tiles.tiles,
     }  # fmt: skip
     limit = args.limit - (time.monotonic() - began) - LANDING
-    session = Session(args.step, args.out, args.device, args.tiny, limit, args.rows)
+    session = Session(args.step, args.out, args.device, args.tiny, limit, args.rows, Turns(args.beside))
+    if args.tiles is not None:
+        tiles.use_best(session, args.tiles)
     functions[args.step](session)
     session.note(seconds=round(time.monotonic() - began, 1))
 

@@ -31,6 +31,8 @@ from squeezeattention.errors import CompileWarning
 from squeezeattention.evaluation.environment import environment
 from squeezeattention.hf.arguments import cache_name
 
+from .turns import Turns
+
 MISTRAL = "mistral-7b"
 #: Tokens beyond the budget in the prompt that fills a cache, so that every layer is cut and full.
 BEYOND = 64
@@ -45,8 +47,12 @@ class LeftOut(Exception):
 class Session:
     """One step's run: its rows go to ``DIR/STEP.json`` as they come, each failure with its whole traceback."""
 
-    def __init__(self, step: str, out: Path, device: str, tiny: bool, limit: float, rows: str | None = None) -> None:
+    def __init__(
+        self, step: str, out: Path, device: str, tiny: bool, limit: float, rows: str | None = None,
+        turns: Turns | None = None,
+    ) -> None:  # fmt: skip
         self.device, self.tiny = torch.device(device), tiny
+        self.turns = turns or Turns(None)
         self._wanted = re.compile(rows or "")
         self._ends = time.monotonic() + limit
         self._path = out / f"{step}.json"
@@ -78,7 +84,7 @@ class Session:
         try:
             if self.left() < needs:
                 raise LeftOut(f"{self.left():.0f} s left, needs about {needs:.0f}")
-            with torch.no_grad():  # or reading a prompt keeps everything for a backward pass
+            with self.turns.row(), torch.no_grad():  # or reading a prompt keeps everything for a backward pass
                 found = measure()
             row.update(found)
         except LeftOut as reason:
@@ -198,6 +204,8 @@ class Steps:
     operators: int
     device_ms: float | None
     """Kernels of one step, added up."""
+    heaviest: list[tuple[str, int, float]]
+    """Those that took longest: names, how often, milliseconds of all together."""
     graphs_skipped: int
     skip_reasons: list[str]
     fallbacks: list[str]
@@ -207,9 +215,10 @@ class Steps:
 
 def decode_steps(
     model: Any, cache: Any, batch: int, start: int, *, steps: int, warm_up: int, bandwidth: float | None,
-    call: Any = None, within: AbstractContextManager[Any] | None = None,
+    call: Any = None, within: AbstractContextManager[Any] | None = None, turns: Turns | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time ``steps`` steps from position ``start`` on; ``call`` stands in for the model. As :class:`Steps`."""
+    """Time ``steps`` steps from position ``start`` on, alone on the device if there are ``turns``; ``call`` stands in
+    for the model. As :class:`Steps`."""
     device = model.device
     on_gpu = device.type == "cuda"
     token = torch.zeros(batch, 1, dtype=torch.long, device=device)
@@ -228,13 +237,14 @@ def decode_steps(
             step()
         synchronize(device)
         warmed = time.perf_counter() - began
-        marks = [mark(on_gpu)]
-        began = time.perf_counter()
-        for _ in range(steps):
-            step()
-            marks.append(mark(on_gpu))
-        host = (time.perf_counter() - began) / steps
-        synchronize(device)
+        with (turns or Turns(None)).alone():
+            marks = [mark(on_gpu)]
+            began = time.perf_counter()
+            for _ in range(steps):
+                step()
+                marks.append(mark(on_gpu))
+            host = (time.perf_counter() - began) / steps
+            synchronize(device)
         seconds = statistics.median(between(*pair) for pair in pairwise(marks))
         seen = profile_step(step, device)
         synchronisations = _synchronisations(step) if on_gpu else 0
@@ -247,6 +257,7 @@ def decode_steps(
         tokens_per_s=batch / seconds, attention=seen.attention, launches=seen.launches,
         graph_replays=seen.graph_replays, waits=seen.waits, synchronisations=synchronisations,
         operators=seen.operators, device_ms=None if seen.device_s is None else 1e3 * seen.device_s,
+        heaviest=[(name, times, round(1e3 * spent, 4)) for name, times, spent in seen.heaviest],
         graphs_skipped=skips.count if on_gpu else 0, skip_reasons=skips.reasons,
         fallbacks=[str(one.message) for one in told if issubclass(one.category, CompileWarning)],
         peak_gib=torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else None,

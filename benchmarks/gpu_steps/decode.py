@@ -57,7 +57,8 @@ class Load:
     def _steps(self, what: str, compiled: bool, options: dict[str, Any]) -> dict[str, Any]:
         model, batch = self.model, self.batch
         steps, warm_up = (3, 2) if self.session.tiny else (20, 6 if compiled else 4)
-        timing = {"steps": steps, "warm_up": warm_up, "bandwidth": self.bandwidth}
+        timing = {"steps": steps, "warm_up": warm_up, "bandwidth": self.bandwidth,
+                  "turns": self.session.turns}  # fmt: skip
         row = {"what": what, "batch": batch, "prompt": self.prompt, "compiled": compiled,
                "kernels": options.get("kernels")}  # fmt: skip
         if compiled:

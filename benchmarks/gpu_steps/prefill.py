@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-import torch
 from transformers import DynamicCache
 
 from squeezeattention import SqueezeCache

@@ -139,6 +139,13 @@ def _batches(record: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
+def _tiles(record: dict[str, Any]) -> str:
+    return "".join(
+        f"- {row['name']}: {row['call_ms']:.4f} ms, {row['of_bound']:.0%} of the bound\n"
+        for row in _rows(record, "call_ms")
+    )
+
+
 def _troubles(record: dict[str, Any]) -> str:
     """What was not measured, in words."""
     failed = [f"- {row['name']}: FAILED, {row['failed']}\n" for row in _rows(record, "failed")]
@@ -153,5 +160,5 @@ def _troubles(record: dict[str, Any]) -> str:
 
 _WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {
     "checks": _checks, "decode": _decode, "prefill": _prefill, "largest": _batches, "paper": _batches,
-    "loads": _decode,
+    "loads": _decode, "tiles": _tiles,
 }  # fmt: skip

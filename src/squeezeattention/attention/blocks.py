@@ -27,26 +27,26 @@ def attend_one_by_blocks(
     units, owner = len(blocks.numbers), blocks.owner
     packed = query.reshape(units, -1, width) * scoring.scale
     own = packed.index_select(0, owner)  # [C, G, D]
-    logits = scoring.capped(torch.bmm(own, blocks.keys.transpose(1, 2)).float())
-    visible = blocks.positions >= 0
+    logits = scoring.capped(torch.bmm(own, blocks.by_block(blocks.keys).transpose(1, 2)).float())
+    held = blocks.by_block(blocks.positions)
+    visible = held >= 0
     if blocks.window is not None:
-        visible &= blocks.positions > blocks.newest(positions) - blocks.window
+        visible &= held > blocks.newest(positions) - blocks.window
     logits = logits.masked_fill(~visible[:, None], -torch.inf)
-    mine = blocks.mine()
-    highest = torch.where(mine[:, :, None], logits.amax(dim=-1), -torch.inf).amax(dim=1)  # [U, G]
+    highest = _highest_by_unit(logits.amax(dim=-1), blocks)  # [U, G]
     sinks = None
     if scoring.sink_logits is not None:
         sinks = scoring.sink_logits.float().view(blocks.heads, -1).repeat(batch, 1)
         highest = torch.maximum(highest, sinks)
     weight = (logits - highest.index_select(0, owner)[:, :, None]).exp()
-    total = _sum_by_unit(weight.sum(dim=-1), blocks, mine)  # [U, G]
+    total = _sum_by_unit(weight.sum(dim=-1), blocks)  # [U, G]
     if sinks is not None:
         total = total + (sinks - highest).exp()
-    part = torch.bmm(weight.to(blocks.values.dtype), blocks.values)  # [C, G, Dv]
-    out = _sum_by_unit(part.flatten(1).float(), blocks, mine).view(*total.shape, -1) / total[:, :, None]
+    part = torch.bmm(weight.to(blocks.values.dtype), blocks.by_block(blocks.values))  # [C, G, Dv]
+    out = _sum_by_unit(part.flatten(1).float(), blocks).view(*total.shape, -1) / total[:, :, None]
     if scores and blocks.scores is not None:
         received = weight.detach() / total.detach().index_select(0, owner)[:, :, None]  # scores have no graph
-        blocks.scores.add_(received.mean(dim=1))
+        blocks.scores.add_(received.mean(dim=1).flatten())
     return out.to(part.dtype).view(batch, query_heads, 1, -1)
 
 
@@ -58,16 +58,24 @@ def attend_one_by_blocks_accelerated(
 
     batch, query_heads, _, width = query.shape
     out, _ = ragged_decode_attention(
-        query.reshape(len(blocks.numbers), -1, width), blocks.keys.flatten(0, 1), blocks.values.flatten(0, 1),
+        query.reshape(len(blocks.numbers), -1, width), blocks.keys, blocks.values,
         blocks.begin, blocks.rooms, blocks.largest, blocks.heads, scoring.scale, scoring.softcap, scoring.sink_logits,
-        positions=blocks.positions.flatten(), query_positions=positions[:, 0], window=blocks.window,
-        scores=blocks.scores.flatten() if scores and blocks.scores is not None else None,
+        positions=blocks.positions, query_positions=positions[:, 0], window=blocks.window,
+        scores=blocks.scores if scores else None,
     )  # fmt: skip
     return out.view(batch, query_heads, 1, -1)
 
 
-def _sum_by_unit(of_blocks: torch.Tensor, blocks: Blocks, mine: torch.Tensor) -> torch.Tensor:
+def _highest_by_unit(of_blocks: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+    """``[C, n]`` -> ``[U, n]``."""
+    if of_blocks.device.type == "cpu":
+        return torch.where(blocks.mine()[:, :, None], of_blocks, -torch.inf).amax(dim=1)
+    found = of_blocks.new_full((len(blocks.numbers), of_blocks.shape[1]), -torch.inf)
+    return found.scatter_reduce_(0, blocks.owner[:, None].expand_as(of_blocks), of_blocks, "amax")
+
+
+def _sum_by_unit(of_blocks: torch.Tensor, blocks: Blocks) -> torch.Tensor:
     """``[C, n]`` fp32 -> ``[U, n]``. On the CPU a product: adding up one by one is not made for many numbers there."""
     if of_blocks.device.type == "cpu":
-        return mine.to(of_blocks.dtype) @ of_blocks
+        return blocks.mine().to(of_blocks.dtype) @ of_blocks
     return of_blocks.new_zeros(len(blocks.numbers), of_blocks.shape[1]).index_add_(0, blocks.owner, of_blocks)

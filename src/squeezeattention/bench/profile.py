@@ -32,6 +32,8 @@ _LAUNCH = re.compile(r"^(cuda|cu)LaunchKernel(Ex)?C?\w*$")
 _REPLAY = re.compile(r"^(cuda|cu)GraphLaunch\w*$")
 #: Reading a number on the host, and how many elements there are, waits for the device.
 _WAITS = frozenset({"aten::_local_scalar_dense", "aten::nonzero"})
+#: Kernels that are listed, and characters of their names.
+_LISTED, _NAME = 12, 120
 #: Ranges that torch.compile and the profiler draw around kernels; they are none.
 _RANGES = ("Torch-Compiled Region", "## Call", "ProfilerStep")
 
@@ -53,6 +55,8 @@ class StepProfile:
     """Seconds that kernels ran, added up; ``None`` on a CPU."""
     operators: int
     """Operators that were called by the host, those that other operators call left out."""
+    heaviest: tuple[tuple[str, int, float], ...] = ()
+    """The device's kernels that took longest, all runs of one together: names, how often, seconds."""
 
 
 def profile_step(step: Callable[[], object], device: torch.device) -> StepProfile:
@@ -105,7 +109,17 @@ def read_profile(events: Iterable[Any], device: torch.device) -> StepProfile:
         waits=sum(name in _WAITS for name in names),
         device_s=sum(event.time_range.elapsed_us() for event in on_device) / 1e6 if device.type == "cuda" else None,
         operators=sum(event.name.startswith("aten::") and not _inner(event) for event in on_host),
+        heaviest=_heaviest(on_device),
     )
+
+
+def _heaviest(events: Iterable[Any]) -> tuple[tuple[str, int, float], ...]:
+    found: dict[str, tuple[int, float]] = {}
+    for event in events:
+        count, seconds = found.get(event.name, (0, 0.0))
+        found[event.name] = (count + 1, seconds + event.time_range.elapsed_us() / 1e6)
+    longest = sorted(found.items(), key=lambda one: -one[1][1])[:_LISTED]
+    return tuple((name[:_NAME], *spent) for name, spent in longest)
 
 
 def attention_kernels(operators: Iterable[str], kernels: Iterable[str]) -> tuple[str, ...]:

@@ -43,13 +43,30 @@ def takes(policy: EvictionPolicy) -> bool:
     return policy.ring is not None or (policy.recent_tokens(policy.minimum) is not None and not _follows(policy))
 
 
+def block_of_lowest(rank: torch.Tensor, owner: torch.Tensor, units: int) -> torch.Tensor:
+    """Of each unit's blocks the first of those with the lowest of ``rank`` int64 ``[C]``: int64 ``[units]``.
+
+    By index: every unit beside every block, as :meth:`Blocks.mine` has them, would be more numbers than there are
+    tokens where there are many rows.
+    """
+    blocks = owner.shape[0]
+    least = rank.new_full((units,), _LAST).scatter_reduce_(0, owner, rank, "amin")
+    numbers = torch.arange(blocks, device=rank.device)
+    lowest = torch.where(rank == least.index_select(0, owner), numbers, blocks)
+    return rank.new_full((units,), blocks - 1).scatter_reduce_(0, owner, lowest, "amin")
+
+
 def _follows(policy: EvictionPolicy) -> bool:
     return bool(getattr(policy, "follows", False))
 
 
 class Blocks:
-    """Tensors: keys ``[C, BLOCK, D]``, values ``[C, BLOCK, Dv]``, positions ``[C, BLOCK]`` int64, scores ``[C, BLOCK]``
-    fp32 or ``None``; U units, numbered ``row * heads + head``."""
+    """Tensors: keys ``[S, D]``, values ``[S, Dv]``, positions ``[S]`` int64, scores ``[S]`` fp32 or ``None``, of
+    ``S = C * BLOCK`` slots; U units, numbered ``row * heads + head``.
+
+    They are flat, and looked at block by block only where they are read: written through a view, they would be copied
+    at every step by compilers that know a graph's arguments for themselves alone (torch 2.11's).
+    """
 
     def __init__(
         self, store: LayerStore | RaggedStore, budget: int | None, columns: int | None, policy: EvictionPolicy,
@@ -86,7 +103,7 @@ class Blocks:
         """[U] newest tokens that a search spares."""
         self._place = self.begin.index_select(0, self._was.unit) + self._was.column
         inside = torch.full((count * BLOCK,), _BEYOND, device=device)
-        self.positions = inside.index_copy_(0, self._place, positions).view(count, BLOCK)
+        self.positions = inside.index_copy_(0, self._place, positions)
         self.keys, self.values = (self._spread(flat, count) for flat in (keys, values))
         self.scores = None if scores is None else self._spread(scores, count)
         for tensor in (self.keys, self.values, self.positions, self.scores, self.owner):
@@ -96,7 +113,11 @@ class Blocks:
 
     def _spread(self, flat: torch.Tensor, count: int) -> torch.Tensor:
         made = flat.new_zeros(count * BLOCK, *flat.shape[1:])
-        return made.index_copy_(0, self._place, flat).view(count, BLOCK, *flat.shape[1:])
+        return made.index_copy_(0, self._place, flat)
+
+    def by_block(self, held: torch.Tensor) -> torch.Tensor:
+        """A view ``[C, BLOCK, ...]`` of one of the tensors."""
+        return held.view(self.owner.shape[0], BLOCK, *held.shape[1:])
 
     # ------------------------------------------------------------------ steps
 
@@ -112,20 +133,25 @@ class Blocks:
         """Slot of each unit's new token, int64 ``[U]``."""
         if self.ring is not None:
             return self.begin + ring_slots(self.of_units(positions), self.ring, self.budgets)
-        held, newest = self.positions, self.newest(positions)
+        held, newest = self.by_block(self.positions), self.newest(positions)
         # Score and age as one number: floats that are not negative are ordered as their bits are.
-        rank = held if self.scores is None else torch.add(held, self.scores.view(torch.int32), alpha=2**32)
+        rank = (
+            held if self.scores is None else torch.add(held, self.by_block(self.scores).view(torch.int32), alpha=2**32)
+        )
         spared = (held > newest - self.recent.index_select(0, self.owner)[:, None]) | (held < self.sinks)
         gone = held < 0
         if self.window is not None:
             gone |= held <= newest - self.window
         rank = torch.where(gone, held + _FIRST, rank.masked_fill(spared, _LAST))  # empty slots before all others
         lowest, column = rank.masked_fill(held == _BEYOND, _LAST).min(dim=1)
-        block = torch.where(self.mine(), lowest, _LAST).argmin(dim=1)
+        if lowest.device.type == "cpu":
+            block = torch.where(self.mine(), lowest, _LAST).argmin(dim=1)
+        else:
+            block = block_of_lowest(lowest, self.owner, len(self.numbers))
         return block * BLOCK + column.index_select(0, block)
 
     def mine(self) -> torch.Tensor:
-        """Which blocks are whose, bool ``[U, C]``."""
+        """Which blocks are whose, bool ``[U, C]``; for the CPU, where sums and minima by index are slow."""
         return self.owner == self.numbers[:, None]
 
     def insert(
@@ -135,13 +161,13 @@ class Blocks:
         for all or ``[B, H, 1]``."""
         slots = self.slots(positions)
         for held, new in ((self.keys, keys), (self.values, values)):
-            held.flatten(0, 1).index_copy_(0, slots, without_graph(new).reshape(len(self.numbers), -1))
-        self.positions.flatten().index_copy_(0, slots, self.of_units(positions))
+            held.index_copy_(0, slots, without_graph(new).reshape(len(self.numbers), -1))
+        self.positions.index_copy_(0, slots, self.of_units(positions))
         if self.scores is not None:
             if isinstance(score, torch.Tensor):
-                self.scores.flatten().index_copy_(0, slots, score.reshape(-1))
+                self.scores.index_copy_(0, slots, score.reshape(-1))
             else:
-                self.scores.flatten().index_fill_(0, slots, score)
+                self.scores.index_fill_(0, slots, score)
 
     # --------------------------------------------------------------- the rest
 
@@ -150,14 +176,14 @@ class Blocks:
         in no ring's order there."""
         flat = (self.keys, self.values, self.positions, self.scores)
         return self._was.store(
-            [None if one is None else one.flatten(0, 1).index_select(0, self._place) for one in flat],
+            [None if one is None else one.index_select(0, self._place) for one in flat],
             rings=self.ring is not None,
         )
 
     def set_scores(self, store: LayerStore | RaggedStore) -> None:
         """Those of a store that these tokens have been given as, in place."""
         if self.scores is not None:
-            self.scores.flatten().index_copy_(0, self._place, store.scores.flatten())  # type: ignore[union-attr]
+            self.scores.index_copy_(0, self._place, store.scores.flatten())  # type: ignore[union-attr]
 
     def holds(self, columns: int) -> bool:
         """Whether each unit of a rectangle has so many slots, or it is none."""
@@ -165,7 +191,7 @@ class Blocks:
 
     def counts(self) -> list[list[int]]:
         """Tokens of each row and KV head."""
-        own = (self.positions >= 0).sum(dim=1)
+        own = (self.by_block(self.positions) >= 0).sum(dim=1)
         found = torch.zeros_like(self.begin).index_add_(0, self.owner, own).view(self.rows, self.heads)
         counts: list[list[int]] = found.tolist()
         return counts
@@ -173,7 +199,7 @@ class Blocks:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of one token's key and value in all KV heads, for one sequence."""
-        return self.heads * sum(one.shape[2] * one.element_size() for one in (self.keys, self.values))
+        return self.heads * sum(one.shape[1] * one.element_size() for one in (self.keys, self.values))
 
     def kv_bytes(self) -> int:
         """Bytes of the key and value storages, measured: of blocks that are not full as well."""

@@ -13,7 +13,7 @@ of them, and what is launched for it beyond does nothing. All sizes are known on
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -29,6 +29,20 @@ _PROGRAMS = 528
 _BLOCK = 64
 #: Splits that one program of ``_combine`` looks at together.
 _CHUNK = 32
+
+
+class Tiles(NamedTuple):
+    """How the work of ``_partial`` is cut: slots that are read together, warps of a program, pieces on their way."""
+
+    block: int
+    warps: int
+    stages: int
+
+
+def tiles_for(keys: torch.Tensor, values: torch.Tensor, *, masked: bool, scored: bool) -> Tiles:
+    """``scored``: raw scores are stored as well. Values wait for positions, so there are more stages: so many, for two
+    pieces on their way either way."""
+    return Tiles(block_of(keys, values), 4, 5 if masked else 3)
 
 
 @triton.jit
@@ -73,9 +87,10 @@ def _partial(  # type: ignore[no-untyped-def]
             seen = here & (held >= 0)
             if WINDOWED:
                 seen = seen & (held > at - window)
+        # Of holes as well, whatever is in them: so keys need not wait for positions.
         k = tl.load(
             keys + begin * k_slot + column[:, None] * k_slot + wide[None, :],
-            mask=seen[:, None] & (wide < WIDTH)[None, :], other=0.0,
+            mask=here[:, None] & (wide < WIDTH)[None, :], other=0.0,
         )  # fmt: skip
         if UPCAST:
             k = k.to(tl.float32)
@@ -201,7 +216,8 @@ def _combine(  # type: ignore[no-untyped-def]
 
 
 def spans(slots: int, units: int, largest: int) -> tuple[int, int]:
-    """Slots of each split, and splits of the largest unit, for so many slots in so many units."""
+    """Slots of each split, a multiple of every block, and splits of the largest unit, for so many slots in so many
+    units."""
     # Not below a few blocks, or putting together costs more than it gains; and where one unit is far larger than the
     # others not so short that most of what is launched, and most of the room for its results, is for nothing.
     least = max(4 * _BLOCK, slots // _PROGRAMS, units * largest // (8 * _PROGRAMS))
@@ -227,6 +243,8 @@ def ragged_decode_attention(
     dense: bool = False,
     scores: torch.Tensor | None = None,
     recent: torch.Tensor | None = None,
+    tiles: Tiles | None = None,
+    span: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One query a unit, ``[U, G, D]``: output ``[U, G, Dv]`` as :func:`naive.ragged_decode_attention` gives it.
 
@@ -239,10 +257,16 @@ def ragged_decode_attention(
     ``scores`` fp32 ``[S]``, not negative: each slot's probability is added in place. With all of these and ``recent``
     int64 ``[U]``, the slot that the next token will take is returned, int64 ``[U]`` counted through all slots, as
     :func:`naive.ragged_victims` chooses it from the new scores.
+
+    ``tiles`` and ``span``, slots of each split, are chosen by the sizes unless they are given.
     """
     units, group, width = query.shape
     slots, out_width = values.shape
-    span, splits = spans(slots, units, largest)
+    chosen_span, splits = spans(slots, units, largest)
+    if span is None:
+        span = chosen_span
+    else:
+        splits = triton.cdiv(largest, span)
     query, keys, values = (one if one.stride(-1) == 1 else one.contiguous() for one in (query, keys, values))
     like: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
     part = torch.empty(units, splits, group, out_width, **like)
@@ -262,16 +286,17 @@ def ragged_decode_attention(
     masked = positions is not None and not dense
     wide, out_wide = (max(16, triton.next_power_of_2(one)) for one in (width, out_width))
     rows = triton.next_power_of_2(group)
+    tiles = tiles or tiles_for(keys, values, masked=masked, scored=scores is not None)
     launch(
         _partial, (units, splits),
         query, keys, values, held, query_at, begins, rooms, part, most, total, raw, ended,
         query.stride(0), query.stride(1), keys.stride(0), values.stride(0), a_row,
         heads, slots, span, splits, 0 if window is None else window, scale, 1.0 if softcap is None else softcap,
         GROUP=group, ROWS=max(16, rows), WIDTH=width, WIDE=wide, OUT=out_width, OUT_WIDE=out_wide,
-        BLOCK=block_of(keys, values), MASKED=masked, WINDOWED=masked and window is not None,
+        BLOCK=tiles.block, MASKED=masked, WINDOWED=masked and window is not None,
         CAPPED=softcap is not None, KEEP=scores is not None, VICTIM=wanted,
         UPCAST=interpreted(),  # whose products of bf16 are wrong
-        num_stages=5 if masked else 3,  # keys wait for positions: so many, for two pieces on their way either way
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     # Without scores there is nothing to do but the outputs, a query head each.
     launch(
