@@ -88,7 +88,8 @@ class Load:
 
 
 def _start(session: Session) -> tuple[Any, float]:
-    bandwidth = measure_bandwidth(session.device).bytes_per_s
+    with session.turns.row(), session.turns.alone():
+        bandwidth = measure_bandwidth(session.device).bytes_per_s
     model = session.model()
     session.note(
         bandwidth=bandwidth, layers=model.config.num_hidden_layers, dtype=str(model.dtype), share=SHARE,
