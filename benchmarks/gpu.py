@@ -46,7 +46,6 @@ def main() -> None:
     usual = sum(LIMITS[name] for name in USUAL)
     parser.add_argument("--limit", type=float, metavar="SECONDS", help=f"of all together [{usual}]")
     parser.add_argument("--beside", type=Path, metavar="FILE", help="a lock that several runs share")
-    parser.add_argument("--tiles", type=Path, metavar="DIR", help="cut work as was fastest in DIR/tiles.json")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="small shapes: does it run?")
     parser.add_argument("--table", type=Path, metavar="DIR", help="print the tables of these records and end")
@@ -82,7 +81,6 @@ def start_step(name: str, args: argparse.Namespace, limit: float) -> str:
         sys.executable, __file__, "--step", name, "--out", str(args.out), "--device", args.device,
         "--limit", str(limit), *(["--tiny"] if args.tiny else []),
         *([] if args.rows is None else ["--rows", args.rows]),
-        *([] if args.tiles is None else ["--tiles", str(args.tiles)]),
         *([] if args.beside is None else ["--beside", str(args.beside)]),
     ]  # fmt: skip
     environment = dict(os.environ)
@@ -132,8 +130,6 @@ def run_step(args: argparse.Namespace) -> None:
     }  # fmt: skip
     limit = args.limit - (time.monotonic() - began) - LANDING
     session = Session(args.step, args.out, args.device, args.tiny, limit, args.rows, Turns(args.beside))
-    if args.tiles is not None:
-        tiles.use_best(session, args.tiles)
     functions[args.step](session)
     session.note(seconds=round(time.monotonic() - began, 1))
 

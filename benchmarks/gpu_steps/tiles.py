@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,30 +42,6 @@ def tiles(session: Session) -> None:
         if not scores:
             load = _Load(session, *(LOADS[0] if not session.tiny else (2, 80)), scores=False)
             session.row(f"{name}, first load, no holes", lambda d=load: d.time(bandwidth, TILES[1], None, dense=True))
-
-
-def use_best(session: Session, folder: Path) -> None:
-    """From here on the kernel's work is cut as was fastest for the first load in ``folder/tiles.json``."""
-    record = json.loads((folder / "tiles.json").read_text(encoding="utf-8"))
-    rows, tokens = LOADS[0]
-    best: dict[bool, ragged.Tiles] = {}
-    gained: dict[int, float] = {}
-    for scored, name in ((False, "outputs"), (True, "scores and victims")):
-        measured = [row for row in record["rows"] if "call_ms" in row and row["name"].startswith(f"{name}, {rows} x")]
-        ways = [row for row in measured if row["span"] is None]
-        if not any(tuple(row["tiles"]) == TILES[0] for row in ways):
-            session.note(tiles="as shipped: none were measured")
-            return
-        best[scored] = ragged.Tiles(*min(ways, key=lambda row: row["call_ms"])["tiles"])
-        usual = next(row["call_ms"] for row in ways if tuple(row["tiles"]) == TILES[0])
-        for row in measured:
-            if row["span"] is not None:
-                gained[row["span"]] = gained.get(row["span"], 0.0) + row["call_ms"] / usual
-    if gained and gained[span := min(gained, key=gained.__getitem__)] < 1.94:
-        slots = rows * HEADS * -(-tokens // 32) * 32
-        ragged._PROGRAMS = slots // span + 1
-    ragged.tiles_for = lambda keys, values, *, masked, scored: best[scored]
-    session.note(tiles={str(key): tuple(one) for key, one in best.items()}, programs=ragged._PROGRAMS, spans=gained)
 
 
 class _Load:

@@ -33,7 +33,7 @@ def attend_one_by_blocks(
     if blocks.window is not None:
         visible &= held > blocks.newest(positions) - blocks.window
     logits = logits.masked_fill(~visible[:, None], -torch.inf)
-    highest = _highest_by_unit(logits.amax(dim=-1), blocks)  # [U, G]
+    highest = blocks.by_unit(logits.amax(dim=-1)).amax(dim=1)  # [U, G]
     sinks = None
     if scoring.sink_logits is not None:
         sinks = scoring.sink_logits.float().view(blocks.heads, -1).repeat(batch, 1)
@@ -66,16 +66,9 @@ def attend_one_by_blocks_accelerated(
     return out.view(batch, query_heads, 1, -1)
 
 
-def _highest_by_unit(of_blocks: torch.Tensor, blocks: Blocks) -> torch.Tensor:
-    """``[C, n]`` -> ``[U, n]``."""
-    if of_blocks.device.type == "cpu":
-        return torch.where(blocks.mine()[:, :, None], of_blocks, -torch.inf).amax(dim=1)
-    found = of_blocks.new_full((len(blocks.numbers), of_blocks.shape[1]), -torch.inf)
-    return found.scatter_reduce_(0, blocks.owner[:, None].expand_as(of_blocks), of_blocks, "amax")
-
-
 def _sum_by_unit(of_blocks: torch.Tensor, blocks: Blocks) -> torch.Tensor:
     """``[C, n]`` fp32 -> ``[U, n]``. On the CPU a product: adding up one by one is not made for many numbers there."""
     if of_blocks.device.type == "cpu":
-        return blocks.mine().to(of_blocks.dtype) @ of_blocks
+        mine = blocks.owner == blocks.numbers[:, None]
+        return mine.to(of_blocks.dtype) @ of_blocks
     return of_blocks.new_zeros(len(blocks.numbers), of_blocks.shape[1]).index_add_(0, blocks.owner, of_blocks)

@@ -14,6 +14,7 @@ graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -41,19 +42,6 @@ def bucket(blocks: int) -> int:
 def takes(policy: EvictionPolicy) -> bool:
     """Whether the token that makes room can be found in blocks: by its position, or by a score that stays."""
     return policy.ring is not None or (policy.recent_tokens(policy.minimum) is not None and not _follows(policy))
-
-
-def block_of_lowest(rank: torch.Tensor, owner: torch.Tensor, units: int) -> torch.Tensor:
-    """Of each unit's blocks the first of those with the lowest of ``rank`` int64 ``[C]``: int64 ``[units]``.
-
-    By index: every unit beside every block, as :meth:`Blocks.mine` has them, would be more numbers than there are
-    tokens where there are many rows.
-    """
-    blocks = owner.shape[0]
-    least = rank.new_full((units,), _LAST).scatter_reduce_(0, owner, rank, "amin")
-    numbers = torch.arange(blocks, device=rank.device)
-    lowest = torch.where(rank == least.index_select(0, owner), numbers, blocks)
-    return rank.new_full((units,), blocks - 1).scatter_reduce_(0, owner, lowest, "amin")
 
 
 def _follows(policy: EvictionPolicy) -> bool:
@@ -85,15 +73,20 @@ class Blocks:
         owner = [unit for unit, own in enumerate(blocks) for _ in range(own)]
         self.owner = torch.tensor(owner + [0] * (count - len(owner)), device=device)
         """[C] the unit of each block."""
-        first = [sum(blocks[:unit]) * BLOCK for unit in range(len(blocks))]
-        self.begin = torch.tensor(first, device=device)
+        first = [0, *accumulate(blocks)][:-1]
+        self.begin = torch.tensor([BLOCK * block for block in first], device=device)
         """[U] each unit's first slot."""
+        most = max(2, *blocks)
+        most = most if device.type == "cpu" else 1 << (most - 1).bit_length()
+        self.table = torch.tensor(
+            [[*range(block, block + own), *[block] * (most - own)] for block, own in zip(first, blocks, strict=True)],
+            device=device,
+        )
+        """[U, M] the blocks of each unit, then its first one again. M is no constant of the graph either."""
         self.budgets = torch.tensor(budgets, device=device)
         """[U] tokens that each may hold."""
         self.rooms = torch.tensor(room, device=device)
         """[U] slots that each has, which are fewer where a text will end before the budget is full."""
-        self.largest = 1 << (max(room) - 1).bit_length()
-        """No unit has more; a power of two, so that few occur: kernels are launched for so many."""
         self.numbers = torch.arange(len(room), device=device)
         self.ring = policy.ring if window is None else None
         self.sinks = policy.ring or 0
@@ -106,6 +99,7 @@ class Blocks:
         self.positions = inside.index_copy_(0, self._place, positions)
         self.keys, self.values = (self._spread(flat, count) for flat in (keys, values))
         self.scores = None if scores is None else self._spread(scores, count)
+        torch._dynamo.maybe_mark_dynamic(self.table, 1)
         for tensor in (self.keys, self.values, self.positions, self.scores, self.owner):
             if tensor is not None:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
@@ -144,15 +138,17 @@ class Blocks:
             gone |= held <= newest - self.window
         rank = torch.where(gone, held + _FIRST, rank.masked_fill(spared, _LAST))  # empty slots before all others
         lowest, column = rank.masked_fill(held == _BEYOND, _LAST).min(dim=1)
-        if lowest.device.type == "cpu":
-            block = torch.where(self.mine(), lowest, _LAST).argmin(dim=1)
-        else:
-            block = block_of_lowest(lowest, self.owner, len(self.numbers))
+        block = self.table.gather(1, self.by_unit(lowest).argmin(dim=1, keepdim=True)).squeeze(1)
         return block * BLOCK + column.index_select(0, block)
 
-    def mine(self) -> torch.Tensor:
-        """Which blocks are whose, bool ``[U, C]``; for the CPU, where sums and minima by index are slow."""
-        return self.owner == self.numbers[:, None]
+    def by_unit(self, of_blocks: torch.Tensor) -> torch.Tensor:
+        """``[C, ...]`` -> ``[U, M, ...]``, the blocks of each unit, some more than once."""
+        return of_blocks.index_select(0, self.table.flatten()).view(*self.table.shape, *of_blocks.shape[1:])
+
+    @property
+    def largest(self) -> int:
+        """No unit has more slots. Kernels are launched for so many."""
+        return self.table.shape[1] * BLOCK
 
     def insert(
         self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, score: float | torch.Tensor
@@ -211,6 +207,7 @@ class Blocks:
             self.positions,
             self.scores,
             self.owner,
+            self.table,
             self.begin,
             self.budgets,
             self.rooms,
