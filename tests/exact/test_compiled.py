@@ -1,10 +1,12 @@
 """Decode steps through torch.compile: the numbers of plain steps, in few graphs, and loud where it cannot be."""
 
 import copy
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 from transformers import DynamicCache
 
 from squeezeattention import POLICIES, SqueezeCache, squeeze
@@ -185,6 +187,25 @@ def test_the_real_compiler(model, policy):
         counts.add(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     torch._dynamo.reset()
     assert len(counts) == 1  # what the compiler assumes of sizes holds for other plans, too
+
+
+def test_a_compiled_step_copies_no_keys():
+    """Keys and values are written in place: the compiled code makes no room for as many. (Torch 2.11 did, where they
+    were written through a view.)"""
+    width = 64
+    model = tiny_model("llama", num_hidden_layers=1, head_dim=width)
+    cache = SqueezeCache(model, allocator=[[200, 100]], policy="h2o", compile="strict")
+    ids = torch.arange(330)[None] % 90 + 3
+    torch._dynamo.reset()
+    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
+        model(ids[:, :320], past_key_values=cache, use_cache=True)
+        step = {"position_ids": torch.tensor([[320]]), "past_key_values": cache, "use_cache": True}
+        _, code = run_and_get_code(lambda: model(ids[:, 320:321], **step))
+    torch._dynamo.reset()
+    shapes = re.findall(r"empty_strided_cpu\(\(([^()]*)\)", "".join(code))
+    assert f"1, 4, 1, {width}" in shapes, f"queries are not found among {shapes}"
+    slots = re.compile(rf"({BLOCK}\*)?s\d+, ({BLOCK}, )?{width}")
+    assert not [shape for shape in shapes if slots.fullmatch(shape)]
 
 
 @pytest.mark.parametrize("bias", [True, False])
