@@ -103,7 +103,7 @@ PROSE: dict[str, list[str]] = {
     ],
     # What does going on with the text cost?
     "following": [
-        *_books("text_file", following=64), *BEST_WAYS, *MIDDLE, "--length", "1600", "--samples", "2", "--seed", "53",
+        *_books("text_file", following=600), *BEST_WAYS, *MIDDLE, "--length", "1600", "--samples", "2", "--seed", "53",
     ],
     # What if the question stands in the prompt?
     "visible": [
