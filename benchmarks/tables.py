@@ -112,6 +112,17 @@ class Prose:
             text += f" ({percent(low)}-{percent(high)})"
         return text
 
+    def loss(self) -> str:
+        """The full cache's nats a token over what follows, and over how many tokens."""
+        losses = [loss for row in self.full.values() for loss in row["losses"]]
+        return f"{statistics.fmean(losses):.2f} nats of {len(losses)}"
+
+    def lost(self, *way: str | None) -> str:
+        """Nats a token more than the full cache over the tokens that follow."""
+        pairs = [(own, base) for row, full in self.pairs(*way)
+                 for own, base in zip(row["losses"], full["losses"], strict=True)]  # fmt: skip
+        return f"{statistics.fmean(own - base for own, base in pairs):+.3f}" if pairs else ""
+
 
 SELECTIONS = ("uniform", "squeeze", "adakv", "probe", "calibrated", "global")
 
@@ -125,6 +136,28 @@ def scorers() -> Table:
         cells = [[found.kept(policy, one, budget) for budget in found.budgets] for one in selections]
         rows.append([f"`{policy}`", *(" / ".join(filter(None, cell)) for cell in cells)])
     return ["", *(f"`{one}`" if one != "uniform" else "equal" for one in selections)], rows
+
+
+#: Evaluations of the best ways, and what their columns are called.
+ELSEWHERE = {
+    "facts": "hidden, 1,600 tokens", "visible": "visible", "long": "hidden, 4,000 tokens", "following": "nats",
+}  # fmt: skip
+
+
+def elsewhere() -> Table:
+    """The same ways with questions in the prompt, in longer texts, and what going on with a text costs."""
+    found = {name: Prose(name) for name in ELSEWHERE if has("smollm2", name)}
+    ways = max((one.ways for name, one in found.items() if name != "facts"), key=len)
+    rows = []
+    for way in ways:
+        cells = [_both(one.lost if name == "following" else one.kept, one, way) for name, one in found.items()]
+        rows.append([" / ".join(f"`{part}`" for part in way), *cells])
+    last = ["full cache", *(one.loss() if name == "following" else one.right() for name, one in found.items())]
+    return ["", *(ELSEWHERE[name] for name in found)], [*rows, last]
+
+
+def _both(measure: Callable[..., str], found: Prose, way: tuple[str | None, str | None]) -> str:
+    return " / ".join(filter(None, (measure(*way, budget) for budget in ("0.2", "0.3") if budget in found.budgets)))
 
 
 def rules() -> Table:
@@ -260,6 +293,7 @@ def _facts_lines(record: dict[str, Any]) -> list[tuple[list[str], Line]]:
 TABLES: dict[str, Callable[[], Table]] = {
     "scorers": scorers,
     "facts": facts,
+    "elsewhere": elsewhere,
     "rules": rules,
     "why": why,
     "kvpress": kvpress,

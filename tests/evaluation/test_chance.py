@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from squeezeattention.evaluation import Settings, verdicts
-from squeezeattention.evaluation.exercises import chance_of
-from squeezeattention.metrics import METRICS
+from squeezeattention.evaluation.exercises import chance_of, is_overlap, near_chance_below
+from squeezeattention.metrics import METRICS, resolve_metric
 
 from .conftest import Letter, Run
 
@@ -30,7 +30,19 @@ def test_a_task_near_chance_is_left_out(
     assert any("Near chance" in text and "letter at 40" in text for text in verdicts(summary)) == left_out
 
 
+def test_overlap_is_no_share_of_right_answers() -> None:
+    """A summary that shares 8 % of its pairs of words with the reference is a good one; another article's has 0.3 %."""
+    assert near_chance_below("xsum:path=nowhere") < 0.05
+    assert near_chance_below("longbench_multi_news:path=nowhere") == pytest.approx(0.16)
+    assert near_chance_below("facts") == pytest.approx(0.1)
+    assert is_overlap("cnn_dailymail:path=nowhere")
+    assert not is_overlap("hotpotqa:path=nowhere")
+    other = resolve_metric("rouge2")("The mayor opened a new bridge over the river.", ["Rain stopped play at Lord's."])
+    assert other <= near_chance_below("xsum")
+
+
 def test_chance_is_known_without_data() -> None:
     assert chance_of("vt:chains=2") == 0.5
     assert chance_of("facts:path=nowhere.txt") == 0.0
-    assert chance_of("samsum:path=nowhere") == 0.0
+    assert chance_of("samsum:path=nowhere") == 0.07
+    assert chance_of("hotpotqa:path=nowhere") == 0.0

@@ -12,7 +12,7 @@ from typing import Any
 from ..plan.codec import DIRECTION
 from .bootstrap import LEAST_CONTEXTS, LEVEL, RESAMPLES, SEED, Mean, bootstrap, differences
 from .config import UNIFORM, Config
-from .exercises import chance_of
+from .exercises import chance_of, near_chance_below
 from .folder import read_rows, read_run, write_json
 from .grid import FULL, Settings
 from .reach import SHARES, bytes_to_reach
@@ -26,8 +26,6 @@ CONTINUATION = "continuation"
 
 Row = Mapping[str, Any]
 _DIGITS = 6
-#: A full cache that is less than this above chance says that the model cannot do the task.
-_BEYOND_CHANCE = 0.1
 
 
 def summarize(folder: Path) -> dict[str, Any]:
@@ -105,9 +103,9 @@ def _near_chance(settings: Settings, table: _Table) -> list[dict[str, Any]]:
     found = []
     for length in settings.lengths:
         for task in settings.tasks:
-            score, chance = _full_score(table, task, length), chance_of(task)
-            if score is not None and score < chance + _BEYOND_CHANCE:
-                found.append({"task": task, "length": length, "score": _rounded(score), "chance": chance})
+            score = _full_score(table, task, length)
+            if score is not None and score < near_chance_below(task):
+                found.append({"task": task, "length": length, "score": _rounded(score), "chance": chance_of(task)})
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .bootstrap import LEAST_CONTEXTS
 from .columns import Cell, bytes_text, is_continuation
+from .exercises import is_overlap
 from .summary import ALL
 
 _MANY_CONTEXTS = 20
@@ -42,7 +43,10 @@ def _about_full(cells: Sequence[Cell]) -> list[str]:
     scores = ", ".join(
         f"{_level(cell)} on {cell['task']} at {cell['length']:,} ({bytes_text(cell['bytes'])})" for cell in full
     )
-    weak = dict.fromkeys(cell["task"] for cell in full if not is_continuation(cell) and cell["score"] < _WEAK)
+    weak = dict.fromkeys(
+        cell["task"] for cell in full
+        if not is_continuation(cell) and not is_overlap(cell["task"]) and cell["score"] < _WEAK
+    )  # fmt: skip
     text = f"The full cache scores {scores}."
     if weak:
         text += f" Where it is below {_WEAK:.0%} ({', '.join(weak)}), differences say little about any method."
