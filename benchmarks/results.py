@@ -110,6 +110,10 @@ PROSE: dict[str, list[str]] = {
         *_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "1600", "--samples", "2", "--seed", "52",
         "--question", "visible",
     ],
+    # A conversation of several turns: what was said in an early one?
+    "conversations": [
+        *_books("conversation"), *BEST_WAYS, *MIDDLE, "--length", "1600", "--samples", "2", "--seed", "55", "--chat",
+    ],
     # The same facts in longer texts
     "long": [*_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "4000", "--samples", "2", "--seed", "54"],
 }  # fmt: skip

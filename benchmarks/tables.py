@@ -140,7 +140,8 @@ def scorers() -> Table:
 
 #: Evaluations of the best ways, and what their columns are called.
 ELSEWHERE = {
-    "facts": "hidden, 1,600 tokens", "visible": "visible", "long": "hidden, 4,000 tokens", "following": "nats",
+    "facts": "hidden, 1,600 tokens", "visible": "visible", "conversations": "conversations",
+    "long": "hidden, 4,000 tokens", "following": "nats",
 }  # fmt: skip
 
 

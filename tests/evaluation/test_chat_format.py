@@ -17,6 +17,7 @@ from squeezeattention.evaluation.chat_format import as_chat
 from squeezeattention.evaluation.folder import read_rows, read_run
 from squeezeattention.evaluation.runner import make_sample
 from squeezeattention.tasks.base import Question
+from squeezeattention.tasks.conversation import Conversation
 
 from .conftest import Letters, Lines
 
@@ -46,6 +47,17 @@ def test_the_question_ends_the_turn_and_begins_the_answer(text: str, asked: str)
     assert "".join(map(chr, context)) == f"<{sample.context}"
     assert [question.text for question in chatting.questions] == [asked]
     assert chatting.questions[0].answers == ("a",)
+
+
+def test_a_conversation_is_read_turn_by_turn() -> None:
+    sample = Conversation(turns=3).sample(len, 900, 0, 0)
+    context, chatting = as_chat(Chatting(), sample)
+    said = "".join(f"<{user}><{reply}>" for user, reply in sample.turns)
+    assert "".join(map(chr, context)) == f"{said}<"
+    owner = next(iter(sample.details["numbers"]))
+    thing = sample.details["thing"]
+    assert chatting.questions[0].text == f"What is the {thing} of {owner}?>{{The {thing} of {owner} is"
+    assert sample.context == "\n\n".join(f"User: {user}\nAnswer: {reply}" for user, reply in sample.turns)
 
 
 def test_a_text_that_goes_on_is_no_turn() -> None:

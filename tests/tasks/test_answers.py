@@ -48,6 +48,12 @@ def facts(context, question):
     return [" and ".join([", ".join(values[:-1]), values[-1]]) if values[1:] else values[0]]
 
 
+def conversation(context, question):
+    """What the user said of this person."""
+    thing, person = re.search(r"What is the (.+) of (.+)\?", question).groups()
+    return re.findall(rf"^User: The {thing} of {person} is (\d+)\. Here is part \d+\.$", context, re.MULTILINE)
+
+
 def passkey(context, question):
     return re.findall(r"^The pass key is (\d+)\. Remember it\. \1 is the pass key\.$", context, re.M)
 
@@ -90,6 +96,7 @@ def several_needles(context, question):
 
 READERS = {
     "facts": facts,
+    "conversation": conversation,
     "recall": recall,
     "niah_single_1": needle,
     "niah_multikey_2": needle,

@@ -127,6 +127,8 @@ def test_resolving():
         ("facts", {"kind": "colour"}),
         ("facts", {"together": 0}),
         ("facts", {"most": 500}),
+        ("conversation", {"turns": 1}),
+        ("conversation", {"turns": 500}),
         ("text_file", {"following": 0}),
     ],
 )

@@ -29,5 +29,8 @@ def fixed_library(monkeypatch, text_file):
 @pytest.mark.parametrize("name", list(TASKS))
 def test_samples_are_what_they_were(make, counters, name):
     sample = make(name).sample(counters["words"], 1100, 5, 2)
-    text = json.dumps(dataclasses.asdict(sample), sort_keys=True)
+    fields = dataclasses.asdict(sample)
+    if not sample.turns:  # came later, and says nothing of those that have none
+        del fields["turns"]
+    text = json.dumps(fields, sort_keys=True)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == GOLDEN.get(name)

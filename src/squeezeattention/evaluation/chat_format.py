@@ -6,6 +6,8 @@ model's.
     <|user|> context  question?  <|end|> <|assistant|>  The badge number of Agnes is | 91620.
     |______________| |___________________________________________________________|
       read and cut                     asked: hidden from the cut, or part of it
+
+Where the context is a conversation, its turns are read as turns, and the question is the user's next one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from ..tasks.base import Sample
 
 #: Stands for the user's words in the template; letters that no template changes.
 _WORDS = "QzWordsOfTheUserzQ"
-_BEGINS = "Answer:"
+#: How a question begins where speakers are written out, and how an answer does.
+_USER, _BEGINS = "\n\nUser: ", "Answer:"
 
 
 def check_chat(tokenizer: Any) -> None:
@@ -35,19 +38,24 @@ def as_chat(tokenizer: Any, sample: Sample) -> tuple[list[int], Sample]:
     """
     if sample.continuation:
         return list(tokenizer(sample.context, verbose=False).input_ids), sample
-    before, said, after = render(tokenizer, first_turns(_WORDS, None)).partition(_WORDS)
+    earlier = [
+        {"role": role, "content": words}
+        for turn in sample.turns for role, words in zip(("user", "assistant"), turn, strict=True)
+    ]  # fmt: skip
+    before, said, after = render(tokenizer, [*earlier, *first_turns(_WORDS, None)]).partition(_WORDS)
     if not said or _WORDS in after:
         raise InputError("the model's chat template does not have the user's words once, as they are: leave --chat out")
     asked = []
     for question in sample.questions:
         user, begun = _split(question.text)
         asked.append(replace(question, text=f"{user}{after}{begun}"))
-    return token_ids(tokenizer, before + sample.context), replace(sample, questions=tuple(asked))
+    context = before if sample.turns else before + sample.context
+    return token_ids(tokenizer, context), replace(sample, questions=tuple(asked))
 
 
 def _split(text: str) -> tuple[str, str]:
     """What the user says, up to the last question mark, and how the answer begins, if the text says that."""
-    user, mark, begun = text.rpartition("?")
+    user, mark, begun = text.removeprefix(_USER).rpartition("?")
     if not mark:
         return text, ""
     return user + mark, begun.strip().removeprefix(_BEGINS).strip()

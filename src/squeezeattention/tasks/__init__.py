@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..registry import Registry
 from .base import NLL, CountTokens, Question, Sample, Task
+from .conversation import Conversation
 from .cwe import CommonWords
 from .facts import Facts
 from .fwe import FrequentWords
@@ -20,6 +21,7 @@ from .vt import VariableTracking
 
 TASKS: Registry[Task] = Registry("task", name=str, metric=str, summary=str)
 TASKS.register("facts", Facts)
+TASKS.register("conversation", Conversation)
 TASKS.register("recall", Recall)
 TASKS.register("niah_single_1", NiahSingle1)
 TASKS.register("niah_multikey_2", NiahMultikey2)

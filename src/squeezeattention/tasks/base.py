@@ -47,6 +47,8 @@ class Sample:
     continuation: str | None = field(default=None, repr=False)
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Where things are (needle positions, chains, counts), as JSON values: for tests and result files."""
+    turns: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Where the context is a conversation: what the user said and what was answered, turn by turn."""
 
     @property
     def id(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .base import Question
 from .generated import Draft, GeneratedTask, at_least
-from .prose import NAMES, sentences_of
+from .prose import NAMES, sentences_of, words_from
 
 NUMBERS = ("access code", "account number", "badge number", "locker number", "ticket number")
 _PEOPLE = ("doctor", "teacher", "neighbour", "landlord", "tailor", "lawyer")
@@ -40,7 +40,8 @@ class _Kind:
     """What stands before the value."""
 
 
-def _number(rng: random.Random, first: str) -> str:
+def draw_digits(rng: random.Random, first: str) -> str:
+    """A number of five digits that begins with this one."""
     return first + "".join(rng.choices("0123456789", k=4))
 
 
@@ -57,7 +58,7 @@ def _saying(rng: random.Random, first: str) -> str:
 
 
 KINDS = {
-    "number": _Kind(NUMBERS, _number),
+    "number": _Kind(NUMBERS, draw_digits),
     "name": _Kind(_PEOPLE, _name),
     "date": _Kind(_DAYS, _day, " on"),
     "saying": _Kind(_SAYINGS, _saying),
@@ -106,7 +107,7 @@ class Facts(GeneratedTask):
         owners = rng.sample(NAMES, count)
         facts = [_Fact(owner, kind.draw(rng, digits[index % 10])) for index, owner in enumerate(owners)]
         questions = tuple(self._question(thing, [*facts, *facts][at : at + self.together]) for at in range(count))
-        text = _words(self.sentences, rng.randrange(len(self.sentences)), units)
+        text = words_from(self.sentences, rng.randrange(len(self.sentences)), units)
         places = sorted(int(rng.random() * (len(text) - 1)) + 1 for _ in facts)
         for place, fact in zip(reversed(places), reversed(facts), strict=True):
             text.insert(place, f"The {thing} of {fact.owner} is{kind.on} {fact.value}. ")
@@ -126,14 +127,3 @@ class Facts(GeneratedTask):
 
 def _listed(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _words(sentences: list[str], start: int, count: int) -> list[str]:
-    """Sentences of ``count`` words in all, from ``start`` on and round; the last is cut, at least two parts."""
-    found: list[str] = []
-    while count > 0 or len(found) < 2:
-        sentence = sentences[(start + len(found)) % len(sentences)]
-        words = sentence.split(" ")
-        found.append(sentence if len(words) <= count else " ".join(words[: max(1, count)]).rstrip() + " ")
-        count -= len(words)
-    return found

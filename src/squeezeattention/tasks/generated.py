@@ -24,6 +24,7 @@ class Draft:
     questions: tuple[Question, ...] = ()
     continuation: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    turns: tuple[tuple[str, str], ...] = ()
 
     def cost(self, count_tokens: CountTokens) -> int:
         """Tokens of the context and of the longest thing read after it."""
@@ -73,7 +74,9 @@ class GeneratedTask(Task):
             raise ConfigError(f"task {self.name!r} needs at least {needed} tokens with this tokenizer, got {length}")
         best = draft(largest(cost, needed, length, least, self.most(length)))
         questions = tuple(replace(q, max_new_tokens=_room(q, count)) for q in best.questions)
-        return Sample(self.name, length, seed, index, best.context, questions, best.continuation, best.details)
+        return Sample(
+            self.name, length, seed, index, best.context, questions, best.continuation, best.details, best.turns
+        )
 
 
 def _room(question: Question, count_tokens: CountTokens) -> int:

@@ -40,3 +40,14 @@ def sentences_of(text: Path | None) -> list[str]:
     if not sentences:
         raise InputError(f"the text is empty: {text}")
     return ["".join(words[at : at + _LONGEST]) for words in sentences for at in range(0, len(words), _LONGEST)]
+
+
+def words_from(sentences: list[str], start: int, count: int) -> list[str]:
+    """Sentences of ``count`` words in all, from ``start`` on and round; the last is cut, at least two parts."""
+    found: list[str] = []
+    while count > 0 or len(found) < 2:
+        sentence = sentences[(start + len(found)) % len(sentences)]
+        words = sentence.split(" ")
+        found.append(sentence if len(words) <= count else " ".join(words[: max(1, count)]).rstrip() + " ")
+        count -= len(words)
+    return found
