@@ -4,7 +4,8 @@ Evaluations that are complete are left as they are, one that was stopped goes on
 ``--model`` other models (each into folders of its own), ``--list`` shows the commands.
 
 ``--model smollm2 --texts FOLDER`` is the grid on a real model: prose of four novels, plain text of Project Gutenberg's
-editions as alice.txt, sherlock_holmes.txt, war_of_the_worlds.txt and frankenstein.txt.
+editions as alice.txt, sherlock_holmes.txt, war_of_the_worlds.txt and frankenstein.txt. ``--data FOLDER`` has XSum's and
+CNN/DailyMail's test parts as xsum/test.jsonl and cnn_dailymail/test.jsonl.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +66,7 @@ GRIDS: dict[str, list[str]] = {
 }  # fmt: skip
 
 BOOKS = ("alice", "sherlock_holmes", "war_of_the_worlds", "frankenstein")
-BOOKS_AT = Path("build/texts")  # a link to where they are, so that records name no machine's folders
+BOOKS_AT, DATA_AT = Path("build/texts"), Path("build/data")  # links, so that records name no machine's folders
 
 
 def _books(task: str, **options: object) -> list[str]:
@@ -114,6 +116,15 @@ PROSE: dict[str, list[str]] = {
     "conversations": [
         *_books("conversation"), *BEST_WAYS, *MIDDLE, "--length", "1600", "--samples", "2", "--seed", "55", "--chat",
     ],
+    # Summaries under the paper's policies, with its rule and others
+    **{
+        name: [
+            "-t", f"{name}:path={DATA_AT / name / 'test.jsonl'}", "--chat",
+            *_ways("uniform squeeze probe", "streaming_llm", "sliding_window", "h2o"), *_ways("global", "echo"),
+            *_each("--budget", 0.2, 0.4), "--length", "1024", "--samples", "12", "--seed", "61",
+        ]
+        for name in ("xsum", "cnn_dailymail")
+    },
     # The same facts in longer texts
     "long": [*_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "4000", "--samples", "2", "--seed", "54"],
 }  # fmt: skip
@@ -147,14 +158,14 @@ def command(name: str, model: str) -> list[str]:
     return [*given, "-o", str(OUT / f"{Path(model).name}-{name}")]
 
 
-def link(texts: Path) -> None:
-    """Have the books at :data:`BOOKS_AT`; an error that names those that are not there."""
-    if missing := [book for book in BOOKS if not (texts / f"{book}.txt").is_file()]:
-        raise SystemExit(f"{texts} has no {', '.join(f'{book}.txt' for book in missing)}")
-    at = ROOT / BOOKS_AT
+def link(folder: Path, at: Path, files: Sequence[str]) -> None:
+    """Have ``folder`` at ``at``; an error that names those of ``files`` that are not in it."""
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise SystemExit(f"{folder} has no {', '.join(missing)}")
+    at = ROOT / at
     at.parent.mkdir(exist_ok=True)
     at.unlink(missing_ok=True)
-    at.symlink_to(texts.resolve())
+    at.symlink_to(folder.resolve())
 
 
 def side_by_side(command: list[str], folder: Path, workers: int) -> None:
@@ -178,12 +189,15 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["embedded"], help="names, or folders as seen from the root")
     parser.add_argument("--only", nargs="+", choices=[*NAMES, *names_for(REAL)])
     parser.add_argument("--texts", type=Path, help=f"folder with {', '.join(BOOKS)} as .txt, for --model {REAL}")
+    parser.add_argument("--data", type=Path, help=f"folder with xsum/ and cnn_dailymail/, for --model {REAL}")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="parts of an evaluation that run at once")
     parser.add_argument("--list", action="store_true", help="show the commands and end")
     args = parser.parse_args()
     squeeze = str(Path(sys.executable).with_name("squeeze"))
     if args.texts:
-        link(args.texts)
+        link(args.texts, BOOKS_AT, [f"{book}.txt" for book in BOOKS])
+    if args.data:
+        link(args.data, DATA_AT, ["xsum/test.jsonl", "cnn_dailymail/test.jsonl"])
     for model in args.model:
         for name in names_for(model):
             if name not in (args.only or [name]):
