@@ -29,6 +29,22 @@ def test_pieces_are_whole_characters(tokenizer: Any, text: str) -> None:
     assert all(pieces)
 
 
+def test_a_long_text_is_not_decoded_over_and_over(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "漢 def f(x): é€𝄞 return   x\n" * 40
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    seen: list[int] = []
+    decode = type(tokenizer).decode
+
+    def counted(self: Any, tokens: list[int], **options: Any) -> str:
+        seen.append(len(tokens))
+        return str(decode(self, tokens, **options))
+
+    monkeypatch.setattr(type(tokenizer), "decode", counted)
+    assert "".join(pieces_of(tokenizer, ids)) == text
+    assert len(ids) > 600
+    assert sorted(seen)[-2] <= 70  # the end aside; a character may take some tokens more
+
+
 def test_an_unfinished_character_is_shown_at_the_end(tokenizer: Any) -> None:
     ids = tokenizer("a𝄞", add_special_tokens=False).input_ids
     assert len(ids) > 2

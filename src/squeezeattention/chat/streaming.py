@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 #: What a decoder writes for bytes that are no whole character yet.
 _UNFINISHED = "\ufffd"
+#: Tokens that are decoded with each new one, at most, and those that are kept of them then: what a token is written as
+#: may depend on those before it (a space that leads a text is left out).
+_MOST, _KEPT = 64, 16
 
 
 def decoded(tokenizer: Any, tokens: list[int]) -> str:
@@ -36,7 +39,9 @@ class Watch:
         self._tokenizer, self._show = tokenizer, show
         self._times: list[float] = []
         self._tokens: list[int] = []
-        self._shown = ""
+        self._shown: list[str] = []
+        self._from = 0  # the first token that is decoded with the next one
+        self._known = ""  # what those from there on were written as
 
     def put(self, value: Any) -> None:
         """Called with the prompt, ``[1, tokens]``, then with each new token, ``[1]``."""
@@ -44,18 +49,23 @@ class Watch:
         if self._show is None or len(self._times) == 1:
             return
         self._tokens += value.flatten().tolist()
-        text = decoded(self._tokenizer, self._tokens)
-        if not text.endswith(_UNFINISHED):
-            self._tell(text)
+        text = decoded(self._tokenizer, self._tokens[self._from :])
+        if text.endswith(_UNFINISHED):
+            return
+        self._tell(text[len(self._known) :])
+        self._known = text
+        if len(self._tokens) - self._from >= _MOST:
+            self._from = len(self._tokens) - _KEPT
+            self._known = decoded(self._tokenizer, self._tokens[self._from :])
 
     def end(self) -> None:
         """Called when the text is over."""
-        self._tell(decoded(self._tokenizer, self._tokens))
+        self._tell(decoded(self._tokenizer, self._tokens)[sum(map(len, self._shown)) :])
 
     def _tell(self, text: str) -> None:
-        if self._show is not None and text != self._shown:
-            self._show(text[len(self._shown) :])
-            self._shown = text
+        if self._show is not None and text:
+            self._show(text)
+            self._shown.append(text)
 
     def timings(self, new_tokens: int) -> Timings:
         start, first, *_, last = [*self._times, self._times[-1]]
