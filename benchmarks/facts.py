@@ -11,10 +11,10 @@ Written as it goes to ``--out``; what is there already is not measured again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,20 @@ import torch
 from transformers import DynamicCache
 
 from facts_summary import full_of, lines_of
-from squeezeattention import SqueezeCache, load_smollm2
-from squeezeattention.allocators import resolve_allocator
+from squeezeattention import load_smollm2
 from squeezeattention.demo import Settings, build_contexts
-from squeezeattention.demo.measure import Measured, Way, ask, read_together
+from squeezeattention.demo.measure import Measured, ask
 from squeezeattention.demo.scenario import Context
+from squeezeattention.evaluation.config import Config, budget_text, read_together
+from squeezeattention.evaluation.reading import Reading
+from squeezeattention.evaluation.spec import Spec
 from squeezeattention.tasks.driving import forward, read
 
 BUDGETS = (0.2, 0.3)
 WAYS = ("h2o/uniform", "h2o/squeeze", "h2o/probe", "h2o/calibrated", "echo/global")
 FOLLOWING = 64
+#: Tokens that a cache is told to expect of an answer.
+NEW_TOKENS = 24
 
 
 def main() -> None:
@@ -86,32 +90,30 @@ def measure(model: Any, tokenizer: Any, args: argparse.Namespace, number: int, w
         cache = DynamicCache(config=model.config)
         logits = read(model, cache, shorter.tokens)
         rows.append(row_of(found, number, None, loss(model, cache, logits, following), len(context.tokens)))
-    ways = [
-        Way(policy, resolve_allocator(rule)) for policy, rule in (one.split("/") for one in wanted if one != "full")
-    ]
-    for group in read_together(ways):
-        for text_of, questions in ((context, True), (shorter, False)):
-            reader = SqueezeCache(model, BUDGETS[0], group[0].policy, group[0].allocator, new_tokens=24, min_tokens=1)
-            with reader.prefilling():
-                began = time.perf_counter()
-                logits = forward(model, reader, torch.tensor([text_of.tokens]))
-                reader.twin()
-                seconds = time.perf_counter() - began
-                for way in group:
-                    for budget in BUDGETS:
-                        cache = reader.twin(budget=budget, allocator=way.allocator)
-                        cache.compact()
-                        if questions:
-                            found = Measured(way.label, budget)
-                            found.bytes.append(cache.memory().bytes)
-                            ask(model, tokenizer, found, context, cache.twin(allocator=cache.plan))
-                            rows.append(row_of(found, number, budget, None, len(context.tokens), seconds))
-                        else:
-                            value = loss(model, cache, logits, following)
-                            next(
-                                row for row in rows if (row["cache"], row["budget"]) == (way.label, budget)
-                            )["nats"] = value  # fmt: skip
-    return rows
+    found_of = {}
+    for group in read_together(configs_of([name for name in wanted if name != "full"])):
+        with contextlib.closing(Reading(model, context.tokens, group, NEW_TOKENS, None)) as reading:
+            for config in group:
+                cache, seconds = reading.cut(config)
+                found = Measured(label_of(config), float(config.budget))
+                found.bytes.append(cache.memory().bytes)
+                ask(model, tokenizer, found, context, cache.twin(allocator=cache.plan))
+                found_of[config] = row_of(found, number, found.budget, None, len(context.tokens), seconds)
+        with contextlib.closing(Reading(model, shorter.tokens, group, NEW_TOKENS, None)) as reading:
+            for config in group:
+                cache, _ = reading.cut(config)
+                found_of[config]["nats"] = loss(model, cache, reading.logits, following)
+    return [*rows, *found_of.values()]
+
+
+def configs_of(ways: list[str]) -> list[Config]:
+    """Of ``policy/allocator`` at both budgets."""
+    named = [tuple(map(Spec, way.split("/"))) for way in ways]
+    return [Config(policy, rule, budget_text(budget)) for policy, rule in named for budget in BUDGETS]
+
+
+def label_of(config: Config) -> str:
+    return f"{config.policy}/{config.allocator}"
 
 
 def row_of(found: Measured, number: int, budget: float | None, nats: float | None, tokens: int, seconds: float = 0.0):

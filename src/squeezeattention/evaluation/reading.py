@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from .. import BudgetPlan, SqueezeCache
 from ..allocators import Allocator
 from ..device import synchronize
@@ -36,16 +38,17 @@ class Reading:
         others = [name for name in signals if name != self._config.signal]
         self._open = contextlib.ExitStack()
         self._cache = self._config.make_cache(model, new_tokens, others)
-        self._seconds, _ = self._timed(lambda: self._read(list(tokens), chunk))
+        self._seconds, self.logits = self._timed(lambda: self._read(list(tokens), chunk))
+        """The prompt's last ones, ``[1, V]``."""
 
-    def _read(self, tokens: list[int], chunk: int | None) -> None:
+    def _read(self, tokens: list[int], chunk: int | None) -> torch.Tensor:
         cache = self._cache
         if not self._is_shared:
-            read(self._model, cache, tokens, chunk=chunk)
-            return
+            return read(self._model, cache, tokens, chunk=chunk)
         self._open.enter_context(cache.prefilling())
-        read_chunks(self._model, cache, tokens, chunk)
+        logits = read_chunks(self._model, cache, tokens, chunk)
         cache.twin()  # what is read again is read now
+        return logits
 
     def cut(self, config: Config) -> tuple[Any, float]:
         """The cache that ``config`` makes of it, and the seconds that takes, reading included."""
