@@ -27,6 +27,7 @@ from .memory import LayerMemory
 from .parts import Parts
 from .ragged import RaggedStore, same_room
 from .scorer import TokenScorer
+from .sinks import place_sinks, restore_sinks
 from .slots import masks_of, note_fill, note_full, slots_of
 from .step import ACTIVE, Step, current_step
 from .store import LayerStore, ring_at, ring_slots, storage_bytes
@@ -451,30 +452,13 @@ class SqueezeLayer(CacheLayerMixin):
         return self.scorer.of_new(keys, values, step.positions(self.device), sinks=sinks)
 
     def _place_sinks(self) -> None:
-        """Turn the sinks' keys so that they sit right before the oldest token of the window."""
-        rerotation, store = self.rerotation, self.store
-        if rerotation is None:
-            return
-        if isinstance(store, RaggedStore):
-            for run in store.runs:
-                if run.ring:
-                    run.sink_keys = turn_sinks(
-                        run.keys[:, None], run.positions[:, run.ring :], run.ring, rerotation, run.sink_keys
-                    )
-        elif store.keys is not None and self._ring and self._lossy:
-            window = store.used_positions()[:, 0, self._ring :]  # a ring's heads agree
-            self._sink_keys = turn_sinks(store.keys, window, self._ring, rerotation, self._sink_keys)
+        if self.rerotation is not None:
+            ring = self._ring if self._lossy else None
+            self._sink_keys = place_sinks(self.store, ring, self.rerotation, self._sink_keys)
 
     def _restore_sinks(self) -> None:
-        """Put the sinks' keys back as they were read."""
-        if isinstance(self.store, RaggedStore):
-            for run in self.store.runs:
-                if run.sink_keys is not None:
-                    run.keys[:, : run.sink_keys.shape[2]] = run.sink_keys[:, 0]
-                    run.sink_keys = None
-        elif self._sink_keys is not None and self.store.keys is not None:
-            self.store.keys[:, :, : self._sink_keys.shape[2]] = self._sink_keys
-            self._sink_keys = None
+        restore_sinks(self.store, self._sink_keys)
+        self._sink_keys = None
 
     def compact(
         self, budget: int | Sequence[Sequence[int]], newest: list[int], padded: bool, *, more: bool = False
@@ -813,25 +797,6 @@ def refuse_gradient(gradient: torch.Tensor) -> None:
         "a backward pass through a SqueezeCache: keys and values are kept without their graph, so gradients would be "
         "wrong. Compute the loss without this cache (use_cache=False), or run the forward under torch.no_grad()"
     )
-
-
-def turn_sinks(
-    keys: torch.Tensor, window: torch.Tensor, sinks: int, rerotation: Rerotation, held: torch.Tensor | None
-) -> torch.Tensor:
-    """Turn the first ``sinks`` of keys ``[B, H, N, D]``, in place, to sit right before the oldest of ``window``.
-
-    ``window``: positions ``[B or 1, n]``, -1 = hole; ``held``: the sinks as they were read ``[B, H, sinks, D]``, which
-    is also what is returned; ``None``: they are still so.
-    """
-    oldest = window.masked_fill(window < 0, torch.iinfo(torch.int64).max).amin(-1, keepdim=True)
-    shift = torch.where((window >= 0).any(-1, keepdim=True), oldest - sinks, 0)
-    here = keys[:, :, :sinks]
-    if held is None:
-        held = here.clone()
-    elif len(shift) > 1:  # a row that is not full yet still has its sinks as they were, or is filling them
-        held = torch.where((shift == 0)[:, None, :, None], here, held)
-    here.copy_(rerotation(held, shift))
-    return held
 
 
 def _identity(keys: torch.Tensor, values: torch.Tensor) -> tuple[object, ...]:
