@@ -17,6 +17,9 @@ RELEASE   := .venv-release
 # Pythons that `make test-release` installs torch into, e.g. RELEASE_INSTALL="3.10 3.13"; gigabytes each where torch is downloaded
 RELEASE_INSTALL ?= $(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))')
 OLDEST_TRANSFORMERS := 5.5.0
+OLDEST_TORCH := 2.9.1
+# What development uses.
+TORCH = $$(grep '^torch==' constraints.txt)
 
 BIN       := $(VENV)/bin
 SPEC      := pyproject.toml constraints.txt
@@ -65,25 +68,25 @@ format: $(VENV)/.installed-dev ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-compat: test-oldest test-newest ## first contact with the wheel, on the oldest and the newest transformers
+test-compat: test-oldest test-newest ## first contact with the wheel, on the oldest torch and transformers and on the newest transformers
 
-# As a user gets them: the built wheel and what pip finds for it, without constraints. torch alone is the one that
-# development uses, since another one is gigabytes. What is newest changes, so pip is asked every time.
+# As a user gets them: the built wheel and what pip finds for it, without constraints. Only on the oldest is torch not the
+# one that development uses, since another one is gigabytes. What is newest changes, so pip is asked every time.
 WHEEL_TESTS := tests/wheel tests/use tests/chat tests/exact/test_newer_releases.py tests/cli/test_generate.py
 
-# $(call test-wheel,ENVIRONMENT,TRANSFORMERS): the wheel is new though its version is not, so it is put there first.
+# $(call test-wheel,ENVIRONMENT,TORCH,TRANSFORMERS): the wheel is new though its version is not, so it is put there first.
 define test-wheel
-	$(1)/bin/python $(PIP) "$$(grep '^torch==' constraints.txt)" accelerate hypothesis pytest pytest-xdist
+	$(1)/bin/python $(PIP) "$(2)" accelerate hypothesis pytest pytest-xdist
 	$(1)/bin/python $(PIP) --upgrade --force-reinstall --no-deps dist/*.whl
-	$(1)/bin/python $(PIP) "$$(echo dist/*.whl)[all]" $(2)
+	$(1)/bin/python $(PIP) "$$(echo dist/*.whl)[all]" $(3)
 	$(TEST_ENV) SQUEEZE_WHEEL=1 $(1)/bin/python $(PYTEST) $(WHEEL_TESTS)
 endef
 
 test-newest: $(NEWEST)/.created dist/.built ## ... on the newest only
-	$(call test-wheel,$(NEWEST),--upgrade --upgrade-strategy only-if-needed transformers)
+	$(call test-wheel,$(NEWEST),$(TORCH),--upgrade --upgrade-strategy only-if-needed transformers)
 
 test-oldest: $(OLDEST)/.created dist/.built ## ... on the oldest supported only
-	$(call test-wheel,$(OLDEST),transformers==$(OLDEST_TRANSFORMERS))
+	$(call test-wheel,$(OLDEST),torch==$(OLDEST_TORCH),transformers==$(OLDEST_TRANSFORMERS))
 
 test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
 	$(TEST_ENV) HF_DATASETS_OFFLINE=1 $(LMEVAL)/bin/python $(PYTEST) tests/lm_eval tests/datasets
