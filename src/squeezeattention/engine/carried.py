@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError, UnsupportedFeatureError
 from .blocks import BlockPlan
-from .lanes import MOST_GROUPS, Lanes, assign_lanes
+from .lanes import MOST_GROUPS, Lanes, assign_lanes, lanes_without_waste
 from .prompts import PromptPlanner
 from .settings import EngineSettings
 
@@ -29,6 +29,8 @@ class Carried:
     lanes: Lanes
     planner: PromptPlanner | None = None
     """Plans per prompt: who makes them."""
+    rooms: tuple[tuple[int, ...], ...] = ()
+    """The slab: tokens of each layer's KV heads."""
 
     @property
     def is_slab(self) -> bool:
@@ -44,17 +46,29 @@ def carried(vllm_config: Any) -> Carried | None:
     if known is None:
         check_version(installed())
         settings = EngineSettings.read(given)
-        _check_engine(vllm_config, slab=settings.design == "slab", per_prompt=settings.per_prompt is not None)
+        _check_engine(vllm_config, settings)
         text, size = vllm_config.model_config.hf_text_config, vllm_config.cache_config.block_size
         settings.plan.check_model(fingerprint_of(vllm_config.model_config), text.num_hidden_layers)
         planner = settings.planner(size)
         if planner is not None:
             known = Carried(settings, planner.nominal(), planner.lanes(), planner)
+        elif settings.design == "slab":
+            known = _slab(settings, size, vllm_config.model_config.get_total_num_kv_heads())
         else:
             blocks = settings.blocks(size, text.num_hidden_layers).leveled(MOST_GROUPS)
             known = Carried(settings, blocks, assign_lanes(blocks.layers))
         vars(vllm_config)[MARK] = known
     return known
+
+
+def _slab(settings: EngineSettings, block_size: int, n_heads: int) -> Carried:
+    blocks = settings.blocks(block_size, settings.plan.n_layers, n_heads)
+    if settings.by_head:
+        lanes = lanes_without_waste(blocks.layers)
+    else:
+        blocks = blocks.leveled(MOST_GROUPS)
+        lanes = assign_lanes(blocks.layers)
+    return Carried(settings, blocks, lanes, rooms=settings.rooms(blocks, n_heads))
 
 
 def given_to(vllm_config: Any) -> Any:
@@ -98,8 +112,9 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def _check_engine(vllm_config: Any, *, slab: bool, per_prompt: bool) -> None:
+def _check_engine(vllm_config: Any, settings: EngineSettings) -> None:
     """Refuse what blocks of budgets cannot be combined with."""
+    slab, per_prompt = settings.design == "slab", settings.per_prompt is not None
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     refused = {
         "speculative decoding": vllm_config.speculative_config is not None,
@@ -116,6 +131,12 @@ def _check_engine(vllm_config: Any, *, slab: bool, per_prompt: bool) -> None:
             "prefix caching (--no-enable-prefix-caching)": bool(vllm_config.cache_config.enable_prefix_caching),
             "chunked prefill (--no-enable-chunked-prefill)": bool(scheduler.enable_chunked_prefill),
         }
+    if settings.by_head:
+        refused |= {
+            "tensor parallelism (ranks would hold different numbers of tokens for their KV heads)": (
+                parallel.tensor_parallel_size > 1
+            ),
+        }
     if per_prompt:
         passes = getattr(vllm_config.compilation_config, "pass_config", None)
         refused |= {
@@ -125,5 +146,6 @@ def _check_engine(vllm_config: Any, *, slab: bool, per_prompt: bool) -> None:
         }
     if found := [name for name, is_on in refused.items() if is_on]:
         what = "the slab design of a squeeze plan" if slab else "a squeeze plan"
+        what = "a squeeze plan with budgets by KV head" if settings.by_head else what
         what = "plans per prompt" if per_prompt else what
         raise UnsupportedFeatureError(f"{what} cannot be combined with {', '.join(found)}; leave one out")

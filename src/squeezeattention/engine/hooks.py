@@ -109,7 +109,7 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
     vars(layer)[MARK] = plan.settings.design
     if plan.is_slab:
         if not isinstance(layer.impl, slab_impl()):
-            layer.impl = slab_impl()(layer, plan.settings.make_policy())
+            layer.impl = slab_impl()(layer, plan.settings.make_policy(), _own(plan.rooms[index], layer))
         return SlabSpec.of(spec, blocks.total * spec.block_size, lane=lane)
     return SqueezeSpec.of(spec, blocks, windowed_prefill=plan.settings.prefill == "windowed", lane=lane,
                           per_prompt=plan.planner is not None)  # fmt: skip
@@ -119,6 +119,11 @@ def _index(layer: Any) -> int:
     from vllm.model_executor.models.utils import extract_layer_index
 
     return int(extract_layer_index(layer.layer_name))
+
+
+def _own(rooms: tuple[int, ...], layer: Any) -> tuple[int, ...]:
+    """Those of a rank's KV heads: all are equal where there are several ranks (carried.py)."""
+    return rooms[: layer.impl.num_kv_heads]
 
 
 def _get_attn_backend(original: Callable[..., Any], layer: Any) -> Any:

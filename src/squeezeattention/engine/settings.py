@@ -22,13 +22,33 @@ SINKS = {"streaming_llm": 4, "sliding_window": 0}
 _KEYS = {"plan", "prefill", "sinks", "policy", "design", "per_prompt"}
 
 
+def what_lacks(policy: EvictionPolicy) -> str | None:
+    """What a policy looks at and the slab does not have; ``None``: nothing.
+
+    It has keys and values, the attention that a step pays, and at a prompt's end the prompt's queries.
+    """
+    from ..policies import Scored
+
+    if not isinstance(policy, Scored):
+        return None
+    lacks = {
+        "a repetition of the prompt": policy.replays > 0,
+        "the projection of its values": policy.weighs_values,
+        "the mean of all queries": policy.foresees_queries,
+        "queries of the answer": policy.last_queries > 0 and policy.every is not None,
+        "each new token alone": type(policy).score_new is not Scored.score_new,
+    }
+    return next((what for what, is_so in lacks.items() if is_so), None)
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """A plan and how it is carried out.
 
     ``prefill``: "full": a prompt is attended to in full, as in the paper, and cut when it has been read; "windowed":
     prompt tokens see what generated ones see, and no more than that is ever held. ``design``: "compact" keeps whole
-    blocks of sinks and newest tokens; "slab" ranks single tokens by any policy, in blocks that a request keeps.
+    blocks of sinks and newest tokens; "slab" ranks single tokens, in blocks that a request keeps, and is what budgets
+    by KV head take.
     ``per_prompt``: the plan gives the total and the groups of layers, each prompt's own signal the budgets.
     """
 
@@ -63,16 +83,21 @@ class EngineSettings:
         else:
             raise ConfigError(f"the plan must be a path or a JSON object, got {source!r}")
         policy = given.get("policy", plan.policy or "streaming_llm")
-        POLICIES.factory(policy)
-        scorers = [name for name in POLICIES if getattr(POLICIES.factory(name), "scores_tokens", False)]
-        if policy in scorers:
+        if (lack := what_lacks(POLICIES.create(policy))) is not None:
+            fine = [name for name in POLICIES if what_lacks(POLICIES.create(name)) is None]
             raise UnsupportedFeatureError(
-                f"policy {policy!r} scores tokens by a layer's queries, keys and values, which the engine does not keep"
-                f"; use one of {', '.join(name for name in POLICIES if name not in scorers)}"
+                f"policy {policy!r} scores tokens by {lack}, which the engine does not keep; use one of "
+                f"{', '.join(fine)}"
             )
-        design = given.get("design", "compact" if policy in SINKS else "slab")
+        by_head = plan.head_budgets is not None
+        design = given.get("design", "compact" if policy in SINKS and not by_head else "slab")
         if design not in DESIGNS:
             raise ConfigError(f"design must be one of {', '.join(DESIGNS)}, got {design!r}")
+        if design == "compact" and by_head:
+            raise UnsupportedFeatureError(
+                "the plan has budgets by KV head, and the compact design cannot: vLLM has one block table for all KV "
+                'heads of a layer. Leave out "design", or make a plan with budgets by layer (--allocator squeeze)'
+            )
         if design == "compact" and policy not in SINKS:
             raise UnsupportedFeatureError(
                 f'policy {policy!r} ranks single tokens, and the compact design keeps whole blocks: use "slab", or one '
@@ -87,6 +112,11 @@ class EngineSettings:
         if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
             raise ConfigError(f"sinks must be a whole number >= 0, got {sinks!r}")
         per_prompt = PerPrompt.read(given.get("per_prompt"), plan)
+        if per_prompt is not None and by_head:
+            raise UnsupportedFeatureError(
+                "plans per prompt divide a total among layers, and this plan has budgets by KV head: leave out "
+                '"per_prompt", or make a plan with budgets by layer (--allocator squeeze)'
+            )
         if per_prompt is not None and (design, prefill) != ("compact", "full"):
             raise UnsupportedFeatureError(
                 'plans per prompt need the compact design and "prefill": "full": a prompt is measured as a whole, then '
@@ -94,10 +124,21 @@ class EngineSettings:
             )
         return cls(plan, policy, sinks, prefill, design, per_prompt)
 
-    def blocks(self, block_size: int, n_layers: int) -> BlockPlan:
-        """The plan in blocks, once it is sure that it has the model's layers."""
+    @property
+    def by_head(self) -> bool:
+        """Whether KV heads have budgets of their own."""
+        return self.plan.head_budgets is not None
+
+    def blocks(self, block_size: int, n_layers: int, n_heads: int | None = None) -> BlockPlan:
+        """The plan in blocks, once it is sure that it has the model's layers (and KV heads, if they are known)."""
         self.plan.check_model(None, n_layers)
+        if self.plan.head_budgets is not None:
+            return BlockPlan.of_heads(self.plan, block_size, n_heads or len(self.plan.head_budgets[0]))
         return BlockPlan.of(self.plan, block_size, sinks=self.sinks if self.design == "compact" else 0)
+
+    def rooms(self, blocks: BlockPlan, n_heads: int) -> tuple[tuple[int, ...], ...]:
+        """``[layers][n_heads]``: the tokens of each KV head, as the blocks round them."""
+        return blocks.rooms(self.plan, n_heads, minimum=self.make_policy().minimum)
 
     def planner(self, block_size: int) -> PromptPlanner | None:
         """Who divides the total for each prompt; ``None`` if all prompts have the plan's own budgets."""
@@ -108,7 +149,9 @@ class EngineSettings:
     def check(self, block_size: int) -> None:
         """Raise what :meth:`blocks` or :meth:`planner` would, before there is a model."""
         if self.planner(block_size) is None:
-            self.blocks(block_size, self.plan.n_layers)
+            blocks = self.blocks(block_size, self.plan.n_layers)
+            if self.plan.head_budgets is not None:
+                self.rooms(blocks, len(self.plan.head_budgets[0]))
 
     def make_policy(self) -> EvictionPolicy:
         """The policy, for the slab design."""
