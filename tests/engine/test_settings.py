@@ -1,5 +1,6 @@
 """What an engine may be told, and what it refuses."""
 
+import dataclasses
 import json
 
 import pytest
@@ -72,3 +73,22 @@ def test_budgets_by_head_take_the_slab():
     many = EngineSettings.read({"plan": HEADS.to_dict(), "sinks": 70})
     with pytest.raises(BudgetError, match="budget of 64 tokens in each KV head, but the policy needs 71"):
         many.check(32)
+
+
+def test_plans_for_prompts_of_different_lengths():
+    short = dataclasses.replace(HEADS, prompt_tokens=500)
+    long = dataclasses.replace(BudgetPlan.from_budgets([[40, 216], [192, 192]]), prompt_tokens=2000)
+    settings = EngineSettings.read({"plan": [long.to_dict(), short.to_dict()]})
+    assert [settings.plans.of(tokens) for tokens in (1, 500, 501, 9000)] == [short, short, long, long]
+    assert settings.plan == long
+    settings.check(32)
+    assert EngineSettings.read(json.loads(json.dumps(settings.to_dict()))) == settings
+    for plans, error, words in (
+        ([], ConfigError, "list of plans is empty"),
+        ([HEADS, long], ConfigError, "prompt_tokens.*got None, 2000"),
+        ([long, long], ConfigError, "each another number"),
+        ([PLAN, long], UnsupportedFeatureError, "need budgets by KV head"),
+        ([short, dataclasses.replace(long, policy="h2o")], ConfigError, "one model and one policy"),
+    ):
+        with pytest.raises(error, match=words):
+            EngineSettings.read({"plan": [plan.to_dict() for plan in plans]})

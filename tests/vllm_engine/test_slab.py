@@ -1,5 +1,7 @@
 """Single tokens of any policy inside vLLM: the tokens that the library's own cache gives, at the same budgets."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -79,6 +81,34 @@ def test_budgets_by_head_are_what_is_held(engine):
             assert sum(held) * BLOCK * 2 == planned  # a block of one layer has so many tokens of two heads
     assert steps >= 40
     assert not held_blocks(llm)
+
+
+def test_plans_by_the_length_of_the_prompt(engine, model):
+    """Each request has the plan for prompts of its length: its tokens, and its blocks at every step."""
+    from vllm import SamplingParams
+
+    short = [[40, 24], [10, 54], [64, 64], [32, 32], [100, 28], [20, 44]]
+    plans = {50: short, 200: HEADS}
+    made = [
+        dataclasses.replace(BudgetPlan.from_budgets(own), prompt_tokens=n, policy="h2o") for n, own in plans.items()
+    ]
+    llm = engine({"plan": [plan.to_dict() for plan in reversed(made)]}, **OPTIONS)
+    prompts, replies = draw((50, 51, 300, 20), seed=14), {}
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
+    own = [short if len(prompt) <= 50 else HEADS for prompt in prompts]
+    for index, prompt in enumerate(prompts):
+        llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            if output.finished:
+                replies[int(output.request_id.split("-")[0])] = list(output.outputs[0].token_ids)
+        for request, held in held_blocks(llm).items():
+            assert sum(held) * BLOCK * 2 == sum(map(sum, own[int(request.split("-")[0])]))
+    assert not held_blocks(llm)
+    for index, prompt in enumerate(prompts):
+        assert_greedy(told_by_the_library(model, "h2o", prompt, replies[index], own[index]), replies[index])
+    other = told_by_the_library(model, "h2o", prompts[1], replies[1], short)
+    assert other.argmax(-1).tolist() != replies[1], "the other plan says the same: the comparison proves nothing"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import CacheStateError, UnsupportedFeatureError
 from .choosing import PromptChoices
+from .lengths import ByLength
 from .segments import split
 from .slab import SlabBatch, SlabLayer
 
@@ -136,7 +137,7 @@ def slab_impl() -> type:
     from vllm.v1.attention.backend import AttentionImpl
 
     class SlabImpl(AttentionImpl):
-        def __init__(self, layer: Any, policy: Any, rooms: tuple[int, ...]) -> None:
+        def __init__(self, layer: Any, policy: Any, rooms: ByLength[tuple[int, ...]]) -> None:
             given = layer.impl
             self.num_heads, self.head_size, self.scale = given.num_heads, given.head_size, given.scale
             self.num_kv_heads = given.num_kv_heads
@@ -149,7 +150,7 @@ def slab_impl() -> type:
             if found := [name for name, is_on in unsupported.items() if is_on]:
                 raise UnsupportedFeatureError(f"the slab design cannot be combined with {', '.join(found)}")
             softcap = getattr(given, "logits_soft_cap", None) or None
-            self.slab = SlabLayer(policy, lambda prompt: rooms, given.scale, softcap)
+            self.slab = SlabLayer(policy, rooms.of, given.scale, softcap)
 
         def do_kv_cache_update(self, *args: Any, **kwargs: Any) -> None:
             """What stays is written once attention is known."""
@@ -196,7 +197,7 @@ def slab_backend(backend: type) -> type:
                 offsets,
                 starts,
                 _prompt_lengths(rows).tolist(),
-                common.block_table_tensor[:, : self.kv_cache_spec.blocks].long(),
+                common.block_table_tensor[:, : self.kv_cache_spec.most_blocks].long(),
             )
 
     return subclass_attention_backend("Slab", backend, Builder)

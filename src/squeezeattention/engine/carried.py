@@ -7,8 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..errors import ConfigError, UnsupportedFeatureError
+from ..plan import BudgetPlan
 from .blocks import BlockPlan
-from .lanes import MOST_GROUPS, Lanes, assign_lanes, lanes_without_waste
+from .lanes import MOST_GROUPS, Lanes, assign_lanes, lanes_of_all, lanes_without_waste
+from .lengths import ByLength
 from .prompts import PromptPlanner
 from .settings import EngineSettings
 
@@ -21,6 +23,15 @@ MARK = "_squeezeattention"
 
 
 @dataclasses.dataclass(frozen=True)
+class SlabPlan:
+    """What a request keeps in each layer."""
+
+    blocks: BlockPlan
+    rooms: tuple[tuple[int, ...], ...]
+    """Tokens of each layer's KV heads."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Carried:
     """A plan as this engine carries it."""
 
@@ -29,8 +40,8 @@ class Carried:
     lanes: Lanes
     planner: PromptPlanner | None = None
     """Plans per prompt: who makes them."""
-    rooms: tuple[tuple[int, ...], ...] = ()
-    """The slab: tokens of each layer's KV heads."""
+    slab: ByLength[SlabPlan] | None = None
+    """The slab: what requests keep, by the length of their prompt; ``blocks`` are those of the longest."""
 
     @property
     def is_slab(self) -> bool:
@@ -48,7 +59,8 @@ def carried(vllm_config: Any) -> Carried | None:
         settings = EngineSettings.read(given)
         _check_engine(vllm_config, settings)
         text, size = vllm_config.model_config.hf_text_config, vllm_config.cache_config.block_size
-        settings.plan.check_model(fingerprint_of(vllm_config.model_config), text.num_hidden_layers)
+        for plan in settings.plans.values:
+            plan.check_model(fingerprint_of(vllm_config.model_config), text.num_hidden_layers)
         planner = settings.planner(size)
         if planner is not None:
             known = Carried(settings, planner.nominal(), planner.lanes(), planner)
@@ -62,13 +74,18 @@ def carried(vllm_config: Any) -> Carried | None:
 
 
 def _slab(settings: EngineSettings, block_size: int, n_heads: int) -> Carried:
-    blocks = settings.blocks(block_size, settings.plan.n_layers, n_heads)
-    if settings.by_head:
-        lanes = lanes_without_waste(blocks.layers)
+    def planned(plan: BudgetPlan) -> SlabPlan:
+        blocks = settings.blocks_of(plan, block_size, plan.n_layers, n_heads)
+        blocks = blocks if settings.by_head else blocks.leveled(MOST_GROUPS)
+        return SlabPlan(blocks, settings.rooms(blocks, n_heads, plan))
+
+    slab = settings.plans.map(planned)
+    layers = slab.longest.blocks.layers
+    if len(slab.values) > 1:
+        lanes = lanes_of_all(layers)
     else:
-        blocks = blocks.leveled(MOST_GROUPS)
-        lanes = assign_lanes(blocks.layers)
-    return Carried(settings, blocks, lanes, rooms=settings.rooms(blocks, n_heads))
+        lanes = lanes_without_waste(layers) if settings.by_head else assign_lanes(layers)
+    return Carried(settings, slab.longest.blocks, lanes, slab=slab)
 
 
 def given_to(vllm_config: Any) -> Any:

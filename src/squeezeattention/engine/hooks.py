@@ -107,10 +107,12 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
     index = _index(layer)
     blocks, lane = plan.blocks.layers[index], plan.lanes.lanes[index]
     vars(layer)[MARK] = plan.settings.design
-    if plan.is_slab:
+    if plan.slab is not None:
         if not isinstance(layer.impl, slab_impl()):
-            layer.impl = slab_impl()(layer, plan.settings.make_policy(), _own(plan.rooms[index], layer))
-        return SlabSpec.of(spec, blocks.total * spec.block_size, lane=lane)
+            rooms = plan.slab.map(lambda own: own.rooms[index][: layer.impl.num_kv_heads])  # equal, on several ranks
+            layer.impl = slab_impl()(layer, plan.settings.make_policy(), rooms)
+        slots = plan.slab.map(lambda own: own.blocks.layers[index].total * spec.block_size)
+        return SlabSpec.of(spec, slots, lane=lane)
     return SqueezeSpec.of(spec, blocks, windowed_prefill=plan.settings.prefill == "windowed", lane=lane,
                           per_prompt=plan.planner is not None)  # fmt: skip
 
@@ -119,11 +121,6 @@ def _index(layer: Any) -> int:
     from vllm.model_executor.models.utils import extract_layer_index
 
     return int(extract_layer_index(layer.layer_name))
-
-
-def _own(rooms: tuple[int, ...], layer: Any) -> tuple[int, ...]:
-    """Those of a rank's KV heads: all are equal where there are several ranks (carried.py)."""
-    return rooms[: layer.impl.num_kv_heads]
 
 
 def _get_attn_backend(original: Callable[..., Any], layer: Any) -> Any:

@@ -61,9 +61,14 @@ def assign_lanes(layers: Sequence[LayerBlocks], most_groups: int = MOST_GROUPS) 
 
 
 def lanes_without_waste(layers: Sequence[LayerBlocks]) -> Lanes:
-    """The same if it pads nothing; else a lane for each layer, which takes a block table each."""
+    """The same if it pads nothing; else a lane for each layer."""
     found = assign_lanes(layers)
-    return Lanes(tuple(range(len(layers))), 1, tuple(layers)) if found.waste(layers) else found
+    return lanes_of_all(layers) if found.waste(layers) else found
+
+
+def lanes_of_all(layers: Sequence[LayerBlocks]) -> Lanes:
+    """A lane for each layer, with a block table of its own."""
+    return Lanes(tuple(range(len(layers))), 1, tuple(layers))
 
 
 def _divisions(sizes: Sequence[int], most: int) -> Iterator[tuple[int, ...]]:
