@@ -112,16 +112,28 @@ def test_plans_by_the_length_of_the_prompt(engine, model):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2, "enforce_eager": False}],
-    ids=["TP=2", "PP=2"],
+    ("options", "budgets"),
+    [
+        ({"tensor_parallel_size": 2}, BUDGETS),
+        ({"pipeline_parallel_size": 2, "enforce_eager": False}, BUDGETS),
+        ({"pipeline_parallel_size": 2, "enforce_eager": False}, HEADS),
+    ],
+    ids=["TP=2", "PP=2", "PP=2 by head"],
 )
-def test_two_processes(engine, model, options, monkeypatch):
+def test_two_processes(engine, model, options, budgets, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     prompts = draw(LENGTHS, seed=10)
-    replies = generate(engine(slab("h2o"), **options, **OPTIONS), prompts, 60)
+    replies = generate(engine(slab("h2o", budgets), **options, **OPTIONS), prompts, 60)
     for prompt, reply in zip(prompts, replies, strict=True):
-        assert_greedy(told_by_the_library(model, "h2o", prompt, reply), reply)
+        assert_greedy(told_by_the_library(model, "h2o", prompt, reply, budgets), reply)
+
+
+def test_ranks_cannot_hold_different_numbers_of_tokens(engine, monkeypatch):
+    from squeezeattention.errors import UnsupportedFeatureError
+
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with pytest.raises(UnsupportedFeatureError, match="budgets by KV head cannot be combined with tensor parallelism"):
+        engine(slab("h2o", HEADS), tensor_parallel_size=2, **OPTIONS)
 
 
 def test_a_request_holds_its_slab_and_no_more(engine, model, monkeypatch):

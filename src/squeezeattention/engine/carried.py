@@ -50,14 +50,10 @@ class Carried:
 
 def carried(vllm_config: Any) -> Carried | None:
     """The plan that an engine was given, checked against it, or ``None`` without one."""
-    given = given_to(vllm_config)
-    if given is None:
+    if given_to(vllm_config) is None:
         return None
     known = vars(vllm_config).get(MARK)
-    if known is None:
-        check_version(installed())
-        settings = EngineSettings.read(given)
-        _check_engine(vllm_config, settings)
+    if known is None and (settings := check_engine(vllm_config)) is not None:
         text, size = vllm_config.model_config.hf_text_config, vllm_config.cache_config.block_size
         for plan in settings.plans.values:
             plan.check_model(fingerprint_of(vllm_config.model_config), text.num_hidden_layers)
@@ -71,6 +67,21 @@ def carried(vllm_config: Any) -> Carried | None:
             known = Carried(settings, blocks, assign_lanes(blocks.layers))
         vars(vllm_config)[MARK] = known
     return known
+
+
+def check_engine(vllm_config: Any) -> EngineSettings | None:
+    """What an engine was told of a plan, or ``None``.
+
+    Raises :class:`UnsupportedFeatureError` for what a plan cannot be combined with, and what
+    :meth:`EngineSettings.read` raises.
+    """
+    given = given_to(vllm_config)
+    if given is None:
+        return None
+    check_version(installed())
+    settings = EngineSettings.read(given)
+    _refuse(vllm_config, settings)
+    return settings
 
 
 def _slab(settings: EngineSettings, block_size: int, n_heads: int) -> Carried:
@@ -129,7 +140,7 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def _check_engine(vllm_config: Any, settings: EngineSettings) -> None:
+def _refuse(vllm_config: Any, settings: EngineSettings) -> None:
     """Refuse what blocks of budgets cannot be combined with."""
     slab, per_prompt = settings.design == "slab", settings.per_prompt is not None
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
