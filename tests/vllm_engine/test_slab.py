@@ -134,6 +134,8 @@ def test_ranks_cannot_hold_different_numbers_of_tokens(engine, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     with pytest.raises(UnsupportedFeatureError, match="budgets by KV head cannot be combined with tensor parallelism"):
         engine(slab("h2o", HEADS), tensor_parallel_size=2, **OPTIONS)
+    with pytest.raises(UnsupportedFeatureError, match="tensor parallelism under policy 'tova'"):
+        engine(slab("tova"), tensor_parallel_size=2, **OPTIONS)
 
 
 def test_a_request_holds_its_slab_and_no_more(engine, model, monkeypatch):

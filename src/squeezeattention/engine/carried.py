@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError, UnsupportedFeatureError
 from ..plan import BudgetPlan
+from ..policies import Scored
 from .blocks import BlockPlan
 from .lanes import MOST_GROUPS, Lanes, assign_lanes, lanes_of_all, lanes_without_waste
 from .lengths import ByLength
@@ -159,10 +160,12 @@ def _refuse(vllm_config: Any, settings: EngineSettings) -> None:
             "prefix caching (--no-enable-prefix-caching)": bool(vllm_config.cache_config.enable_prefix_caching),
             "chunked prefill (--no-enable-chunked-prefill)": bool(scheduler.enable_chunked_prefill),
         }
-    if settings.by_head:
+    if parallel.tensor_parallel_size > 1:
+        policy = settings.make_policy()
         refused |= {
-            "tensor parallelism (ranks would hold different numbers of tokens for their KV heads)": (
-                parallel.tensor_parallel_size > 1
+            "tensor parallelism (ranks would hold different numbers of tokens for their KV heads)": settings.by_head,
+            f"tensor parallelism under policy {policy.name!r} (it ranks by all KV heads, and a rank sees its own)": (
+                isinstance(policy, Scored) and policy.follows
             ),
         }
     if per_prompt:
