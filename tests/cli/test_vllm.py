@@ -86,6 +86,50 @@ def test_single_tokens_need_no_sink_blocks(squeeze, tmp_path):
     assert command.count("--no-enable-prefix-caching") == command.count("--no-enable-chunked-prefill") == 1
 
 
+@pytest.mark.parametrize("policy", ["streaming_llm", "h2o"])
+def test_budgets_of_heads_are_kept(squeeze, tmp_path, policy):
+    """As the engine reads them again; without being asked to where tokens are single anyway."""
+    path = tmp_path / "plan.json"
+    more = (
+        "--policy",
+        policy,
+        "--allocator",
+        "calibrated",
+        "--budget",
+        "96",
+        "--block-size",
+        "32",
+        "-o",
+        path,
+        "--json",
+    )
+    asked = ("--by-head",) if policy == "streaming_llm" else ()
+    result = squeeze(*PLAN, *TEXTS, *more, *asked)
+    assert result.exit_code == 0, result.stderr
+    plan, forecast = BudgetPlan.load(path), json.loads(result.stdout)["forecast"]
+    assert plan.head_budgets is not None
+    assert len({heads for layer in plan.head_budgets for heads in layer}) > 2
+    assert sum(map(sum, plan.head_budgets)) == 8 * 96 * 2
+    settings = EngineSettings.read(str(path))
+    assert (settings.design, settings.policy) == ("slab", policy)
+    blocks = settings.blocks(32, 8, 2)
+    assert settings.rooms(blocks, 2) == plan.head_budgets
+    assert forecast["bytes_per_sequence"] == 8 * 96 * 2 * 2 * 32 * 2  # nothing is padded
+    shown = squeeze(*PLAN, *TEXTS, *more[:-1], *asked)
+    assert "Tokens of each KV head" in shown.stdout
+    averaged = squeeze(*PLAN, *TEXTS, *more[:-1], "--by-layer")
+    assert averaged.exit_code == 0, averaged.stderr
+    assert BudgetPlan.load(path).head_budgets is None
+
+
+def test_whole_blocks_are_of_all_heads(squeeze, tmp_path):
+    path = tmp_path / "plan.json"
+    result = squeeze(*PLAN, *TEXTS, "--allocator", "calibrated", "--budget", "96", "-o", path)
+    assert "--by-head keeps them" in result.stderr
+    assert BudgetPlan.load(path).head_budgets is None
+    refused(squeeze(*PLAN, *TEXTS, "--allocator", "squeeze", "--by-head"), "--by-head", "squeeze", "calibrated")
+
+
 @pytest.mark.parametrize("given", ["option", "variable"])
 def test_a_key_is_no_argument_of_the_server(squeeze, tmp_path, monkeypatch, given):
     """Whoever lists processes would see it there; vLLM reads it from the environment."""

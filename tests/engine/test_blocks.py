@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from squeezeattention import BudgetPlan
 from squeezeattention.engine import BlockPlan, LayerBlocks, assign_lanes
+from squeezeattention.engine.lanes import lanes_without_waste
 from squeezeattention.errors import BudgetError, ConfigError
 
 
@@ -28,6 +29,35 @@ def test_the_total_never_grows(budgets, size, sinks):
     if len(free) == len(budgets):
         for layer, budget in zip(blocks.layers, budgets, strict=True):
             assert abs(layer.total * size - budget) < size
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    budgets=st.integers(1, 4).flatmap(
+        lambda heads: st.lists(st.lists(st.integers(5, 900), min_size=heads, max_size=heads), min_size=1, max_size=30)
+    ),
+    size=st.sampled_from([8, 16, 32]),
+)
+def test_heads_share_the_blocks_of_their_layer(budgets, size):
+    heads, plan = len(budgets[0]), BudgetPlan.from_budgets(budgets)
+    total = sum(map(sum, budgets))
+    if total // (size * heads) < len(budgets):
+        with pytest.raises(BudgetError, match="less than one a layer"):
+            BlockPlan.of_heads(plan, size, heads)
+        return
+    blocks = BlockPlan.of_heads(plan, size, heads)
+    rooms = blocks.rooms(plan, heads, minimum=5)
+    assert blocks.total == total // (size * heads)
+    assert [sum(layer) for layer in rooms] == [tokens * heads for tokens in blocks.tokens]
+    assert min(map(min, rooms)) >= 5
+    lanes = lanes_without_waste(blocks.layers)
+    assert lanes.waste(blocks.layers) == 0
+    for layer, own in zip(budgets, rooms, strict=True):
+        if sum(layer) == sum(own):
+            assert list(own) == layer  # what is whole blocks already is not touched
+        assert all(
+            a <= b + 1 for x, a in zip(layer, own, strict=True) for y, b in zip(layer, own, strict=True) if x < y
+        )
 
 
 def test_what_is_held():

@@ -450,9 +450,11 @@ def test_what_no_head_of_a_layer_looks_at_still_leaves_a_fifth_to_each():
             LayerScores(wrong)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt-oss", "falcon-new", "deepseek-v3"])
+@pytest.mark.parametrize(
+    ("family", "tokens"), [("llama", 60), ("llama", 8), ("gpt-oss", 60), ("falcon-new", 60), ("deepseek-v3", 60)]
+)
 @pytest.mark.parametrize("budgets", ["equal", "by head"])
-def test_tova_follows_the_newest_query(family, budgets):
+def test_tova_follows_the_newest_query(family, tokens, budgets):
     """While decoding: what the query before looked at least, over all heads, makes room."""
     model = tiny_model(family)
     windows = inspect_model(model).windows
@@ -461,7 +463,7 @@ def test_tova_follows_the_newest_query(family, budgets):
     heads = probe.kept_positions(0).shape[1]
     room = [[20 if budgets == "equal" else 14 + 5 * ((layer + head) % 3) for head in range(heads)]
             for layer in range(len(windows))]  # fmt: skip
-    row = text(60)
+    row = text(tokens)
 
     def follow(layer, head, held, budget, newest):
         if len(held) <= budget:
@@ -490,6 +492,16 @@ def test_tova_follows_the_newest_query(family, budgets):
                 assert kept == reference.kept[layer]
                 if windows[layer] is None and budgets == "equal":
                     assert all(own == kept[0] for own in kept)
+
+
+def test_empty_slots_are_filled_before_a_token_goes():
+    """A short prompt is scored anew when some heads are full and others are not."""
+    model, room = tiny_model("llama"), [[12, 40], [40, 12], [30, 30], [12, 40]]
+    cache = SqueezeCache(model, policy=impatient("keydiff"), allocator=room)
+    teacher_forced(model, cache, [text(6)])
+    for seen in range(7, 50):
+        teacher_forced(model, cache, [text(1, seed=seen)])
+        assert cache.head_lengths() == [[min(seen, most) for most in layer] for layer in room]
 
 
 def impatient(name):

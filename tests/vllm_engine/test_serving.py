@@ -225,6 +225,33 @@ def test_single_tokens_over_the_wire(tmp_path):
     assert differs >= 2, "the plan changes nothing: the comparison proves nothing"
 
 
+def test_heads_of_different_budgets_over_the_wire(tmp_path):
+    """Held against the library's own cache; a client that hangs up leaves nothing behind."""
+    heads = [[2 * BLOCK - 8 * layer, 8 * layer] if layer else [150, 42] for layer in range(len(BUDGETS))]
+    plan = replace(BudgetPlan.from_budgets(heads), policy="h2o")
+    with serving(tmp_path, plan=plan) as (_, url, _log):
+        client = OpenAI(base_url=f"{url}/v1", api_key=KEY)
+        prompts = draw([5, 33, 128, 300], seed=16, vocabulary=4000)
+        stream = complete(client, prompts[2], 150, stream=True)
+        next(iter(stream))
+        stream.close()
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            replies = list(pool.map(lambda prompt: told(client, prompt, 60), prompts))
+        for _ in range(50):
+            if metric(url, "squeeze_blocks_held") == [0.0]:
+                break
+            complete(client, "x", 1)  # figures are of the last step
+            time.sleep(0.1)
+        assert metric(url, "vllm:num_requests_running") == [0.0]
+        assert metric(url, "squeeze_blocks_held") == [0.0]
+        assert metric(url, "squeeze_blocks_per_sequence") == [sum(map(sum, heads)) / (2 * BLOCK)]
+    model = load_embedded()[0].float()
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert_greedy(told_by_the_library(model, "h2o", prompt, reply, heads), reply)
+    equal = told_by_the_library(model, "h2o", prompts[-1], replies[-1], list(plan.budgets))
+    assert equal.argmax(-1).tolist() != replies[-1], "equal heads say the same: the comparison proves nothing"
+
+
 def refused(*words):
     run = subprocess.run(squeeze("serve", *words), capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 2, (run.stdout, run.stderr)

@@ -1,17 +1,27 @@
 """Single tokens of any policy inside vLLM: the tokens that the library's own cache gives, at the same budgets."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from squeezeattention import POLICIES, BudgetPlan, SqueezeCache
+from squeezeattention.engine.settings import what_lacks
 from squeezeattention.testing import position_ids
 
 from .conftest import BLOCK, LAYERS, assert_greedy, draw, generate, held_blocks, scheduler_of
 
 BUDGETS = [64, 32, 96, 160, 64, 32]
+#: The same blocks, but for the model's two KV heads not in equal parts; a layer of equal ones among them.
+HEADS = [[16, 112], [48, 16], [96, 96], [250, 70], [10, 118], [57, 7]]
 LENGTHS = (5, 31, 33, 150, 64, 200, 90)
 TOKENS = 100
+#: One that fills no head for a while, one that fills some, and one that is cut in all.
+HEAD_LENGTHS, HEAD_TOKENS = (5, 90, 260), 50
 OPTIONS = {"enable_chunked_prefill": False, "max_model_len": 512, "max_num_batched_tokens": 1024}
+
+
+POLICY_NAMES = [name for name in POLICIES if what_lacks(POLICIES.create(name)) is None]
 
 
 def slab(policy, budgets=BUDGETS):
@@ -29,7 +39,7 @@ def told_by_the_library(model, policy, prompt, reply, budgets=BUDGETS):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("policy", [name for name in POLICIES if not POLICIES.create(name).scores_tokens])
+@pytest.mark.parametrize("policy", POLICY_NAMES)
 def test_tokens_equal_the_librarys(engine, model, policy):
     prompts = draw(LENGTHS, seed=9)
     replies = generate(engine(slab(policy), **OPTIONS), prompts, TOKENS)
@@ -40,17 +50,92 @@ def test_tokens_equal_the_librarys(engine, model, policy):
     assert differs >= 2, "the plan changes nothing: the comparison proves nothing"
 
 
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_heads_of_different_budgets(engine, model, policy):
+    """Tokens equal the library's with the same plan by head, and would not with equal heads, or with heads swapped."""
+    prompts = draw(HEAD_LENGTHS, seed=12)
+    replies = generate(engine(slab(policy, HEADS), **OPTIONS), prompts, HEAD_TOKENS)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert_greedy(told_by_the_library(model, policy, prompt, reply, HEADS), reply)
+    others = {"equal": BUDGETS, "swapped": [heads[::-1] for heads in HEADS]}
+    for name, budgets in others.items():
+        told = told_by_the_library(model, policy, prompts[-1], replies[-1], budgets)
+        assert told.argmax(-1).tolist() != replies[-1], f"{name} heads say the same: the comparison proves nothing"
+
+
+def test_budgets_by_head_are_what_is_held(engine):
+    """The bytes that a request holds are its plan's, at every step; none are left, also of one that is cancelled."""
+    from vllm import SamplingParams
+
+    llm = engine(slab("h2o", HEADS), **OPTIONS)
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
+    for index, prompt in enumerate(draw(LENGTHS, seed=13)):
+        llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
+    planned, steps = sum(map(sum, HEADS)), 0
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+        steps += 1
+        if steps == 10:
+            llm.llm_engine.abort_request(["3"], internal=False)
+        for held in held_blocks(llm).values():
+            assert sum(held) * BLOCK * 2 == planned  # a block of one layer has so many tokens of two heads
+    assert steps >= 40
+    assert not held_blocks(llm)
+
+
+def test_plans_by_the_length_of_the_prompt(engine, model):
+    """Each request has the plan for prompts of its length: its tokens, and its blocks at every step."""
+    from vllm import SamplingParams
+
+    short = [[40, 24], [10, 54], [64, 64], [32, 32], [100, 28], [20, 44]]
+    plans = {50: short, 200: HEADS}
+    made = [
+        dataclasses.replace(BudgetPlan.from_budgets(own), prompt_tokens=n, policy="h2o") for n, own in plans.items()
+    ]
+    llm = engine({"plan": [plan.to_dict() for plan in reversed(made)]}, **OPTIONS)
+    prompts, replies = draw((50, 51, 300, 20), seed=14), {}
+    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
+    own = [short if len(prompt) <= 50 else HEADS for prompt in prompts]
+    for index, prompt in enumerate(prompts):
+        llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            if output.finished:
+                replies[int(output.request_id.split("-")[0])] = list(output.outputs[0].token_ids)
+        for request, held in held_blocks(llm).items():
+            assert sum(held) * BLOCK * 2 == sum(map(sum, own[int(request.split("-")[0])]))
+    assert not held_blocks(llm)
+    for index, prompt in enumerate(prompts):
+        assert_greedy(told_by_the_library(model, "h2o", prompt, replies[index], own[index]), replies[index])
+    other = told_by_the_library(model, "h2o", prompts[1], replies[1], short)
+    assert other.argmax(-1).tolist() != replies[1], "the other plan says the same: the comparison proves nothing"
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2, "enforce_eager": False}],
-    ids=["TP=2", "PP=2"],
+    ("options", "budgets"),
+    [
+        ({"tensor_parallel_size": 2}, BUDGETS),
+        ({"pipeline_parallel_size": 2, "enforce_eager": False}, BUDGETS),
+        ({"pipeline_parallel_size": 2, "enforce_eager": False}, HEADS),
+    ],
+    ids=["TP=2", "PP=2", "PP=2 by head"],
 )
-def test_two_processes(engine, model, options, monkeypatch):
+def test_two_processes(engine, model, options, budgets, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     prompts = draw(LENGTHS, seed=10)
-    replies = generate(engine(slab("h2o"), **options, **OPTIONS), prompts, 60)
+    replies = generate(engine(slab("h2o", budgets), **options, **OPTIONS), prompts, 60)
     for prompt, reply in zip(prompts, replies, strict=True):
-        assert_greedy(told_by_the_library(model, "h2o", prompt, reply), reply)
+        assert_greedy(told_by_the_library(model, "h2o", prompt, reply, budgets), reply)
+
+
+def test_ranks_cannot_hold_different_numbers_of_tokens(engine, monkeypatch):
+    from squeezeattention.errors import UnsupportedFeatureError
+
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with pytest.raises(UnsupportedFeatureError, match="budgets by KV head cannot be combined with tensor parallelism"):
+        engine(slab("h2o", HEADS), tensor_parallel_size=2, **OPTIONS)
+    with pytest.raises(UnsupportedFeatureError, match="tensor parallelism under policy 'tova'"):
+        engine(slab("tova"), tensor_parallel_size=2, **OPTIONS)
 
 
 def test_a_request_holds_its_slab_and_no_more(engine, model, monkeypatch):

@@ -131,6 +131,12 @@ class RaggedStore:
         return self.units.rows, self.units.heads
 
     @property
+    def heads_are_equal(self) -> bool:
+        """Whether each row's KV heads have as many slots as one another."""
+        heads = self.units.heads
+        return all(len(set(self.units.room[row : row + heads])) == 1 for row in range(0, len(self.units.room), heads))
+
+    @property
     def used(self) -> int:
         """Slots of the largest unit."""
         return max(self.units.room)

@@ -101,7 +101,9 @@ class TokenScorer:
         """After a cut: find out whether KV heads hold the same, which scores that are one for all keep so."""
         if self.policy.follows and not store.is_empty:
             held = store.used_positions()
-            self._heads_agree = bool((held == held[:, :1]).all())
+            # Heads that keep different numbers may hold the same of a short prompt, but not for long.
+            equal = not isinstance(store, RaggedStore) or store.heads_are_equal
+            self._heads_agree = equal and bool((held == held[:, :1]).all())
 
     def follow(self, store: LayerStore | RaggedStore, received: torch.Tensor) -> None:
         """Scores from a decode step's attention, fp32 ``[B, H, N]``, mean over the query heads of a group."""

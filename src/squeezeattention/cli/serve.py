@@ -21,7 +21,14 @@ from .inputs import load_config
 def serve(
     context: typer.Context,
     model_name: options.Model,
-    plan: Annotated[Path, typer.Option("--plan", metavar="FILE", help="What `squeeze vllm plan` saved.")],
+    plan: Annotated[
+        list[Path],
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="What `squeeze vllm plan` saved; several times: plans by KV head for prompts of different lengths.",
+        ),
+    ],
     prefill: Annotated[
         str,
         typer.Option(
@@ -69,7 +76,7 @@ def serve(
     squeeze serve MODEL --plan plan.json -- --max-model-len 32768
     """
     check_installed()
-    given: dict[str, object] = {"plan": str(plan), "prefill": prefill}
+    given: dict[str, object] = {"plan": [str(path) for path in plan], "prefill": prefill}
     if sinks is not None:
         given["sinks"] = sinks
     if groups is not None and not per_prompt:
@@ -82,15 +89,17 @@ def serve(
         check_there(model_name, "serve")
     folder = named or Path(model_name)
     if (folder / "config.json").is_file():  # else it is on the hub, and the engine checks it
-        settings.plan.check_model(None, load_config(str(folder)).num_hidden_layers)
+        for one in settings.plans.values:
+            one.check_model(None, load_config(str(folder)).num_hidden_layers)
     settings.check(block_size)
     command = server_command(
         model_name if named is None else str(named), settings, block_size=block_size, host=host, port=port,
         name=None if named is None else model_name, max_num_seqs=max_num_seqs, more=context.args,
     )  # fmt: skip
     divided = ", divided anew for each prompt" if per_prompt else ""
+    files = ", ".join(map(str, plan))
     ERR.print(
-        f"serving {model_name} at http://{host}:{port}/v1 (plan {plan}{divided}, prefill {settings.prefill})",
+        f"serving {model_name} at http://{host}:{port}/v1 (plan {files}{divided}, prefill {settings.prefill})",
         soft_wrap=True,
     )
     code = run_server(command, host, api_key)

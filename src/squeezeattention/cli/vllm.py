@@ -10,13 +10,13 @@ from rich.table import Table
 
 from ..allocators import name_or_plan
 from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
-from ..engine.lanes import MOST_GROUPS
+from ..engine.lanes import MOST_GROUPS, lanes_without_waste
 from ..engine.prompts import RULE
 from ..engine.settings import SINKS
 from ..errors import BudgetError, ConfigError
 from ..plan import BudgetPlan
 from . import options
-from .console import ERR, OUT, print_json
+from .console import ERR, OUT, notice, print_json
 from .inputs import check_target, load_config, load_model
 from .observing import Recipe
 from .stability import ranges
@@ -60,6 +60,14 @@ def plan(
     block_size: Annotated[
         int, typer.Option("--block-size", metavar="TOKENS", min=1, help="Tokens of a block of vLLM's cache.")
     ] = 16,
+    by_head: Annotated[
+        bool | None,
+        typer.Option(
+            "--by-head/--by-layer",
+            help="Keep budgets of KV heads (single tokens), or give each layer their mean. [by head where the policy "
+            "takes single tokens anyway]",
+        ),
+    ] = None,
     levels: Annotated[
         int, typer.Option("--levels", metavar="N", min=1, max=MOST_GROUPS, help="Different budgets at most.")
     ] = 4,
@@ -90,7 +98,8 @@ def plan(
     sizes, since layers of one size share a block table. Give the plan that is saved
     to `squeeze serve MODEL --plan FILE`.
     """
-    from ..policies import StreamingLLM
+    from ..hf.layout import kv_shape
+    from ..policies import StreamingLLM, resolve_policy
 
     check_target(output)
     if kv_dtype not in _DTYPES:
@@ -115,12 +124,27 @@ def plan(
         frozen = recipe.freeze([one.plan for one in recipe.observe(model, drawn, chunk_size)])
         texts = len(drawn)
         config = model.config.get_text_config()
-    blocks = BlockPlan.of(_raised(frozen, block_size), block_size, sinks=leading).leveled(levels)
-    rounded = _in_blocks(frozen, blocks, policy)
+    heads, width = kv_shape(config)
+    keeps_heads = _keeps_heads(by_head, frozen, in_blocks)
+    if keeps_heads:
+        blocks = BlockPlan.of_heads(frozen, block_size, heads)
+        kept = resolve_policy(policy, **({"sinks": leading} if policy == StreamingLLM.name else {}))
+        rooms = blocks.rooms(frozen, heads, minimum=kept.minimum)
+    else:
+        blocks = BlockPlan.of(_raised(frozen, block_size), block_size, sinks=leading)
+        blocks, rooms = blocks.leveled(levels), None
+    rounded = _in_blocks(frozen, blocks, policy, rooms)
+    if frozen.head_budgets is not None and not keeps_heads and by_head is None:
+        notice(
+            "the plan's budgets by KV head become each layer's mean, since whole blocks are shared by all heads of a "
+            "layer; --by-head keeps them"
+        )
     given = {"plan": rounded.to_dict(), "policy": policy, "sinks": leading, "per_prompt": per_prompt}
     planner = EngineSettings.read(given).planner(block_size)
-    token_bytes = _token_bytes(config, kv_dtype)
-    if planner is None:
+    token_bytes = 2 * heads * width * _DTYPES[kv_dtype]  # keys and values of one token in one layer
+    if keeps_heads:
+        forecast = Forecast(blocks, lanes_without_waste(blocks.layers), token_bytes, size)
+    elif planner is None:
         forecast = Forecast.of(blocks, token_bytes, size)
     else:
         forecast = Forecast(planner.nominal(), planner.lanes(), token_bytes, size)
@@ -133,7 +157,10 @@ def plan(
             "forecast": forecast.to_dict(), "output": None if output is None else str(output),
         })  # fmt: skip
         return
-    OUT.print(_layer_table(rounded, blocks) if planner is None else _group_table(planner))
+    if keeps_heads:
+        OUT.print(_head_table(rounded, blocks))
+    else:
+        OUT.print(_layer_table(rounded, blocks) if planner is None else _group_table(planner))
     OUT.print(_forecast_table(forecast, frozen, config))
     if output is not None:
         ERR.print(f"plan saved: {output}", soft_wrap=True)
@@ -160,21 +187,38 @@ def _raised(frozen: BudgetPlan, block_size: int) -> BudgetPlan:
     return BudgetPlan.from_budgets(budgets)
 
 
-def _in_blocks(frozen: BudgetPlan, blocks: BlockPlan, policy: str) -> BudgetPlan:
-    """The plan with budgets as the blocks round them; the KV heads of a layer share its blocks."""
+def _keeps_heads(asked: bool | None, frozen: BudgetPlan, in_blocks: bool) -> bool:
+    """Whether budgets of KV heads are kept. Raises :class:`ConfigError` if there are none to keep."""
+    if frozen.head_budgets is not None:
+        return not in_blocks if asked is None else asked
+    if asked:
+        raise ConfigError(
+            f"--by-head needs a plan with budgets by KV head, and allocator {frozen.allocator!r} makes none: use "
+            "--allocator calibrated or probe"
+        )
+    return False
+
+
+def _in_blocks(
+    frozen: BudgetPlan, blocks: BlockPlan, policy: str, rooms: tuple[tuple[int, ...], ...] | None
+) -> BudgetPlan:
+    """The plan with budgets as the blocks round them; ``rooms``: of KV heads, or ``None`` where they are equal."""
     return dataclasses.replace(
-        frozen, budgets=blocks.tokens, head_budgets=None,
+        frozen, budgets=blocks.tokens, head_budgets=rooms,
         base_budget=-(-sum(blocks.tokens) // len(blocks.tokens)), floor=1, policy=policy,
         caps=(None,) * len(blocks.tokens), exact_total=sum(blocks.tokens),
     ).check()  # fmt: skip
 
 
-def _token_bytes(config: Any, kv_dtype: str) -> int:
-    """Keys and values of one token in one layer."""
-    from ..hf.layout import kv_shape
-
-    heads, width = kv_shape(config)
-    return 2 * heads * width * _DTYPES[kv_dtype]
+def _head_table(rounded: BudgetPlan, blocks: BlockPlan) -> Table:
+    table = Table(title="Tokens of each KV head, which fill their layer's blocks", header_style="bold",
+                  title_justify="left")  # fmt: skip
+    table.add_column("layer", justify="right")
+    table.add_column("blocks", justify="right")
+    table.add_column("tokens", overflow="fold")
+    for layer, (own, heads) in enumerate(zip(blocks.layers, rounded.head_budgets or (), strict=True)):
+        table.add_row(str(layer), str(own.total), " ".join(f"{tokens:,}" for tokens in heads))
+    return table
 
 
 def _layer_table(rounded: BudgetPlan, blocks: BlockPlan) -> Table:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import CacheStateError, UnsupportedFeatureError
 from .choosing import PromptChoices
+from .lengths import ByLength
 from .segments import split
 from .slab import SlabBatch, SlabLayer
 
@@ -136,7 +137,7 @@ def slab_impl() -> type:
     from vllm.v1.attention.backend import AttentionImpl
 
     class SlabImpl(AttentionImpl):
-        def __init__(self, layer: Any, policy: Any) -> None:
+        def __init__(self, layer: Any, policy: Any, rooms: ByLength[tuple[int, ...]]) -> None:
             given = layer.impl
             self.num_heads, self.head_size, self.scale = given.num_heads, given.head_size, given.scale
             self.num_kv_heads = given.num_kv_heads
@@ -148,7 +149,8 @@ def slab_impl() -> type:
             }
             if found := [name for name, is_on in unsupported.items() if is_on]:
                 raise UnsupportedFeatureError(f"the slab design cannot be combined with {', '.join(found)}")
-            self.slab = SlabLayer(policy, given.scale, getattr(given, "logits_soft_cap", None) or None)
+            softcap = getattr(given, "logits_soft_cap", None) or None
+            self.slab = SlabLayer(policy, rooms.of, given.scale, softcap)
 
         def do_kv_cache_update(self, *args: Any, **kwargs: Any) -> None:
             """What stays is written once attention is known."""
@@ -161,10 +163,11 @@ def slab_impl() -> type:
                 return output
             tokens = attn_metadata.offsets[-1]
             shape = (self.num_kv_heads, 2 * self.head_size)
-            if kv_cache.ndim != 4 or (kv_cache.shape[1], kv_cache.shape[3]) != shape:
+            fits = kv_cache.ndim == 4 and (kv_cache.shape[1], kv_cache.shape[3]) == shape
+            if not fits or not kv_cache.is_contiguous():
                 raise UnsupportedFeatureError(
-                    f"the slab design knows caches of blocks x heads x tokens x keys and values; this backend's is "
-                    f"{tuple(kv_cache.shape)}"
+                    f"the slab design knows caches of blocks x heads x tokens x keys and values, in this order in "
+                    f"memory; this backend's is {tuple(kv_cache.shape)} with strides {kv_cache.stride()}"
                 )
             output[:tokens] = self.slab.attend(query[:tokens], key[:tokens], value[:tokens], kv_cache, attn_metadata)
             return output
@@ -194,7 +197,7 @@ def slab_backend(backend: type) -> type:
                 offsets,
                 starts,
                 _prompt_lengths(rows).tolist(),
-                common.block_table_tensor[:, : self.kv_cache_spec.blocks].long(),
+                common.block_table_tensor[:, : self.kv_cache_spec.most_blocks].long(),
             )
 
     return subclass_attention_backend("Slab", backend, Builder)

@@ -7,8 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..errors import ConfigError, UnsupportedFeatureError
+from ..plan import BudgetPlan
+from ..policies import Scored
 from .blocks import BlockPlan
-from .lanes import MOST_GROUPS, Lanes, assign_lanes
+from .lanes import MOST_GROUPS, Lanes, assign_lanes, lanes_of_all, lanes_without_waste
+from .lengths import ByLength
 from .prompts import PromptPlanner
 from .settings import EngineSettings
 
@@ -21,6 +24,15 @@ MARK = "_squeezeattention"
 
 
 @dataclasses.dataclass(frozen=True)
+class SlabPlan:
+    """What a request keeps in each layer."""
+
+    blocks: BlockPlan
+    rooms: tuple[tuple[int, ...], ...]
+    """Tokens of each layer's KV heads."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Carried:
     """A plan as this engine carries it."""
 
@@ -29,6 +41,8 @@ class Carried:
     lanes: Lanes
     planner: PromptPlanner | None = None
     """Plans per prompt: who makes them."""
+    slab: ByLength[SlabPlan] | None = None
+    """The slab: what requests keep, by the length of their prompt; ``blocks`` are those of the longest."""
 
     @property
     def is_slab(self) -> bool:
@@ -37,24 +51,53 @@ class Carried:
 
 def carried(vllm_config: Any) -> Carried | None:
     """The plan that an engine was given, checked against it, or ``None`` without one."""
-    given = given_to(vllm_config)
-    if given is None:
+    if given_to(vllm_config) is None:
         return None
     known = vars(vllm_config).get(MARK)
-    if known is None:
-        check_version(installed())
-        settings = EngineSettings.read(given)
-        _check_engine(vllm_config, slab=settings.design == "slab", per_prompt=settings.per_prompt is not None)
+    if known is None and (settings := check_engine(vllm_config)) is not None:
         text, size = vllm_config.model_config.hf_text_config, vllm_config.cache_config.block_size
-        settings.plan.check_model(fingerprint_of(vllm_config.model_config), text.num_hidden_layers)
+        for plan in settings.plans.values:
+            plan.check_model(fingerprint_of(vllm_config.model_config), text.num_hidden_layers)
         planner = settings.planner(size)
         if planner is not None:
             known = Carried(settings, planner.nominal(), planner.lanes(), planner)
+        elif settings.design == "slab":
+            known = _slab(settings, size, vllm_config.model_config.get_total_num_kv_heads())
         else:
             blocks = settings.blocks(size, text.num_hidden_layers).leveled(MOST_GROUPS)
             known = Carried(settings, blocks, assign_lanes(blocks.layers))
         vars(vllm_config)[MARK] = known
     return known
+
+
+def check_engine(vllm_config: Any) -> EngineSettings | None:
+    """What an engine was told of a plan, or ``None``.
+
+    Raises :class:`UnsupportedFeatureError` for what a plan cannot be combined with, and what
+    :meth:`EngineSettings.read` raises.
+    """
+    given = given_to(vllm_config)
+    if given is None:
+        return None
+    check_version(installed())
+    settings = EngineSettings.read(given)
+    _refuse(vllm_config, settings)
+    return settings
+
+
+def _slab(settings: EngineSettings, block_size: int, n_heads: int) -> Carried:
+    def planned(plan: BudgetPlan) -> SlabPlan:
+        blocks = settings.blocks_of(plan, block_size, plan.n_layers, n_heads)
+        blocks = blocks if settings.by_head else blocks.leveled(MOST_GROUPS)
+        return SlabPlan(blocks, settings.rooms(blocks, n_heads, plan))
+
+    slab = settings.plans.map(planned)
+    layers = slab.longest.blocks.layers
+    if len(slab.values) > 1:
+        lanes = lanes_of_all(layers)
+    else:
+        lanes = lanes_without_waste(layers) if settings.by_head else assign_lanes(layers)
+    return Carried(settings, slab.longest.blocks, lanes, slab=slab)
 
 
 def given_to(vllm_config: Any) -> Any:
@@ -98,8 +141,9 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-def _check_engine(vllm_config: Any, *, slab: bool, per_prompt: bool) -> None:
+def _refuse(vllm_config: Any, settings: EngineSettings) -> None:
     """Refuse what blocks of budgets cannot be combined with."""
+    slab, per_prompt = settings.design == "slab", settings.per_prompt is not None
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     refused = {
         "speculative decoding": vllm_config.speculative_config is not None,
@@ -116,6 +160,14 @@ def _check_engine(vllm_config: Any, *, slab: bool, per_prompt: bool) -> None:
             "prefix caching (--no-enable-prefix-caching)": bool(vllm_config.cache_config.enable_prefix_caching),
             "chunked prefill (--no-enable-chunked-prefill)": bool(scheduler.enable_chunked_prefill),
         }
+    if parallel.tensor_parallel_size > 1:
+        policy = settings.make_policy()
+        refused |= {
+            "tensor parallelism (ranks would hold different numbers of tokens for their KV heads)": settings.by_head,
+            f"tensor parallelism under policy {policy.name!r} (it ranks by all KV heads, and a rank sees its own)": (
+                isinstance(policy, Scored) and policy.follows
+            ),
+        }
     if per_prompt:
         passes = getattr(vllm_config.compilation_config, "pass_config", None)
         refused |= {
@@ -125,5 +177,6 @@ def _check_engine(vllm_config: Any, *, slab: bool, per_prompt: bool) -> None:
         }
     if found := [name for name, is_on in refused.items() if is_on]:
         what = "the slab design of a squeeze plan" if slab else "a squeeze plan"
+        what = "a squeeze plan with budgets by KV head" if settings.by_head else what
         what = "plans per prompt" if per_prompt else what
         raise UnsupportedFeatureError(f"{what} cannot be combined with {', '.join(found)}; leave one out")

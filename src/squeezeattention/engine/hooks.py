@@ -11,6 +11,8 @@ vLLM loads :func:`register` in each of its processes (entry point ``vllm.general
 ``GPUModelRunner.execute_model``             ... budgets are chosen for the prompts that a step ends (choosing.py)
 ``GPUModelRunner.sample_tokens``             ... the step's output takes the choices along
 ``Scheduler.update_from_output``             ... and the scheduler gives back what they do not keep
+``InputProcessor.__init__``                  made before the workers, whose errors do not arrive as what they are:
+                                             refuses what a plan cannot be combined with
 ``InputProcessor.resolve_watermarking``      asked by every beam search before it begins, which a plan would not bound
 ===========================================  =======================================================================
 
@@ -25,7 +27,7 @@ from typing import Any
 
 from ..errors import ConfigError, UnsupportedFeatureError
 from .backends import BATCH, Batch, slab_backend, slab_impl, squeezed_backend
-from .carried import MARK, carried, check_version, given_to, installed
+from .carried import MARK, carried, check_engine, check_version, given_to, installed
 from .choosing import PromptChoices
 from .observation import CosineObserver
 
@@ -54,6 +56,7 @@ def _install() -> None:
     _wrap(GPUModelRunner, "execute_model", _execute_model)
     _wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
     _wrap(Scheduler, "update_from_output", _update_from_output)
+    _wrap(InputProcessor, "__init__", _check_config)
     _wrap(InputProcessor, "resolve_watermarking", _check_params)
 
 
@@ -107,10 +110,12 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
     index = _index(layer)
     blocks, lane = plan.blocks.layers[index], plan.lanes.lanes[index]
     vars(layer)[MARK] = plan.settings.design
-    if plan.is_slab:
+    if plan.slab is not None:
         if not isinstance(layer.impl, slab_impl()):
-            layer.impl = slab_impl()(layer, plan.settings.make_policy())
-        return SlabSpec.of(spec, blocks.total * spec.block_size, lane=lane)
+            rooms = plan.slab.map(lambda own: own.rooms[index][: layer.impl.num_kv_heads])  # equal, on several ranks
+            layer.impl = slab_impl()(layer, plan.settings.make_policy(), rooms)
+        slots = plan.slab.map(lambda own: own.blocks.layers[index].total * spec.block_size)
+        return SlabSpec.of(spec, slots, lane=lane)
     return SqueezeSpec.of(spec, blocks, windowed_prefill=plan.settings.prefill == "windowed", lane=lane,
                           per_prompt=plan.planner is not None)  # fmt: skip
 
@@ -135,6 +140,11 @@ def _build_attention_metadata(original: Callable[..., Any], runner: Any, *args: 
         return original(runner, *args, **kwargs)
     finally:
         BATCH.reset(token)
+
+
+def _check_config(original: Callable[..., Any], processor: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    check_engine(vllm_config)
+    return original(processor, vllm_config, *args, **kwargs)
 
 
 def _check_params(original: Callable[..., Any], processor: Any, params: Any) -> Any:

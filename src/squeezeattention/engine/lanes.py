@@ -60,6 +60,17 @@ def assign_lanes(layers: Sequence[LayerBlocks], most_groups: int = MOST_GROUPS) 
     return min(pool, key=lambda found: (found.blocks_per_sequence * found.group_size, found.n_groups))
 
 
+def lanes_without_waste(layers: Sequence[LayerBlocks]) -> Lanes:
+    """The same if it pads nothing; else a lane for each layer."""
+    found = assign_lanes(layers)
+    return lanes_of_all(layers) if found.waste(layers) else found
+
+
+def lanes_of_all(layers: Sequence[LayerBlocks]) -> Lanes:
+    """A lane for each layer, with a block table of its own."""
+    return Lanes(tuple(range(len(layers))), 1, tuple(layers))
+
+
 def _divisions(sizes: Sequence[int], most: int) -> Iterator[tuple[int, ...]]:
     """Numbers of parts of each bucket, at most ``most`` together; one part each if there are as many buckets."""
     if not sizes:

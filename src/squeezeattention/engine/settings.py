@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, UnsupportedFeatureError
 from ..plan import BudgetPlan
 from .blocks import BlockPlan
+from .lengths import ByLength
 from .prompts import PerPrompt, PromptPlanner
 
 if TYPE_CHECKING:
@@ -22,26 +23,51 @@ SINKS = {"streaming_llm": 4, "sliding_window": 0}
 _KEYS = {"plan", "prefill", "sinks", "policy", "design", "per_prompt"}
 
 
+def what_lacks(policy: EvictionPolicy) -> str | None:
+    """What a policy looks at and the slab does not have; ``None``: nothing.
+
+    It has keys and values, the attention that a step pays, and at a prompt's end the prompt's queries.
+    """
+    from ..policies import Scored
+
+    if not isinstance(policy, Scored):
+        return None
+    lacks = {
+        "a repetition of the prompt": policy.replays > 0,
+        "the projection of its values": policy.weighs_values,
+        "the mean of all queries": policy.foresees_queries,
+        "queries of the answer": policy.last_queries > 0 and policy.every is not None,
+        "each new token alone": type(policy).score_new is not Scored.score_new,
+    }
+    return next((what for what, is_so in lacks.items() if is_so), None)
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """A plan and how it is carried out.
 
     ``prefill``: "full": a prompt is attended to in full, as in the paper, and cut when it has been read; "windowed":
     prompt tokens see what generated ones see, and no more than that is ever held. ``design``: "compact" keeps whole
-    blocks of sinks and newest tokens; "slab" ranks single tokens by any policy, in blocks that a request keeps.
+    blocks of sinks and newest tokens; "slab" ranks single tokens, in blocks that a request keeps, and is what budgets
+    by KV head take.
     ``per_prompt``: the plan gives the total and the groups of layers, each prompt's own signal the budgets.
     """
 
     plan: BudgetPlan
+    """With several plans that of the longest prompts."""
     policy: str
     sinks: int
     prefill: str = "full"
     design: str = "compact"
     per_prompt: PerPrompt | None = None
+    shorter: tuple[BudgetPlan, ...] = ()
+    """Plans of shorter prompts, shortest first: a request gets the first one whose ``prompt_tokens`` its own do not
+    exceed."""
 
     @classmethod
     def read(cls, given: object) -> EngineSettings:
-        """From ``{"plan": PATH or the plan itself, "prefill": ..., "sinks": ..., ...}``, or a path alone.
+        """From ``{"plan": PATH or the plan itself, "prefill": ..., "sinks": ..., ...}``, or a path alone; several plans
+        by KV head, for prompts of different lengths, are a list.
 
         Raises :class:`ConfigError`, :class:`~squeezeattention.errors.PlanError` (an unreadable or damaged plan) or
         :class:`UnsupportedFeatureError` (a policy that whole blocks cannot follow).
@@ -56,23 +82,24 @@ class EngineSettings:
             raise ConfigError(f"unknown settings of squeeze: {', '.join(sorted(map(str, unknown)))}; known are "
                               f"{', '.join(sorted(_KEYS))}")  # fmt: skip
         source = given["plan"]
-        if isinstance(source, Mapping):
-            plan = BudgetPlan.from_dict(source)
-        elif isinstance(source, (str, os.PathLike)):
-            plan = BudgetPlan.load(source)
-        else:
-            raise ConfigError(f"the plan must be a path or a JSON object, got {source!r}")
+        plans = sorted_by_length([_plan_from(one) for one in (source if isinstance(source, list) else [source])])
+        plan = plans[-1]
         policy = given.get("policy", plan.policy or "streaming_llm")
-        POLICIES.factory(policy)
-        scorers = [name for name in POLICIES if getattr(POLICIES.factory(name), "scores_tokens", False)]
-        if policy in scorers:
+        if (lack := what_lacks(POLICIES.create(policy))) is not None:
+            fine = [name for name in POLICIES if what_lacks(POLICIES.create(name)) is None]
             raise UnsupportedFeatureError(
-                f"policy {policy!r} scores tokens by a layer's queries, keys and values, which the engine does not keep"
-                f"; use one of {', '.join(name for name in POLICIES if name not in scorers)}"
+                f"policy {policy!r} scores tokens by {lack}, which the engine does not keep; use one of "
+                f"{', '.join(fine)}"
             )
-        design = given.get("design", "compact" if policy in SINKS else "slab")
+        by_head = plan.head_budgets is not None
+        design = given.get("design", "compact" if policy in SINKS and not by_head else "slab")
         if design not in DESIGNS:
             raise ConfigError(f"design must be one of {', '.join(DESIGNS)}, got {design!r}")
+        if design == "compact" and by_head:
+            raise UnsupportedFeatureError(
+                "the plan has budgets by KV head, and the compact design cannot: vLLM has one block table for all KV "
+                'heads of a layer. Leave out "design", or make a plan with budgets by layer (--allocator squeeze)'
+            )
         if design == "compact" and policy not in SINKS:
             raise UnsupportedFeatureError(
                 f'policy {policy!r} ranks single tokens, and the compact design keeps whole blocks: use "slab", or one '
@@ -87,17 +114,44 @@ class EngineSettings:
         if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
             raise ConfigError(f"sinks must be a whole number >= 0, got {sinks!r}")
         per_prompt = PerPrompt.read(given.get("per_prompt"), plan)
+        if per_prompt is not None and by_head:
+            raise UnsupportedFeatureError(
+                "plans per prompt divide a total among layers, and this plan has budgets by KV head: leave out "
+                '"per_prompt", or make a plan with budgets by layer (--allocator squeeze)'
+            )
         if per_prompt is not None and (design, prefill) != ("compact", "full"):
             raise UnsupportedFeatureError(
                 'plans per prompt need the compact design and "prefill": "full": a prompt is measured as a whole, then '
                 f"cut; got {design!r} and {prefill!r}"
             )
-        return cls(plan, policy, sinks, prefill, design, per_prompt)
+        return cls(plan, policy, sinks, prefill, design, per_prompt, tuple(plans[:-1]))
 
-    def blocks(self, block_size: int, n_layers: int) -> BlockPlan:
-        """The plan in blocks, once it is sure that it has the model's layers."""
-        self.plan.check_model(None, n_layers)
-        return BlockPlan.of(self.plan, block_size, sinks=self.sinks if self.design == "compact" else 0)
+    @property
+    def by_head(self) -> bool:
+        """Whether KV heads have budgets of their own."""
+        return self.plan.head_budgets is not None
+
+    @property
+    def plans(self) -> ByLength[BudgetPlan]:
+        """The plan for a prompt's length."""
+        plans = (*self.shorter, self.plan)
+        return ByLength(tuple(plan.prompt_tokens or 0 for plan in plans), plans)
+
+    def blocks(self, block_size: int, n_layers: int, n_heads: int | None = None) -> BlockPlan:
+        """The plan (of the longest prompts) in blocks, once it is sure that it has the model's layers, and its KV heads
+        if they are known."""
+        return self.blocks_of(self.plan, block_size, n_layers, n_heads)
+
+    def blocks_of(self, plan: BudgetPlan, block_size: int, n_layers: int, n_heads: int | None = None) -> BlockPlan:
+        """The same of any of the plans."""
+        plan.check_model(None, n_layers)
+        if plan.head_budgets is not None:
+            return BlockPlan.of_heads(plan, block_size, n_heads or len(plan.head_budgets[0]))
+        return BlockPlan.of(plan, block_size, sinks=self.sinks if self.design == "compact" else 0)
+
+    def rooms(self, blocks: BlockPlan, n_heads: int, plan: BudgetPlan | None = None) -> tuple[tuple[int, ...], ...]:
+        """``[layers][n_heads]``: the tokens of each KV head, as the blocks round them."""
+        return blocks.rooms(plan or self.plan, n_heads, minimum=self.make_policy().minimum)
 
     def planner(self, block_size: int) -> PromptPlanner | None:
         """Who divides the total for each prompt; ``None`` if all prompts have the plan's own budgets."""
@@ -108,7 +162,10 @@ class EngineSettings:
     def check(self, block_size: int) -> None:
         """Raise what :meth:`blocks` or :meth:`planner` would, before there is a model."""
         if self.planner(block_size) is None:
-            self.blocks(block_size, self.plan.n_layers)
+            for plan in self.plans.values:
+                blocks = self.blocks_of(plan, block_size, self.plan.n_layers)
+                if plan.head_budgets is not None:
+                    self.rooms(blocks, len(plan.head_budgets[0]), plan)
 
     def make_policy(self) -> EvictionPolicy:
         """The policy, for the slab design."""
@@ -119,10 +176,44 @@ class EngineSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values that :meth:`read` takes, without a path: for processes that may run elsewhere."""
         return {
-            "plan": self.plan.to_dict(),
+            "plan": [plan.to_dict() for plan in self.plans.values] if self.shorter else self.plan.to_dict(),
             "policy": self.policy,
             "sinks": self.sinks,
             "prefill": self.prefill,
             "design": self.design,
             "per_prompt": None if self.per_prompt is None else self.per_prompt.to_dict(),
         }
+
+
+def _plan_from(source: object) -> BudgetPlan:
+    if isinstance(source, Mapping):
+        return BudgetPlan.from_dict(source)
+    if isinstance(source, (str, os.PathLike)):
+        return BudgetPlan.load(source)
+    raise ConfigError(f"the plan must be a path or a JSON object, or a list of such, got {source!r}")
+
+
+def sorted_by_length(plans: list[BudgetPlan]) -> list[BudgetPlan]:
+    """Plans for prompts of different lengths, shortest first.
+
+    Raises :class:`ConfigError` unless they say of how long prompts they are, each of its own and all of one policy, and
+    :class:`UnsupportedFeatureError` for budgets by layer.
+    """
+    if not plans:
+        raise ConfigError("squeeze needs a plan, and the list of plans is empty")
+    if len(plans) == 1:
+        return plans
+    if any(plan.head_budgets is None for plan in plans):
+        raise UnsupportedFeatureError(
+            "plans for prompts of different lengths need budgets by KV head, in single tokens: make them with "
+            "`squeeze vllm plan --by-head`, or give one plan"
+        )
+    lengths = [plan.prompt_tokens for plan in plans]
+    if None in lengths or len(set(lengths)) < len(lengths):
+        raise ConfigError(
+            f"plans for prompts of different lengths must say of how many tokens (prompt_tokens), each another number; "
+            f"got {', '.join(map(str, lengths))}"
+        )
+    if len({(plan.policy, plan.model, plan.n_layers) for plan in plans}) > 1:
+        raise ConfigError("plans for prompts of different lengths must be of one model and one policy")
+    return sorted(plans, key=lambda plan: plan.prompt_tokens or 0)

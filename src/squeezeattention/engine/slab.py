@@ -2,24 +2,38 @@
 
 ::
 
-    blocks of a request   [ 7 | 12 | 3 ]        its slab: claimed when it is admitted, given back when it ends
-    slots                 0 .. 3 * block - 1    any token in any slot; whose, is in `positions`
+    blocks of a request   [ 7 | 12 | 3 ]          its slab: claimed when it is admitted, given back when it ends
+    places                0 .. 3 * H * b - 1      one token of one KV head each: b a block and head, in a row
+    rooms                 [ head 0 | 1 | head 2 ........... | head 3 ]      each head's budget, one behind the other
 
-Positions (and H2O's scores) lie in tensors of the layer's own, indexed by block as the keys and values are. A prompt is
-attended to exactly, and the tokens that stay are written; a decode step writes over the one that goes.
+A place is in block ``table[place // (H * b)]``, whose bytes are the same for one head with many tokens as for many
+heads with few. Positions (and scores) lie in tensors of the layer's own, indexed as the keys and values are. A prompt
+is attended to exactly, and the tokens that stay are written; a decode step writes over the one that goes. For a step
+the places of a batch are lent to a store of the library's (cache/ragged.py), which chooses and attends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..attention.core import Scoring, attend, attend_one
+from ..attention.core import Scoring, attend
+from ..attention.ragged import attend_one_ragged
 from ..attention.visibility import Visibility
-from ..policies import EvictionPolicy, Tokens
-from ..policies.ranking import survivors, victim
+from ..cache.cutting import cut_units
+from ..cache.parts import Parts
+from ..cache.ragged import RaggedStore
+from ..cache.scorer import TokenScorer
+from ..cache.slots import masks_of, slots_of
+from ..cache.store import LayerStore
+from ..policies import EvictionPolicy, LayerView, Scored
+from ..policies.scored import SURE, scores_of
+from .places import Places, PlacesByRoom
+
+#: Tokens of a prompt -> places of each KV head.
+Rooms = Callable[[int], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -33,16 +47,23 @@ class SlabBatch:
     prompts: Sequence[int]
     """[R] tokens of its prompt."""
     tables: torch.Tensor
-    """[R, n] its blocks."""
+    """[R, n] its blocks; those behind its own are not read."""
 
 
 class SlabLayer:
-    """One layer's slots. Shapes: R requests, H KV heads, Hq query heads, D width, n blocks of b slots, N = n * b."""
+    """One layer's places. Shapes: R requests, H KV heads, Hq query heads, D width, blocks of b slots, S places in all
+    of a batch, U = R * H units.
 
-    def __init__(self, policy: EvictionPolicy, scale: float, softcap: float | None = None) -> None:
+    ``rooms``: how many tokens each KV head keeps, by the tokens of the prompt.
+    """
+
+    def __init__(self, policy: EvictionPolicy, rooms: Rooms, scale: float, softcap: float | None = None) -> None:
         self.policy = policy
+        self.rooms = rooms
         self.scoring = Scoring(scale, softcap)
-        self._positions: torch.Tensor | None = None
+        self._scores_anything = policy.needs_scores or policy.scores_tokens
+        self._places = PlacesByRoom(policy)
+        self._positions = torch.empty(0)
         self._scores: torch.Tensor | None = None
 
     def attend(
@@ -52,7 +73,8 @@ class SlabLayer:
 
         Args:
             query: ``[T, Hq, D]``; key and value ``[T, H, D]``.
-            cache: ``[blocks, H, b, 2 * D]``, keys before values; written to.
+            cache: contiguous ``[blocks, H, b, 2 * D]``, whose bytes are taken for rows of one key and one value each;
+                written to.
 
         Returns:
             ``[T, Hq, D]``.
@@ -65,90 +87,121 @@ class SlabLayer:
             read = max(0, min(last - first, prompt - start))
             if read:
                 rows = slice(first, first + read)
-                out[rows] = self._read(query[rows], key[rows], value[rows], cache, batch.tables[request])
+                places = self._places.of([self.rooms(prompt)], cache.device)
+                slots = places.slots(batch.tables[request : request + 1], cache)
+                out[rows] = self._read(query[rows], key[rows], value[rows], cache, places, slots)
             # An answer that is read again after its request was preempted goes token by token, as it came.
             steps += [(request, token) for token in range(first + read, last)]
         while steps:
             turn = list({request: (request, token) for request, token in reversed(steps)}.values())  # first of each
             steps = [step for step in steps if step not in turn]
             requests, tokens = (torch.tensor(column, device=query.device) for column in zip(*turn, strict=True))
-            at = torch.tensor(
-                [batch.starts[request] + token - batch.offsets[request] for request, token in turn], device=query.device
-            )
-            out[tokens] = self._step(query[tokens], key[tokens], value[tokens], cache, batch.tables[requests], at)
+            prompts = [batch.prompts[request] for request, _ in turn]
+            at = [batch.starts[request] + token - batch.offsets[request] for request, token in turn]
+            places = self._places.of([self.rooms(prompt) for prompt in prompts], cache.device)
+            slots = places.slots(batch.tables[requests], cache)
+            q, k, v = (part[tokens][:, :, None] for part in (query, key, value))
+            out[tokens] = self._step(q, k, v, cache, places, slots, at, prompts)[:, :, 0]
         return out
 
     def _prepare(self, cache: torch.Tensor) -> None:
-        shape = cache.shape[:3]
-        if self._positions is None or self._positions.shape != shape:
-            self._positions = torch.full(shape, -1, dtype=torch.int64, device=cache.device)
-            self._scores = torch.zeros(shape, device=cache.device) if self.policy.needs_scores else None
+        slots = cache.shape[:3].numel()
+        if len(self._positions) != slots:
+            self._positions = torch.full((slots,), -1, dtype=torch.int64, device=cache.device)
+            self._scores = torch.zeros(slots, device=cache.device) if self._scores_anything else None
+
+    # ---------------------------------------------------------------- prompts
 
     def _read(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, table: torch.Tensor
-    ) -> torch.Tensor:
-        """A whole prompt: exact attention, and the tokens that stay go into the request's slots."""
-        tokens, heads, width = key.shape
-        places = torch.arange(tokens, device=query.device)
-        visibility = Visibility(places[None], places[None, None], None, fresh=True, ragged=False, ordered=True)
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, places: Places,
+        slots: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """A whole prompt ``[T, heads, D]``: exact attention, and the tokens that stay go into the request's slots."""
+        tokens, heads, _ = key.shape
+        at = torch.arange(tokens, device=query.device)
+        visibility = Visibility(at[None], at[None, None], None, fresh=True, ragged=False, ordered=True)
         q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
         wanted = heads if self.policy.needs_scores else None
         out, mass = attend(q, k, v, visibility, self.scoring, score_heads=wanted)
-        slots = len(table) * cache.shape[2]
-        known = Tokens(places[None, None], places[-1:, None, None], mass)
-        kept = survivors(self.policy, known, slots, None)[0].expand(heads, -1)  # [H, K]
-        positions = kept.new_full((heads, slots), -1)
-        positions[:, : kept.shape[1]] = kept
-        content = torch.cat([k[0], v[0]], dim=-1)  # [H, T, 2 * D]
-        rows = content.new_zeros(heads, slots, 2 * width)
-        index = kept.clamp(min=0)
-        rows[:, : kept.shape[1]] = content.gather(1, index[..., None].expand(-1, -1, 2 * width))
-        cache[table] = _in_blocks(rows, len(table)).to(cache.dtype)
-        if self._positions is not None:
-            self._positions[table] = _in_blocks(positions, len(table))
-        if self._scores is not None and mass is not None:
-            scores = mass.new_zeros(heads, slots)
-            scores[:, : kept.shape[1]] = mass[0].gather(1, index)
-            self._scores[table] = _in_blocks(scores, len(table))
+        whole = LayerStore()
+        whole.keys, whole.values, whole.positions, whole.scores, whole.used = k, v, at[None, None], mass, tokens
+        if isinstance(self.policy, Scored):
+            scorer = TokenScorer(self.policy, None, Parts())
+            scorer.see_queries(q, at[None], self.scoring)
+            scorer.rescore(whole, tokens)
+        kept = cut_units(whole, places.rooms, [tokens - 1], self.policy, None)
+        _write(cache, slots, kept.keys, kept.values)
+        self._positions[slots] = kept.positions
+        if self._scores is not None and kept.scores is not None:
+            self._scores[slots] = kept.scores
         return out[0].transpose(0, 1)
 
+    # ------------------------------------------------------------------ steps
+
     def _step(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, tables: torch.Tensor,
-        at: torch.Tensor,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, places: Places,
+        slots: torch.Tensor, at: list[int], prompts: list[int],
     ) -> torch.Tensor:  # fmt: skip
-        """One token of each of some requests: it takes the slot of the token that goes, or an empty one."""
-        held, scores = self._positions, self._scores
-        if held is None:
-            raise RuntimeError("a decode step before any prompt")
-        requests, heads, width = key.shape
-        size = cache.shape[2]
-        positions = _in_slots(held[tables])  # [R, H, N]
-        masses = None if scores is None else _in_slots(scores[tables])
-        known = Tokens(positions, at[:, None, None], masses)
-        slot = victim(self.policy, known, positions.shape[2], None).expand(requests, heads, 1)
-        block = tables.gather(1, slot[..., 0] // size)  # [R, H]
-        own, offset = torch.arange(heads, device=key.device).expand(requests, heads), slot[..., 0] % size
-        content = torch.cat([key, value], dim=-1).to(cache.dtype)
-        cache[block, own, offset] = content
-        held[block, own, offset] = at[:, None].expand(requests, heads)
-        positions = positions.scatter(2, slot, at[:, None, None].expand(requests, heads, 1))
-        kept = _in_slots(cache[tables]).to(query.dtype)  # [R, H, N, 2 * D]
-        seen = None if bool((positions >= 0).all()) else positions >= 0
-        wanted = None if scores is None else heads
-        out, mass = attend_one(
-            query[:, :, None], kept[..., :width], kept[..., width:], seen, self.scoring, score_heads=wanted
-        )
-        if scores is not None and masses is not None and mass is not None:
-            masses = masses.scatter(2, slot, 0.0) + mass
-            scores[tables] = masses.unflatten(2, (-1, size)).transpose(1, 2)
-        return out[:, :, 0]
+        """One token ``[R, heads, 1, D]`` of each of some requests, at positions ``at``: it takes the place of the token
+        that goes, or an empty one."""
+        width, heads = key.shape[-1], key.shape[1]
+        keys, values = _read_from(cache, slots, width, query.dtype)
+        scores = None if self._scores is None else self._scores[slots]
+        store = RaggedStore(places.units, keys, values, self._positions[slots], scores)
+        places.note(store, at)
+        self._rescore_if_due(store, at, prompts)
+        positions = torch.tensor(at, device=query.device)[:, None]
+        taken = slots_of(store, self.policy, positions, None, at)  # [U]
+        new = positions.expand(-1, heads).flatten()
+        store.insert(taken, key.to(keys.dtype), value.to(values.dtype), new, SURE if self._scorer else 0.0)
+        own = slots[taken]
+        _write(cache, own, key.reshape(-1, width), value.reshape(-1, width))
+        self._positions[own] = new
+        follows = self._scorer is not None and self._scorer.follows
+        if follows and store.scores is not None:
+            store.scores.zero_()
+        masks = masks_of(store, positions, None)
+        out = attend_one_ragged(query, store, masks, self.scoring, scores=self.policy.needs_scores or follows)
+        if follows and self._scorer is not None and (received := store.used_scores()) is not None:
+            TokenScorer(self._scorer, None, Parts()).follow(store, received)
+        if self._scores is not None and store.scores is not None:
+            self._scores[slots] = store.scores
+        return out
+
+    @property
+    def _scorer(self) -> Scored | None:
+        return self.policy if isinstance(self.policy, Scored) else None
+
+    def _rescore_if_due(self, store: RaggedStore, at: list[int], prompts: list[int]) -> None:
+        """Score anew what is held of requests whose answers have grown by so many tokens as the policy says."""
+        scorer = self._scorer
+        if scorer is None or scorer.every is None:
+            return
+        due = [
+            token > prompt and (token - prompt) % scorer.every == 0 for token, prompt in zip(at, prompts, strict=True)
+        ]
+        if not any(due) or (before := store.used_scores()) is None:
+            return
+        found = scores_of(scorer, LayerView(*store.view(), store.used_positions(), scale=self.scoring.scale))
+        store.set_scores(torch.where(torch.tensor(due, device=found.device)[:, None, None], found, before))
 
 
-def _in_blocks(rows: torch.Tensor, blocks: int) -> torch.Tensor:
-    """[H, N, ...] -> [n, H, b, ...]."""
-    return rows.unflatten(1, (blocks, -1)).transpose(0, 1)
+def _rows(cache: torch.Tensor, width: int) -> torch.Tensor:
+    """[2 * slots, D]: each slot's key, then its value; shares memory."""
+    return cache.view(-1, width)
 
 
-def _in_slots(blocks: torch.Tensor) -> torch.Tensor:
-    """[R, n, H, b, ...] -> [R, H, N, ...]."""
-    return blocks.transpose(1, 2).flatten(2, 3)
+def _write(cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Keys and values ``[n, D]`` into slots int64 ``[n]``."""
+    rows = _rows(cache, keys.shape[-1])
+    rows[2 * slots] = keys.to(cache.dtype)
+    rows[2 * slots + 1] = values.to(cache.dtype)
+
+
+def _read_from(
+    cache: torch.Tensor, slots: torch.Tensor, width: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values ``[n, D]`` of slots int64 ``[n]``: copies."""
+    rows = _rows(cache, width)
+    found = rows.index_select(0, torch.cat([2 * slots, 2 * slots + 1])).to(dtype)
+    return found[: len(slots)], found[len(slots) :]

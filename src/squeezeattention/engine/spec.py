@@ -10,7 +10,9 @@ from vllm.v1.core.single_type_kv_cache_manager import CircularBufferManager, Sli
 from vllm.v1.kv_cache_interface import AttentionSpec, CircularBufferSpec, KVCacheSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
+from ..errors import UnsupportedFeatureError
 from .blocks import LayerBlocks
+from .lengths import ByLength
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,26 +129,31 @@ class SqueezeManager(SlidingWindowManager):
 class SlabSpec(CircularBufferSpec):
     """Blocks that a request claims when it is admitted and keeps to its end."""
 
-    slots: int
-    """Tokens of a request: a multiple of ``block_size``, also where a kernel has smaller blocks."""
+    slots: ByLength[int]
+    """Tokens of a request in each KV head, on average, by the length of its prompt: a multiple of ``block_size``, also
+    where a kernel has smaller blocks."""
     lane: int
 
     @classmethod
-    def of(cls, spec: AttentionSpec, slots: int, *, lane: int) -> SlabSpec:
+    def of(cls, spec: AttentionSpec, slots: ByLength[int], *, lane: int) -> SlabSpec:
         """The same layer's cache as a slab."""
         common = {field.name: getattr(spec, field.name) for field in dataclasses.fields(AttentionSpec)}
         return cls(**common, slots=slots, lane=lane)
 
+    def blocks(self, prompt_tokens: int) -> int:
+        """Blocks of a request with such a prompt."""
+        return self.slots.of(prompt_tokens) // self.block_size
+
     @property
-    def blocks(self) -> int:
-        return int(self.slots // self.block_size)
+    def most_blocks(self) -> int:
+        return max(self.slots.values) // self.block_size
 
     def max_memory_usage_bytes(self, vllm_config: Any) -> int:
-        return int(self.blocks * self.page_size_bytes)
+        return int(self.most_blocks * self.page_size_bytes)
 
     def max_num_blocks_per_req(self, vllm_config: Any, max_len: int) -> int:
         # Wide enough for the runner to look a slot up for any position; what it finds is not used.
-        return max(self.blocks, -(-max_len // self.block_size))
+        return max(self.most_blocks, -(-max_len // self.block_size))
 
     def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
         return all(spec == self for spec in kv_cache_specs.values())
@@ -155,17 +162,21 @@ class SlabSpec(CircularBufferSpec):
 class SlabManager(CircularBufferManager):
     """All blocks of a request at once, and no more later: one that is running is never short of any."""
 
-    def _claim_ring_block(self, request_id: str, record_for_zeroing: bool = True) -> list[Any]:
+    def get_num_blocks_to_allocate(self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any) -> int:
+        # Prompts are read whole, so a request that has nothing yet is asked for with all of its prompt.
+        spec: SlabSpec = self.kv_cache_spec
+        return 0 if self.req_to_blocks.get(request_id) else spec.blocks(num_tokens)
+
+    def allocate_new_blocks(self, request_id: str, num_tokens: int, *args: Any, **kwargs: Any) -> list[Any]:
         held = self.req_to_blocks[request_id]
         if held:
             return []
-        blocks: list[Any] = self.block_pool.get_new_blocks(self.kv_cache_spec.blocks)
+        blocks: list[Any] = self.block_pool.get_new_blocks(self.kv_cache_spec.blocks(num_tokens))
         held.extend(blocks)
         return blocks
 
-    def get_num_blocks_to_allocate(self, request_id: str, *args: Any, **kwargs: Any) -> int:
-        spec: SlabSpec = self.kv_cache_spec
-        return 0 if self.req_to_blocks.get(request_id) else spec.blocks
+    def allocate_external_computed_blocks(self, request_id: str, *args: Any, **kwargs: Any) -> None:
+        raise UnsupportedFeatureError("the slab design of a squeeze plan takes no tokens from a KV connector")
 
 
 def _register() -> None:

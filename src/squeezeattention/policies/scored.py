@@ -87,4 +87,5 @@ def scores_of(policy: Scored, view: LayerView) -> torch.Tensor:
     found = found.detach().float()
     if not bool(((found >= 0) | (view.positions < 0)).all()):
         raise ConfigError(f"{type(policy).__name__}.score gave NaN or negative numbers for some tokens")
-    return found.masked_fill(view.positions < policy.sinks, SURE)
+    # An empty slot takes the next token before any token makes room, whatever was said of it.
+    return found.masked_fill(view.positions < policy.sinks, SURE).masked_fill(view.positions < 0, 0.0)
