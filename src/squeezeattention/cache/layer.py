@@ -85,6 +85,7 @@ class SqueezeLayer(CacheLayerMixin):
         self._attended = False  # since the last update
         self._lossy = False  # something was evicted
         self._may_have_holes = False  # slots may stay empty although later ones are in use
+        self._has_padding = False  # among what was read and has not been cut yet
         self._sink_keys: torch.Tensor | None = None
         self._next_slot: torch.Tensor | None = None  # where the next token goes, if a kernel has found it already
         self._settled = False  # all columns of the budget are there and stay where they are
@@ -166,6 +167,7 @@ class SqueezeLayer(CacheLayerMixin):
         else:
             step.cache._trim_before(self.index, step)
             self._settled, self._next_slot = False, None
+            self._has_padding |= step.real is not None
             self.store = self.store.append(key_states, value_states, step.positions(key_states.device))
             step.cache._note_bytes(self)
         self.seen += step.length
@@ -474,6 +476,7 @@ class SqueezeLayer(CacheLayerMixin):
             budget = min(budget, limit)
         self._restore_sinks()
         self.rescore()
+        self._has_padding &= more
         if isinstance(budget, int) and isinstance(self.store, LayerStore):
             self._compact_equal(self.store, budget, newest, padded)
         elif not self.store.is_empty:
@@ -512,6 +515,8 @@ class SqueezeLayer(CacheLayerMixin):
         last = torch.tensor(newest, device=self.device)[:, None, None]
         tokens = Tokens(store.used_positions(), last, store.used_scores())
         index = survivors(self.policy, tokens, budget, self.window)
+        if len(newest) == 1:  # padding leaves no holes in the only row, whose heads keep as many
+            index = index[..., : int((index >= 0).sum(-1).max())]
         slots = columns = None
         if self._ring is not None:
             shape = torch.broadcast_shapes(index.shape[:2], tokens.positions.shape[:2])
@@ -601,7 +606,7 @@ class SqueezeLayer(CacheLayerMixin):
                 window=self.window,
                 fresh=store.used == step.length,
                 ragged=step.real is not None,
-                ordered=len(step.start) == 1 and not self._may_have_holes,
+                ordered=len(step.start) == 1 and not self._may_have_holes and not self._has_padding,
             )
             self._show(step, query, key, value, visibility, scoring)
             if native is not None and visibility.is_causal and scoring.is_plain and score_heads is None:

@@ -178,8 +178,8 @@ class LayerStore:
         """This store with ``q`` tokens more behind the others: ``[B, H, q, D]`` twice, positions ``[B or 1, q]``."""
         keys, values = _copy_if_view(keys), _copy_if_view(values)
         positions = positions[:, None, :]
-        if self.keys is None:
-            self.keys, self.values, self.positions = keys, values, positions
+        if self.keys is None:  # positions are one tensor for all layers, which each will write to
+            self.keys, self.values, self.positions = keys, values, positions.clone()
         else:
             old_keys, old_values = self.view()
             old_positions = self.used_positions()
