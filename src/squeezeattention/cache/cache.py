@@ -831,9 +831,9 @@ class SqueezeCache(Cache):
         """Tokens of each row when the prompt is over, as far as known: at least those that were read."""
         totals = self._totals or [0]
         if len(totals) == len(self._next):
-            return [max(row, total) for row, total in zip(self._next, totals, strict=True)]
+            return [max(row, total, 1) for row, total in zip(self._next, totals, strict=True)]
         to_come = max(0, max(totals) - max(self._next))  # by as much as the longest, each row grows
-        return [row + to_come for row in self._next]
+        return [max(1, row + to_come) for row in self._next]
 
     def _after(self, step: Step) -> list[int]:
         """The position of each row's next token when ``step`` is over."""
@@ -870,6 +870,11 @@ class SqueezeCache(Cache):
         )
 
     def _select(self, rows: torch.Tensor) -> None:
+        if self._in_prefill and self._reading:
+            raise CacheStateError(
+                "rows were chosen while a prompt is read that will be repeated at its end: leave prefilling() first"
+            )
+        self.compact()  # by the rows that read the prompt
         self._text = None
         self._leave_inference_mode()
         for layer in self.layers:
