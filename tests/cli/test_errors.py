@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import squeezeattention.cli.generate as generate_command
 from squeezeattention import load_embedded
+from squeezeattention.cli.inputs import Prompt, tokenize
+from squeezeattention.errors import InputError
+from squeezeattention.testing import tiny_model
 
 from ..conftest import refused
 
@@ -195,3 +199,13 @@ def test_outputs_are_tried_before_the_work(squeeze: Any, tmp_path: Path, monkeyp
 
 def full(*args: Any, **options: Any) -> Any:
     raise OSError(28, "No space left on device")
+
+
+def test_a_tokenizer_that_is_not_the_models() -> None:
+    class Tokenizer:
+        def __call__(self, text: str, **options: Any) -> Any:
+            return SimpleNamespace(input_ids=[3, 30])
+
+    model = tiny_model("llama", vocab_size=20)
+    with pytest.raises(InputError, match="token 30, and the model knows 20"):
+        tokenize(model, Tokenizer(), Prompt("notes.txt", "some words"))

@@ -78,6 +78,12 @@ def tokenize(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 0, *,
     tokens: list[int] = list(tokenizer(prompt.text, verbose=False).input_ids)
     if not tokens:
         raise InputError(f"the prompt has no tokens: {prompt.source}")
+    known = None if model is None else getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if known is not None and max(tokens) >= known:
+        raise InputError(
+            f"{prompt.source}: the tokenizer writes it with token {max(tokens)}, and the model knows {known} tokens: "
+            "they do not belong together"
+        )
     return tokens if model is None else fit(model, tokens, prompt.source, new_tokens, truncate=truncate)
 
 

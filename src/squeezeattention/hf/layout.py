@@ -75,6 +75,11 @@ def inspect_model(model: nn.Module) -> Layout:
             f"{name} has layers that attend to an image or another text instead of the tokens before "
             f"({', '.join(map(str, crossing))}); their keys and values are no cache of the text, not supported"
         )
+    if getattr(text, "add_cross_attention", False) and any(hasattr(layer, "crossattention") for layer in layers):
+        raise UnsupportedModelError(
+            f"{name} was built to attend to an encoder as well (add_cross_attention), whose keys and values it keeps "
+            "in a cache around the one that it is given; not supported. Without an encoder, build it without"
+        )
     if all(getattr(attention, "is_causal", True) is False for attention in attentions):
         raise UnsupportedModelError(f"{name} is an encoder: its attention is not causal, so it has no cache to squeeze")
     if not {"input_ids", "inputs_embeds"} & set(inspect.signature(type(decoder).forward).parameters):

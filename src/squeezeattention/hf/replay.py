@@ -23,6 +23,7 @@ from torch import nn
 from ..positions import longest_of
 from ..signals.replay import Replay
 from .arguments import cache_name
+from .turning import frequencies_kept
 
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
@@ -179,7 +180,7 @@ def _forward(cache: SqueezeCache, tokens: torch.Tensor, replayed: Replayed) -> N
     names = inspect.signature(type(decoder).forward).parameters
     if "position_ids" not in names and not any(p.kind is p.VAR_KEYWORD for p in names.values()):
         del given["position_ids"]
-    with torch.no_grad(), _replaying(cache, replayed):
+    with torch.no_grad(), _replaying(cache, replayed), frequencies_kept(decoder):
         decoder(**given)
 
 

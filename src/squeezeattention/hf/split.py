@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import UnsupportedFeatureError
 from .arguments import new_tokens, refuse_unsupported, wants
+from .turning import alike_up_to, longest
 
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
@@ -45,6 +46,7 @@ def split_forward(decoder: nn.Module, cache: SqueezeCache, given: dict[str, Any]
                 f'{type(decoder).__name__} is given {name}, and prefill="bounded" does not know which of it goes with '
                 'which piece of the prompt; use prefill="exact"'
             )
+    _refuse_other_frequencies(decoder, cache, given)
     with cache._reading_pieces(given.get("attention_mask"), new_tokens(given)):
         outputs = [decoder(**piece) for piece in _pieces(given, cache.chunk_size, cache.get_seq_length())]
     whole = outputs[-1]
@@ -53,6 +55,18 @@ def split_forward(decoder: nn.Module, cache: SqueezeCache, given: dict[str, Any]
         return hidden, *whole[1:]
     whole["last_hidden_state"] = hidden
     return whole
+
+
+def _refuse_other_frequencies(decoder: nn.Module, cache: SqueezeCache, given: dict[str, Any]) -> None:
+    """One forward turns all keys alike; in pieces the first ones would be turned as those of a short text."""
+    limit = alike_up_to(decoder)
+    if limit is None or longest(given.get("position_ids"), cache.get_seq_length(), new_tokens(given)) <= limit:
+        return
+    raise UnsupportedFeatureError(
+        f"{type(decoder).__name__} turns the keys of texts of more than {limit} tokens in another way than those of "
+        'shorter ones, and prefill="bounded" reads such a text in pieces, of which the first are short; use '
+        'prefill="exact"'
+    )
 
 
 def _has_tensors(value: Any) -> bool:
