@@ -112,10 +112,6 @@ class Prose:
             text += f" ({percent(low)}-{percent(high)})"
         return text
 
-    def mean(self, *way: str | None) -> str:
-        """Of the scores themselves, in percent."""
-        return f"{100 * statistics.fmean(score for row, _ in self.pairs(*way) for score in row['scores']):.1f}"
-
     def loss(self) -> str:
         """The full cache's nats a token over what follows, and over how many tokens."""
         losses = [loss for row in self.full.values() for loss in row["losses"]]
@@ -159,20 +155,6 @@ def elsewhere() -> Table:
         rows.append([" / ".join(f"`{part}`" for part in way), *cells])
     last = ["full cache", *(one.loss() if name == "following" else one.right() for name, one in found.items())]
     return ["", *(ELSEWHERE[name] for name in found)], [*rows, last]
-
-
-def summaries() -> Table:
-    """ROUGE-2 in percent, of summaries under the paper's policies."""
-    found = {name: Prose(name) for name in ("xsum", "cnn_dailymail") if has("smollm2", name)}
-    first = next(iter(found.values()))
-    rows = [
-        [f"`{policy}` / `{rule}`", *(
-            " / ".join(one.mean(policy, rule, budget) for budget in one.budgets) for one in found.values()
-        )]
-        for policy, rule in first.ways
-    ]  # fmt: skip
-    last = ["full cache", *(f"{one.mean(None, None, None)} of {len(one.full)} articles" for one in found.values())]
-    return ["", *found], [*rows, last]
 
 
 def _both(measure: Callable[..., str], found: Prose, way: tuple[str | None, str | None]) -> str:
@@ -313,7 +295,6 @@ TABLES: dict[str, Callable[[], Table]] = {
     "scorers": scorers,
     "facts": facts,
     "elsewhere": elsewhere,
-    "summaries": summaries,
     "rules": rules,
     "why": why,
     "kvpress": kvpress,
