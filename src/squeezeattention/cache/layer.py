@@ -515,7 +515,7 @@ class SqueezeLayer(CacheLayerMixin):
         last = torch.tensor(newest, device=self.device)[:, None, None]
         tokens = Tokens(store.used_positions(), last, store.used_scores())
         index = survivors(self.policy, tokens, budget, self.window)
-        if len(newest) == 1:  # padding leaves no holes in the only row, whose heads keep as many
+        if padded and len(newest) == 1:  # that leaves no holes in the only row, whose heads keep as many
             index = index[..., : int((index >= 0).sum(-1).max())]
         slots = columns = None
         if self._ring is not None:
