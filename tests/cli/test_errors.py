@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import squeezeattention.cli.generate as generate_command
 from squeezeattention import load_embedded
@@ -115,6 +118,26 @@ def test_models_that_cannot_be_loaded(squeeze: Any, tmp_path: Path, monkeypatch:
     (tmp_path / "tokenizer.json").write_text("{}")
     refused(squeeze("generate", tmp_path, "-p", "x"), str(tmp_path), "embedded")
     refused(squeeze("generate", "no body/no model", "-p", "x"), "no body/no model")
+    refused(squeeze("generate", "embedded", "-p", "x", "--device", "meta"), "meta")
+
+
+@pytest.mark.parametrize("model", [models.WordLevel({}, unk_token="?"), models.BPE({}, [])])
+def test_tokenizers_without_tokens(squeeze: Any, model_folder: Path, tmp_path: Path, model: models.Model) -> None:
+    shutil.copy(model_folder / "config.json", tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)).save_pretrained(tmp_path)
+    refused(squeeze("generate", tmp_path, "-p", "x"), str(tmp_path), "no tokens")
+
+
+def test_tokenizers_that_lack_words(squeeze: Any, model_folder: Path, tmp_path: Path) -> None:
+    for file in model_folder.glob("*model*"):
+        shutil.copy(file, tmp_path)
+    shutil.copy(model_folder / "config.json", tmp_path)
+    tokenizer = Tokenizer(models.WordLevel({"x": 0}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    refused(squeeze("generate", tmp_path, "-p", "y"), "tokenizer cannot write")
+    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))  # all of a text is one token
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    refused(squeeze("eval", tmp_path, "-t", "recall", "--length", 200, "-o", tmp_path / "out"), "this tokenizer")
 
 
 def test_outputs_that_cannot_be_written(squeeze: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..embedded import NAME
 from ..errors import ConfigError, InputError
-from ..loading import loading
+from ..loading import first_line, loading
 from ..named import load_named, named_config
 from ..positions import longest_text
 from .console import notice
@@ -75,7 +75,10 @@ def _checked(source: str, text: str) -> Prompt:
 
 def tokenize(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 0, *, truncate: bool = False) -> list[int]:
     """The prompt's tokens; see :func:`fit` for those that are too many. ``model=None``: none are."""
-    tokens: list[int] = list(tokenizer(prompt.text, verbose=False).input_ids)
+    try:
+        tokens: list[int] = list(tokenizer(prompt.text, verbose=False).input_ids)
+    except Exception as error:  # of many kinds: a word that it has no token for, say
+        raise InputError(f"{prompt.source}: the tokenizer cannot write it: {first_line(error)}") from error
     if not tokens:
         raise InputError(f"the prompt has no tokens: {prompt.source}")
     known = None if model is None else getattr(model.get_input_embeddings(), "num_embeddings", None)
@@ -163,6 +166,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[An
     with loading(name, hint=_HINT):
         _check_files(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
+        if not len(tokenizer):
+            raise InputError(f"cannot load the model {name}: its tokenizer has no tokens")
         model = AutoModelForCausalLM.from_pretrained(name, dtype=wanted).eval()
     return model.to(place), tokenizer
 
@@ -226,6 +231,8 @@ def device_of(name: str) -> Any:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"cannot use the device {name!r}: {reason}") from error
+    if device.type == "meta":
+        raise ConfigError("cannot use the device 'meta': tensors there have sizes and nothing else")
     return device
 
 

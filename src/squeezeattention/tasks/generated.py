@@ -70,6 +70,8 @@ class GeneratedTask(Task):
 
         least = self.least(length)
         needed = cost(least)
+        if needed < 1:
+            raise ConfigError(f"task {self.name!r} has no tokens with this tokenizer")
         if needed > length:
             raise ConfigError(f"task {self.name!r} needs at least {needed} tokens with this tokenizer, got {length}")
         best = draft(largest(cost, needed, length, least, self.most(length)))
@@ -89,7 +91,7 @@ def largest(cost: Callable[[int], int], needed: int, room: int, least: int, most
 
     ``needed`` is the cost of ``least`` and fits. Cost should grow with the number; where it does not quite, the
     result still fits. Guesses go by the average cost of a unit; once one was too large, every other one halves
-    what is left.
+    what is left. Raises :class:`ConfigError` where text costs nothing.
     """
     low, used, halve = least, needed, False
     high: int | None = None  # the smallest number that was found not to fit
@@ -102,6 +104,8 @@ def largest(cost: Callable[[int], int], needed: int, room: int, least: int, most
             guess = (low + high) // 2 if halve else min(guess, high - 1)
             halve = not halve
         spent = cost(guess)
+        if spent <= needed and guess - least >= room:
+            raise ConfigError(f"{guess - least} more units of text cost no token more with this tokenizer")
         rate = max(spent - needed, 1) / (guess - least)
         enough = max(rate, _CLOSE * room)  # less than an average unit is left
         if spent <= room:
