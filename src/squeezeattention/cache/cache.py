@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 import weakref
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
 
 from ..allocators import Allocator, resolve_allocator
 from ..attention.rope import Rerotation
@@ -21,21 +19,16 @@ from ..errors import (
     BudgetError,
     CacheStateError,
     ConfigError,
-    InputError,
-    SqueezeError,
     UnsupportedFeatureError,
     UnsupportedModelError,
 )
-from ..hf import compat
 from ..hf.attachment import attach
 from ..hf.parts import parts_for
-from ..hf.replay import Replayed, Text, replay_prompt, replay_sample
 from ..kernels.choosing import checked
 from ..plan import Budget, BudgetPlan
 from ..policies import EvictionPolicy, StreamingLLM
-from ..signals import Replay, Signal, resolve_signal
-from .checks import check_holes, check_rows, check_same_text, read_mask
-from .columns import Columns
+from ..signals import Signal, resolve_signal
+from .driven import Driven
 from .layer import SqueezeLayer
 from .memory import MemoryReport
 from .options import (
@@ -48,13 +41,11 @@ from .options import (
     chosen_kernels,
     policy_with,
 )
-from .planning import ENDLESS, Planner
+from .planning import Planner
 from .saving import load_cache, save_cache
-from .static import StaticDecode
-from .step import Final, Positions, Step
 
 
-class SqueezeCache(Cache):
+class SqueezeCache(Driven):
     """KV cache whose layers hold different numbers of tokens, chosen per prompt (SqueezeAttention, ICLR 2025).
 
     Pass it as ``past_key_values`` to ``model.generate(...)`` or ``model(...)``; from transformers 5.24 on ``cache``
@@ -109,8 +100,6 @@ class SqueezeCache(Cache):
 
     Reading and decoding raise :class:`KernelError` where a kernel cannot be compiled or launched.
     """
-
-    layers: list[SqueezeLayer]
 
     def __init__(
         self,
@@ -200,51 +189,6 @@ class SqueezeCache(Cache):
         """
         return self._kernels.name
 
-    @property
-    def _is_fixed(self) -> bool:
-        return not self.allocator.needs_signal and self.allocator.name == "fixed"
-
-    @property
-    def _keeps_all(self) -> bool:
-        """Whether nothing is ever evicted, however long the text gets."""
-        return self._budget.is_whole and not self._is_fixed
-
-    def _clear(self) -> None:
-        for layer in self.layers:
-            layer.clear()
-        self._plans: list[BudgetPlan] = []  # of each row; one entry while all rows have the same
-        self._next: list[int] = [0]  # position of each row's next token; one entry while all rows agree
-        self._columns = Columns()
-        self._padded = False
-        self._open = False  # a prompt is being read
-        self._first_turn = True
-        self._in_prefill = False  # ... and its end will be told
-        self._looked_over = False  # ... and where it is padded was looked at
-        self._told: int | None = None  # columns of all text when the prompt is over, if a ``generate`` call reads it
-        self._virtual = 0  # ... and those that it did not know of
-        self._failed: str | None = None
-        self._expected: int | None = None
-        self._text: torch.Tensor | None = None  # what ``generate`` has read and written, [batch, columns], if it told
-        self._totals: list[int] | None = (
-            None  # tokens of each row (or of the longest) when the prompt is over, if known
-        )
-        self._cramped = False  # ... but no room beyond what was held then
-        self._is_cut = False  # all layers have budgets that go by everything that was read
-        self._trimmed = 0  # leading layers that were cut while the prompt's last piece was still being read
-        self._decided = 0  # ... to the plan's own budgets
-        self._rows = 0
-        self._inference = False  # something was written under torch.inference_mode()
-        self._precision: tuple[object, ...] = ()  # of the last forward
-        self._static = StaticDecode()
-        self._at = Positions()
-        self._replayed: Replayed | None = None  # what the forward under way repeats, if it does
-        self._reading: list[Text] = []  # what was given since the last cut, if it is to be repeated
-        self._from: list[int] = [0]  # where it begins in each row
-        self._cuts = 0
-        self._held = [0] * len(self.layers)
-        self._peak = 0
-        self.signal.start(len(self.layers))
-
     # ---------------------------------------------------------------- reading
 
     @property
@@ -319,218 +263,6 @@ class SqueezeCache(Cache):
 
     # -------------------------------------------------------------- lifecycle
 
-    def compact(self) -> None:
-        """End the prompt that is being read, if any: plan it and cut every layer to its budget."""
-        if not self._open or self._in_prefill or self._failed:
-            return
-        self._leave_inference_mode()
-        if not self._is_cut:
-            self._cut(self._next)
-        elif self._cramped:
-            for layer in (layer for layer in self.layers if layer.is_ragged):
-                self._cut_layer(layer, self._plans, self._next, padded=self._padded)
-            self._cramped = False
-        self._open = self._first_turn = False
-        self._totals = None
-        self.signal.end_turn()
-
-    def _cut(self, prompt_tokens: Sequence[int], *, more: bool = False) -> None:
-        """Plan each row for a prompt of so many tokens, by what was seen of it so far, and cut every layer.
-
-        With ``more`` to come, no room is made beyond what is held.
-        """
-        self._replay()
-        try:
-            values = None
-            if self._observes:
-                sizes = [layer.store.bytes_per_token for layer in self.layers]
-                bases = [self._planner.base_tokens(tokens, sizes) for tokens in prompt_tokens]
-                self.signal.see_budget(bases)
-                if self.signal.wants_scores:
-                    for layer in self.layers:
-                        layer.rescore()
-                        self.signal.see_scores(layer.index, *layer.ranking(self._next, bases))
-                values = self.signal.values()
-                if not isinstance(values[0], Sequence):  # one that speaks for all rows
-                    values = [values] * self._rows
-            plans = self._make_plans(values, prompt_tokens, self.get_seq_length(), self._next)
-        except SqueezeError:
-            self._failed = "its prompt could not be planned"
-            raise
-        for layer in self.layers[self._decided :]:
-            self._cut_layer(layer, plans, self._next, padded=self._padded, more=more)
-        self._plans, self._trimmed, self._decided, self._is_cut, self._cramped = plans, 0, 0, True, more
-
-    def _replay(self) -> None:
-        """Let the model repeat some of what was read since the last cut, or all, if somebody wants to see that.
-
-        Needs hardly change along a text: of the pieces of a bounded prefill the first, second, fourth ... are asked for
-        the signal's sample.
-        """
-        if not self._wants_replay:
-            return
-        self._cuts += 1
-        if self._reading:
-            read = self._reading, self._from, self._next
-            if self._prober is not None and self._cuts & (self._cuts - 1) == 0:
-                replay_sample(self, self._prober, *read)
-            if self.policy.replays:
-                replay_prompt(self, *read)
-        self._reading = []
-
-    @property
-    def _prober(self) -> Replay | None:
-        """The signal, if it wants to see some of the prompt repeated."""
-        if not self._observes:
-            return None
-        return next((one for one in self.signal.parts if isinstance(one, Replay)), None)
-
-    @property
-    def _wants_replay(self) -> bool:
-        """Whether the prompt's tokens will be asked for again at its end."""
-        return self.policy.replays > 0 or self._prober is not None
-
-    def _make_plans(
-        self, values: Sequence[Any] | None, prompt_tokens: Sequence[int], columns: int, after: Sequence[int]
-    ) -> list[BudgetPlan]:
-        """A plan for each row, or one for all; ``after``: positions of the rows' next tokens after so many columns."""
-        sizes = [layer.store.bytes_per_token for layer in self.layers]
-        made: dict[tuple[int, int | None], BudgetPlan] = {}
-        plans = []
-        for row in range(max(len(prompt_tokens), 0 if values is None else len(values))):
-            tokens, following = (rows[row if len(rows) > 1 else 0] for rows in (prompt_tokens, after))
-            total = self._expected_tokens(tokens, columns - following)
-            plan = made.get((tokens, total)) if values is None else None
-            if plan is None:
-                plan = made[tokens, total] = self._planner.plan(
-                    signal_values=None if values is None else values[row], prompt_tokens=tokens, total_tokens=total,
-                    bytes_per_token=sizes,
-                )  # fmt: skip
-            plans.append(plan)
-        if any(plan.head_budgets for plan in plans) and not all(layer.tells_heads_apart for layer in self.layers):
-            raise UnsupportedModelError(
-                "this model rearranges its KV heads after caching, so they cannot have budgets of their own; use "
-                'budgets by layer, such as allocator="uniform"'
-            )
-        return plans
-
-    def _expected_tokens(self, prompt_tokens: int, padding: int) -> int | None:
-        """A row's prompt and answer, if it is known how long that may get."""
-        if self._new_tokens is not None:
-            return prompt_tokens + self._new_tokens
-        return None if self._expected is None else self._expected - padding
-
-    def _cut_layer(
-        self,
-        layer: SqueezeLayer,
-        plans: Sequence[BudgetPlan],
-        after: Sequence[int],
-        *,
-        padded: bool,
-        more: bool = False,
-    ) -> None:
-        rows, heads = layer.store.shape
-        budget: int | list[tuple[int, ...]]
-        if self._keeps_all:
-            budget = ENDLESS
-        elif len(plans) == 1 and plans[0].head_budgets is None:
-            budget = plans[0].budgets[layer.index]
-        else:
-            each = [plan.heads(layer.index, heads) for plan in plans]
-            budget = each * rows if len(each) == 1 else each
-        layer.compact(budget, [row - 1 for row in after], padded, more=more)
-        self._note_bytes(layer)
-
-    def _trim_before(self, index: int, step: Step) -> None:
-        """Cut the layers before ``index``, which are done with the prompt's last piece, to what is known of their
-        budgets: then the whole prompt is never held in all layers at once.
-
-        Where no signal decides these are the budgets themselves; else the most that each layer could still get, and
-        the plan cuts it again. What is left is what one cut at the prompt's end leaves.
-        """
-        if step.final is None:
-            step.final = self._final(step)
-        final = step.final
-        if final.plans:
-            for layer in self.layers[self._trimmed : index]:
-                if final.decided or layer.store.used > min(plan.budgets[layer.index] for plan in final.plans):
-                    padded = self._padded or step.real is not None
-                    self._cut_layer(layer, final.plans, final.after, padded=padded)
-            self._trimmed = max(self._trimmed, index)
-            if final.decided:
-                self._decided = self._trimmed
-
-    def _final(self, step: Step) -> Final:
-        """What is known of the layers' budgets, if it is known that the prompt ends with this step."""
-        unknown = Final((), (), decided=False)
-        # What is still to be asked of the whole text needs it whole.
-        if self._totals is None or step.decoding or self._wants_replay:
-            return unknown
-        after = self._after(step)
-        if max(after) != max(self._totals):
-            return unknown
-        try:
-            if self._is_fixed or (not self.allocator.needs_signal and self._planner.budget.kind != "bytes"):
-                return Final(self._make_plans(None, after, step.columns, after), after, decided=True)
-            if not self.policy.nested or self.signal.wants_scores:
-                return unknown
-            most = [
-                self._planner.most(prompt_tokens=row, total_tokens=self._expected_tokens(row, step.columns - row))
-                for row in after
-            ]
-        except SqueezeError:  # said at the prompt's end, where nothing is half done
-            return unknown
-        known = [row for row in most if row is not None]
-        # A layer that cannot lose anything yet is left alone, and so are all: the end may still be told wrongly.
-        if len(known) < len(most) or all(min(row) >= tokens for row, tokens in zip(known, after, strict=True)):
-            return unknown
-        return Final([BudgetPlan.from_budgets(row) for row in known], after, decided=False)
-
-    @contextlib.contextmanager
-    def prefilling(self, total_tokens: int | Sequence[int] | None = None) -> Iterator[SqueezeCache]:
-        """Forwards inside are chunks of one prompt, whatever their length; it ends with the block.
-
-        What the cache held before is an earlier turn. ``total_tokens``: real tokens of the longest row, or of each row,
-        at the end, earlier turns included, if known. Layers are then cut while the last chunk is read, as far as their
-        budgets are known (and tokens after it are an :class:`InputError`); with ``prefill="bounded"`` a share of the
-        prompt is of that from the first chunk on, without it of what was read so far.
-        """
-        self.compact()
-        self._in_prefill = True
-        if total_tokens is None:
-            self._totals = None
-        else:
-            self._totals = list(total_tokens) if isinstance(total_tokens, Sequence) else [total_tokens]
-        try:
-            yield self
-        finally:
-            self._in_prefill, self._told = False, None
-        self.compact()
-
-    @contextlib.contextmanager
-    def _reading_pieces(self, mask: Any, length: int) -> Iterator[None]:
-        """Forwards inside are pieces of one that has ``length`` tokens a row and this mask."""
-        self._check_usable()
-        self._note_virtual(self.get_seq_length() + length)
-        before = self._in_prefill, self._totals
-        given = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        if given is not None and not self._in_prefill and given.shape[1] == self.get_seq_length() + length:
-            check_rows(given)
-        if given is not None and self._first_turn:
-            real = given[:, -length:].bool()
-            if not self._columns.begins_with_padding(real, self.get_seq_length()):
-                check_holes(real, self._may_have_holes)
-        self._in_prefill = self._looked_over = True
-        if self._totals is None:
-            new = [length] * len(self._next) if given is None else given[:, -length:].bool().sum(1).tolist()
-            rows = self._next * len(new) if len(self._next) == 1 else self._next
-            self._totals = [row + count for row, count in zip(rows, new, strict=True)]
-        try:
-            yield
-        finally:
-            self._in_prefill, self._totals = before
-            self._looked_over = False
-
     def reset(self) -> None:
         """Forget everything; the next prompt gets what a fresh cache gives."""
         self._clear()
@@ -553,19 +285,6 @@ class SqueezeCache(Cache):
         other = copy.deepcopy(self)
         other.reset()
         return other
-
-    def _content(self, memo: dict[int, Any]) -> dict[str, Any]:
-        """A copy of everything that a forward may change; the rest as it is."""
-        shared = {"_attachment", "_release", "_planner", "policy", "allocator", "_plans"}
-        return {name: value if name in shared else copy.deepcopy(value, memo) for name, value in self.__dict__.items()}
-
-    def _leave_inference_mode(self) -> None:
-        """Outside of ``torch.inference_mode()``, what was made under it can be read but not written: copy it once."""
-        if torch.is_inference_mode_enabled():
-            self._inference = True
-        elif self._inference:
-            self._inference = False
-            self.__dict__.update(self._content({id(self): self}))
 
     def twin(
         self,
@@ -641,213 +360,6 @@ class SqueezeCache(Cache):
 
     # ---------------------------------------------------- called by the model
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by each attention layer with its new keys and values."""
-        self._check_usable()
-        return self.layers[layer_idx].update(key_states, value_states)
-
-    def _expect(self, total_tokens: int) -> None:
-        """``generate`` will not go beyond so many columns."""
-        self._expected = total_tokens
-
-    def _check_usable(self) -> None:
-        if self._detached:
-            raise CacheStateError("this cache was detached from its model; make a new SqueezeCache")
-        if self._failed:
-            raise CacheStateError(
-                f"this cache is unusable because {self._failed}; call cache.reset() or make a new one"
-            )
-
-    def _check_new_prompt(
-        self, input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: Any
-    ) -> list[int]:
-        """The prompt of a ``generate`` call, before any chunk of it is read.
-
-        Returns the tokens of each row, or of all, when it has been read, earlier turns included.
-        """
-        self._check_usable()
-        seen, mask = self.get_seq_length(), model_kwargs.get("attention_mask")
-        embeddings = model_kwargs.get("inputs_embeds")
-        totals: list[int] | None = None
-        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-            columns = mask.shape[1]
-            check_rows(mask)
-            new = mask[:, seen:].bool().sum(1).tolist()  # what it hides of earlier turns was counted then
-            before = self._next * len(new) if len(self._next) == 1 else self._next
-            totals = [row + count for row, count in zip(before, new, strict=True)]
-        else:  # a mask of ones alone is dropped on the way here
-            given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
-            columns = max(given, getattr(generation_config, "_mask_length", None) or 0)
-        if seen and getattr(generation_config, "prefill_chunk_size", None) and compat.chunks_start_anew():
-            raise UnsupportedFeatureError(
-                "this release of transformers reads the whole text again when a later turn comes in chunks; leave "
-                "prefill_chunk_size out after the first turn, or install a newer transformers"
-            )
-        if self._virtual:
-            raise UnsupportedFeatureError(
-                f"this text began with {self._virtual} tokens that generate did not know of (PEFT's virtual tokens), "
-                "so it cannot tell where a later turn begins: call cache.reset() and pass the whole text"
-            )
-        self._told = columns
-        if seen and columns <= seen:
-            raise CacheStateError(
-                f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
-                "text so far to go on with it, or call cache.reset() for a new prompt"
-            )
-        if seen and embeddings is None and input_ids.shape[1] == columns and self._text is not None:
-            check_same_text(self._text[:, :seen], input_ids)
-        return [row + columns - seen for row in self._next] if totals is None else totals
-
-    def _note_text(self, text: torch.Tensor) -> None:
-        """What a ``generate`` call returned, prompt and answer."""
-        self._text = text if text.shape[0] == self._rows else None
-
-    @property
-    def _observes(self) -> bool:
-        return self.allocator.needs_signal
-
-    @property
-    def observes_hidden(self) -> bool:
-        """Whether the next prompt's residual stream will be looked at."""
-        return self._observes and self.signal.wants_hidden
-
-    def _begin(self, decoder: nn.Module, arguments: dict[str, Any]) -> Step:
-        """Check one forward pass and describe it. Nothing is changed unless all is well."""
-        self._check_usable()
-        if decoder is not self._attachment.layout.decoder:
-            raise CacheStateError("this cache belongs to another model; make a SqueezeCache for each model")
-        if self._replayed is not None:
-            length = self._replayed.positions.shape[1]
-            return Step(self, length, [0], None, decoding=False, observe=False, replayed=self._replayed)
-        given = arguments.get("input_ids")
-        if given is None:
-            given = arguments.get("inputs_embeds")
-        if given is None or given.shape[1] == 0 or given.shape[0] == 0:
-            raise InputError("the prompt is empty: give at least one token")
-        rows, length = given.shape[:2]
-        if self._rows and rows != self._rows:
-            raise InputError(
-                f"this cache holds a batch of {self._rows}, but {rows} rows were given; call cache.reset()"
-            )
-        self._leave_inference_mode()
-        single = length == 1 and self.get_seq_length() > 0 and not self._in_prefill
-        given_mask = read_mask(
-            arguments.get("attention_mask"), rows, length, self.get_seq_length(), self._columns,
-            first_turn=self._first_turn and not self._looked_over, whole=not self._in_prefill,
-            holes=self._may_have_holes,
-        )  # fmt: skip
-        real = given_mask.real
-        decoding = single and real is None
-        if self._trimmed and not decoding:
-            raise InputError(
-                f"a prompt of {max(self._totals or [0])} tokens was announced and has been cut, but goes on; call "
-                "cache.reset() and give prefilling() the number of tokens of the longest row when the prompt is over"
-            )
-        if given_mask.before is not None:
-            self._hide(given_mask.before)
-        self._note_virtual(self.get_seq_length() + length)
-        if decoding:
-            self.compact()
-        self._open = self._open or not decoding
-        self._rows = rows
-        step = Step(
-            self, length, self._next, real, decoding, observe=not decoding and self._observes,
-            columns=self.get_seq_length() + length,
-            given=given if not decoding and self._wants_replay else None, before=self._at,
-        )  # fmt: skip
-        precision = self._precision_of(decoder, given.device.type)
-        as_before, self._precision = precision == self._precision, precision
-        if decoding and self.compile and not as_before:  # buffers may change their dtypes
-            self._static.clear()
-        elif decoding and self.compile and self._uncompiled is None:
-            # The last token that ``generate`` writes is never read.
-            self._static.enter(step, self.layers, None if self._expected is None else self._expected - 1)
-            for layer in self.layers:
-                self._note_bytes(layer)
-        return step
-
-    def _note_virtual(self, columns: int) -> None:
-        """More columns than the prompt of a ``generate`` call has: others (PEFT) have put virtual tokens in front."""
-        if self._told is None or columns <= self._told:
-            return
-        virtual = columns - self._told
-        self._told, self._virtual = columns, self._virtual + virtual
-        if self._expected is not None:
-            self._expected += virtual
-        if self._totals is not None:
-            self._totals = [tokens + virtual for tokens in self._totals]
-
-    @property
-    def _may_have_holes(self) -> bool:
-        """Whether padding between tokens changes nothing for the others: windows, and sinks that move, count it."""
-        return not any(self._planner.windows) and all(layer.rerotation is None for layer in self.layers)
-
-    @staticmethod
-    def _precision_of(decoder: nn.Module, device: str) -> tuple[object, ...]:
-        """What the dtype of new keys and values follows from."""
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return autocast, next((parameter.dtype for parameter in decoder.parameters()), None)
-
-    def _hide(self, before: torch.Tensor) -> None:
-        """Drop what a mask of the columns read before, bool ``[rows, columns]``, hides from now on."""
-        if any(layer.rerotation is not None for layer in self.layers):
-            raise UnsupportedFeatureError(
-                'attention_mask hides tokens that were read before, and positions="cache" cannot tell how far their '
-                'followers moved: use positions="original", or call cache.reset() and read the text again'
-            )
-        gone = self._columns.hide(before)
-        for layer in self.layers:
-            layer.hide(gone)
-        self._static.clear()
-
-    def _end(self, step: Step, *, failed: bool) -> None:
-        """After a forward pass: count its tokens, or mark the cache if it died half way."""
-        if step.replayed is not None:  # nothing was stored
-            return
-        if failed:  # some layers have the new tokens and some have not: nothing of it can be used
-            self._clear()
-            self._failed = "a forward pass with it failed half way"
-            return
-        if step.static:
-            self._static.leave(self.layers)
-        if not step.decoding:
-            self._static.clear()
-            self._trim_before(len(self.layers), step)
-            self._is_cut = False
-        if not step.decoding and not self._reading:
-            self._from = self._next
-        self._next = self._after(step)
-        if step.given is not None:
-            self._reading.append((step.given, step.real))
-        if step.real is not None:
-            self._padded = True
-            self._columns.note(step.columns - step.length, step.real)
-        if self.prefill == "bounded" and not step.decoding:
-            self._cut(self._announced(), more=True)
-
-    def _announced(self) -> list[int]:
-        """Tokens of each row when the prompt is over, as far as known: at least those that were read."""
-        totals = self._totals or [0]
-        if len(totals) == len(self._next):
-            return [max(row, total, 1) for row, total in zip(self._next, totals, strict=True)]
-        to_come = max(0, max(totals) - max(self._next))  # by as much as the longest, each row grows
-        return [max(1, row + to_come) for row in self._next]
-
-    def _after(self, step: Step) -> list[int]:
-        """The position of each row's next token when ``step`` is over."""
-        if step.real is None:
-            return [after + step.length for after in self._next]
-        counts = step.real.sum(1).tolist()
-        before = self._next * len(counts) if len(self._next) == 1 else self._next
-        return [after + count for after, count in zip(before, counts, strict=True)]
-
-    def _note_bytes(self, layer: SqueezeLayer) -> None:
-        """Keep the peak up to date after a layer's storage changed."""
-        self._held[layer.index] = layer.kv_bytes()
-        self._peak = max(self._peak, sum(self._held))
-
     # ----------------------------------------------- the rest of the interface
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
@@ -868,28 +380,6 @@ class SqueezeCache(Cache):
         raise UnsupportedFeatureError(
             "a SqueezeCache takes its shapes from the first prompt; there is nothing to do early"
         )
-
-    def _select(self, rows: torch.Tensor) -> None:
-        if self._in_prefill and self._reading:
-            raise CacheStateError(
-                "rows were chosen while a prompt is read that will be repeated at its end: leave prefilling() first"
-            )
-        self.compact()  # by the rows that read the prompt
-        self._text = None
-        self._leave_inference_mode()
-        for layer in self.layers:
-            layer.select_rows(rows)
-        self.signal.select_rows(rows)
-        self._columns.select_rows(rows)
-        self._static.clear()
-        chosen = rows.tolist()
-        if len(self._next) > 1:
-            self._next = [self._next[row] for row in chosen]
-            for layer in self.layers:  # one row left of several may be shorter than its slots
-                layer.note_holes()
-        if len(self._plans) > 1:
-            self._plans = [self._plans[row] for row in chosen]
-        self._rows = len(chosen)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self._select(beam_idx)

@@ -1,0 +1,255 @@
+"""What a model's forwards, and ``generate``, do to a cache."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import (
+    CacheStateError,
+    InputError,
+    UnsupportedFeatureError,
+)
+from ..hf import compat
+from .checks import check_holes, check_rows, check_same_text, read_mask
+from .planned import Planned
+from .step import Step
+
+
+class Driven(Planned):
+    """Checks what a forward is given before anything is changed, and counts it when it is over.
+
+    :mod:`squeezeattention.hf` calls: :meth:`_begin`, then each attention layer :meth:`update`, then :meth:`_end`; and
+    around a ``generate`` call :meth:`_check_new_prompt`, :meth:`_expect`, :meth:`prefilling`, :meth:`_note_text`.
+    """
+
+    compile: bool | str
+    _uncompiled: str | None
+    _detached: bool
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by each attention layer with its new keys and values."""
+        self._check_usable()
+        return self.layers[layer_idx].update(key_states, value_states)
+
+    def _check_usable(self) -> None:
+        if self._detached:
+            raise CacheStateError("this cache was detached from its model; make a new SqueezeCache")
+        if self._failed:
+            raise CacheStateError(
+                f"this cache is unusable because {self._failed}; call cache.reset() or make a new one"
+            )
+
+    def _expect(self, total_tokens: int) -> None:
+        """``generate`` will not go beyond so many columns."""
+        self._expected = total_tokens
+
+    def _check_new_prompt(
+        self, input_ids: torch.Tensor, model_kwargs: dict[str, Any], generation_config: Any
+    ) -> list[int]:
+        """The prompt of a ``generate`` call, before any chunk of it is read.
+
+        Returns the tokens of each row, or of all, when it has been read, earlier turns included.
+        """
+        self._check_usable()
+        seen, mask = self.get_seq_length(), model_kwargs.get("attention_mask")
+        embeddings = model_kwargs.get("inputs_embeds")
+        totals: list[int] | None = None
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+            columns = mask.shape[1]
+            check_rows(mask)
+            new = mask[:, seen:].bool().sum(1).tolist()  # what it hides of earlier turns was counted then
+            before = self._next * len(new) if len(self._next) == 1 else self._next
+            totals = [row + count for row, count in zip(before, new, strict=True)]
+        else:  # a mask of ones alone is dropped on the way here
+            given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
+            columns = max(given, getattr(generation_config, "_mask_length", None) or 0)
+        if seen and getattr(generation_config, "prefill_chunk_size", None) and compat.chunks_start_anew():
+            raise UnsupportedFeatureError(
+                "this release of transformers reads the whole text again when a later turn comes in chunks; leave "
+                "prefill_chunk_size out after the first turn, or install a newer transformers"
+            )
+        if self._virtual:
+            raise UnsupportedFeatureError(
+                f"this text began with {self._virtual} tokens that generate did not know of (PEFT's virtual tokens), "
+                "so it cannot tell where a later turn begins: call cache.reset() and pass the whole text"
+            )
+        self._told = columns
+        if seen and columns <= seen:
+            raise CacheStateError(
+                f"this cache already holds a text of {seen} tokens, and the prompt has {columns}: pass the whole "
+                "text so far to go on with it, or call cache.reset() for a new prompt"
+            )
+        if seen and embeddings is None and input_ids.shape[1] == columns and self._text is not None:
+            check_same_text(self._text[:, :seen], input_ids)
+        return [row + columns - seen for row in self._next] if totals is None else totals
+
+    def _note_text(self, text: torch.Tensor) -> None:
+        """What a ``generate`` call returned, prompt and answer."""
+        self._text = text if text.shape[0] == self._rows else None
+
+    @contextlib.contextmanager
+    def _reading_pieces(self, mask: Any, length: int) -> Iterator[None]:
+        """Forwards inside are pieces of one that has ``length`` tokens a row and this mask."""
+        self._check_usable()
+        self._note_virtual(self.get_seq_length() + length)
+        before = self._in_prefill, self._totals
+        given = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        if given is not None and not self._in_prefill and given.shape[1] == self.get_seq_length() + length:
+            check_rows(given)
+        if given is not None and self._first_turn:
+            real = given[:, -length:].bool()
+            if not self._columns.begins_with_padding(real, self.get_seq_length()):
+                check_holes(real, self._may_have_holes)
+        self._in_prefill = self._looked_over = True
+        if self._totals is None:
+            new = [length] * len(self._next) if given is None else given[:, -length:].bool().sum(1).tolist()
+            rows = self._next * len(new) if len(self._next) == 1 else self._next
+            self._totals = [row + count for row, count in zip(rows, new, strict=True)]
+        try:
+            yield
+        finally:
+            self._in_prefill, self._totals = before
+            self._looked_over = False
+
+    def _begin(self, decoder: nn.Module, arguments: dict[str, Any]) -> Step:
+        """Check one forward pass and describe it. Nothing is changed unless all is well."""
+        self._check_usable()
+        if decoder is not self._attachment.layout.decoder:
+            raise CacheStateError("this cache belongs to another model; make a SqueezeCache for each model")
+        if self._replayed is not None:
+            length = self._replayed.positions.shape[1]
+            return Step(self, length, [0], None, decoding=False, observe=False, replayed=self._replayed)
+        given = arguments.get("input_ids")
+        if given is None:
+            given = arguments.get("inputs_embeds")
+        if given is None or given.shape[1] == 0 or given.shape[0] == 0:
+            raise InputError("the prompt is empty: give at least one token")
+        rows, length = given.shape[:2]
+        if self._rows and rows != self._rows:
+            raise InputError(
+                f"this cache holds a batch of {self._rows}, but {rows} rows were given; call cache.reset()"
+            )
+        self._leave_inference_mode()
+        single = length == 1 and self.get_seq_length() > 0 and not self._in_prefill
+        given_mask = read_mask(
+            arguments.get("attention_mask"), rows, length, self.get_seq_length(), self._columns,
+            first_turn=self._first_turn and not self._looked_over, whole=not self._in_prefill,
+            holes=self._may_have_holes,
+        )  # fmt: skip
+        real = given_mask.real
+        decoding = single and real is None
+        if self._trimmed and not decoding:
+            raise InputError(
+                f"a prompt of {max(self._totals or [0])} tokens was announced and has been cut, but goes on; call "
+                "cache.reset() and give prefilling() the number of tokens of the longest row when the prompt is over"
+            )
+        if given_mask.before is not None:
+            self._hide(given_mask.before)
+        self._note_virtual(self.get_seq_length() + length)
+        if decoding:
+            self.compact()
+        self._open = self._open or not decoding
+        self._rows = rows
+        step = Step(
+            self, length, self._next, real, decoding, observe=not decoding and self._observes,
+            columns=self.get_seq_length() + length,
+            given=given if not decoding and self._wants_replay else None, before=self._at,
+        )  # fmt: skip
+        precision = self._precision_of(decoder, given.device.type)
+        as_before, self._precision = precision == self._precision, precision
+        if decoding and self.compile and not as_before:  # buffers may change their dtypes
+            self._static.clear()
+        elif decoding and self.compile and self._uncompiled is None:
+            # The last token that ``generate`` writes is never read.
+            self._static.enter(step, self.layers, None if self._expected is None else self._expected - 1)
+            for layer in self.layers:
+                self._note_bytes(layer)
+        return step
+
+    def _note_virtual(self, columns: int) -> None:
+        """More columns than the prompt of a ``generate`` call has: others (PEFT) have put virtual tokens in front."""
+        if self._told is None or columns <= self._told:
+            return
+        virtual = columns - self._told
+        self._told, self._virtual = columns, self._virtual + virtual
+        if self._expected is not None:
+            self._expected += virtual
+        if self._totals is not None:
+            self._totals = [tokens + virtual for tokens in self._totals]
+
+    @property
+    def _may_have_holes(self) -> bool:
+        """Whether padding between tokens changes nothing for the others: windows, and sinks that move, count it."""
+        return not any(self._planner.windows) and all(layer.rerotation is None for layer in self.layers)
+
+    @staticmethod
+    def _precision_of(decoder: nn.Module, device: str) -> tuple[object, ...]:
+        """What the dtype of new keys and values follows from."""
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return autocast, next((parameter.dtype for parameter in decoder.parameters()), None)
+
+    def _hide(self, before: torch.Tensor) -> None:
+        """Drop what a mask of the columns read before, bool ``[rows, columns]``, hides from now on."""
+        if any(layer.rerotation is not None for layer in self.layers):
+            raise UnsupportedFeatureError(
+                'attention_mask hides tokens that were read before, and positions="cache" cannot tell how far their '
+                'followers moved: use positions="original", or call cache.reset() and read the text again'
+            )
+        gone = self._columns.hide(before)
+        for layer in self.layers:
+            layer.hide(gone)
+        self._static.clear()
+
+    def _end(self, step: Step, *, failed: bool) -> None:
+        """After a forward pass: count its tokens, or mark the cache if it died half way."""
+        if step.replayed is not None:  # nothing was stored
+            return
+        if failed:  # some layers have the new tokens and some have not: nothing of it can be used
+            self._clear()
+            self._failed = "a forward pass with it failed half way"
+            return
+        if step.static:
+            self._static.leave(self.layers)
+        if not step.decoding:
+            self._static.clear()
+            self._trim_before(len(self.layers), step)
+            self._is_cut = False
+        if not step.decoding and not self._reading:
+            self._from = self._next
+        self._next = self._after(step)
+        if step.given is not None:
+            self._reading.append((step.given, step.real))
+        if step.real is not None:
+            self._padded = True
+            self._columns.note(step.columns - step.length, step.real)
+        if self.prefill == "bounded" and not step.decoding:
+            self._cut(self._announced(), more=True)
+
+    def _select(self, rows: torch.Tensor) -> None:
+        if self._in_prefill and self._reading:
+            raise CacheStateError(
+                "rows were chosen while a prompt is read that will be repeated at its end: leave prefilling() first"
+            )
+        self.compact()  # by the rows that read the prompt
+        self._text = None
+        self._leave_inference_mode()
+        for layer in self.layers:
+            layer.select_rows(rows)
+        self.signal.select_rows(rows)
+        self._columns.select_rows(rows)
+        self._static.clear()
+        chosen = rows.tolist()
+        if len(self._next) > 1:
+            self._next = [self._next[row] for row in chosen]
+            for layer in self.layers:  # one row left of several may be shorter than its slots
+                layer.note_holes()
+        if len(self._plans) > 1:
+            self._plans = [self._plans[row] for row in chosen]
+        self._rows = len(chosen)
