@@ -83,6 +83,9 @@ BEST_WAYS = [
     *_ways("probe", "tova"), *_ways("probe global", "echo"),
 ]  # fmt: skip
 LAYER_RULES = "uniform squeeze squeeze:outliers=clamp cake zigzag lazy dynamickv pyramid random"
+DIVIDING = " ".join(
+    ["probe", *(f"probe:power={power}" for power in (0.5, 1.0, 2.0, 3.0)), *(f"probe:floor={n}" for n in (8, 32, 128))]
+)
 MIDDLE = _each("--budget", 0.2, 0.3)
 #: The same for models that can answer questions about prose.
 PROSE: dict[str, list[str]] = {
@@ -125,6 +128,15 @@ PROSE: dict[str, list[str]] = {
         ]
         for name in ("xsum", "cnn_dailymail")
     },
+    # How should `probe` divide: how steeply by need, above which floor ...
+    "dividing": [
+        *_books("facts"), *_ways(DIVIDING, "h2o"), *MIDDLE, "--length", "1600", "--samples", "2", "--seed", "51",
+    ],
+    # ... and how much of a text must be repeated?
+    "repeating": [
+        *_books("facts"), *_ways("global", *(f"echo:replay={tokens}" for tokens in (128, 256, 512, 1024))), *MIDDLE,
+        "--length", "1600", "--samples", "2", "--seed", "51",
+    ],
     # The same facts in longer texts
     "long": [*_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "4000", "--samples", "2", "--seed", "54"],
 }  # fmt: skip

@@ -112,6 +112,11 @@ class Prose:
             text += f" ({percent(low)}-{percent(high)})"
         return text
 
+    def mean(self, *way: str | None) -> str:
+        """Mean score in points."""
+        scores = [score for row, _ in self.pairs(*way) for score in row["scores"]]
+        return f"{100 * statistics.fmean(scores):.1f}" if scores else ""
+
     def loss(self) -> str:
         """The full cache's nats a token over what follows, and over how many tokens."""
         losses = [loss for row in self.full.values() for loss in row["losses"]]
@@ -170,6 +175,47 @@ def rules() -> Table:
     ]
     head = [found.share(*found.ways[0], budget) for budget in found.budgets]
     return [f"full cache: {found.right()}", *head], rows
+
+
+def dividing() -> Table:
+    """How steeply, and above which floor, the probe divides."""
+    return _by_budget(Prose("dividing"))
+
+
+def repeating() -> Table:
+    """How much of the text echo repeats; the default repeats all of it."""
+    return _by_budget(Prose("repeating"))
+
+
+def _by_budget(found: Prose) -> Table:
+    """A row for each way, a column for each budget, with intervals."""
+    rows = [
+        [
+            " / ".join(f"`{part}`" for part in way),
+            *(found.kept(*way, budget, interval=True) for budget in found.budgets),
+        ]
+        for way in found.ways
+    ]
+    return [f"full cache: {found.right()}", *(found.share(*found.ways[0], budget) for budget in found.budgets)], rows
+
+
+SUMMARIES = {"xsum": "XSum", "cnn_dailymail": "CNN/DailyMail"}
+
+
+def summaries() -> Table:
+    """ROUGE of summaries."""
+    found = [Prose(name) for name in SUMMARIES]
+    rows = [
+        [" / ".join(f"`{part}`" for part in way), *(one.mean(*way, budget) for one in found for budget in one.budgets)]
+        for way in found[0].ways
+    ]
+    head = [
+        f"{title}, {float(budget):.0%}"
+        for title, one in zip(SUMMARIES.values(), found, strict=True)
+        for budget in one.budgets
+    ]
+    full = [text for one in found for text in (one.mean(None, None, None), *[""] * (len(one.budgets) - 1))]
+    return ["", *head], [["full cache", *full], *rows]
 
 
 def why() -> Table:
@@ -296,6 +342,9 @@ TABLES: dict[str, Callable[[], Table]] = {
     "facts": facts,
     "elsewhere": elsewhere,
     "rules": rules,
+    "dividing": dividing,
+    "repeating": repeating,
+    "summaries": summaries,
     "why": why,
     "kvpress": kvpress,
     "toy bytes": toy_bytes,

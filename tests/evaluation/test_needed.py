@@ -92,9 +92,9 @@ def test_a_window_keeps_what_lies_in_it(model: Any) -> None:
     assert (found.need.questions, found.need.tokens) == (2, 8)
     assert full.share == pytest.approx(1.0)
     assert full.bytes == 1.0
-    held = cut.bytes * (len(CONTEXT) - 1)
+    held = cut.bytes * len(CONTEXT)
     assert held == pytest.approx(40)
-    newest = len(CONTEXT) - 1 - 36
+    newest = len(CONTEXT) - 36
     for own, layer in zip(cut.heads, received, strict=True):
         kept = layer.clone()
         kept[:, 4:newest] = 0
@@ -123,6 +123,12 @@ def test_an_answer_is_found_wherever_it_stands() -> None:
 def test_answers_that_stand_nowhere_are_refused(model: Any) -> None:
     only = Sample("lines", 80, 0, 0, CONTEXT, QUESTIONS[2:])
     with pytest.raises(InputError, match="no answer stands in its text"):
+        why(model, Placed(), Lines(), [only], [])
+
+
+def test_tasks_that_ask_nothing_are_refused(model: Any) -> None:
+    only = Sample("code", 80, 0, 0, CONTEXT, (), "and so on")
+    with pytest.raises(InputError, match="'lines' asks nothing"):
         why(model, Placed(), Lines(), [only], [])
 
 

@@ -16,7 +16,7 @@ import contextlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -27,6 +27,7 @@ from ..tasks.driving import read, repeated, step_by_step
 from .answering import Asked, ask
 from .config import Config, read_together
 from .exercises import score_answer
+from .following import Following
 from .holding import holding_of
 from .reading import Reading
 
@@ -119,6 +120,8 @@ def why(
     tallies = {config: _Tally() for config in ways}
     questions = tokens = 0
     for sample in samples:
+        if not sample.questions or sample.continuation:
+            raise InputError(f"task {task.name!r} asks nothing, so no answer can be looked up: give one with questions")
         progress(done, total, "where answers look")
         received, places = _look(model, tokenizer, sample)
         needed = _add(needed, [layer.sum(dim=-1) for layer in received])
@@ -180,14 +183,11 @@ def _cut(
     received: Sequence[torch.Tensor],
 ) -> Iterator[tuple[Config, float, float, Heads]]:
     """For each way: the mean score of the answers, the share of the full cache's bytes, and what it still has."""
-    context, _ = _tokens(tokenizer, sample.context)
-    asked = [
-        Asked([context[-1], *_plain(tokenizer, question.text)], question.max_new_tokens)
-        for question in sample.questions
-    ]
-    longest = max(len(one.tokens) + one.max_new_tokens for one in asked)
+    follows = Following(tokenizer, sample, _tokens(tokenizer, sample.context)[0], visible=False)
+    ((prompt, then),) = follows.prompts
+    asked = cast("list[Asked]", then)  # a sample with questions has no continuation
     for group in read_together(configs):
-        with contextlib.closing(Reading(model, context[:-1], group, longest, None)) as reading:
+        with contextlib.closing(Reading(model, prompt, group, follows.longest, None)) as reading:
             for config in group:
                 cache, _ = reading.cut(config)
                 held = holding_of(cache)
