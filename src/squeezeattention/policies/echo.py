@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ..errors import ConfigError
-from .pooling import highest
 from .scored import Scored
 from .view import LayerView
 
@@ -13,8 +12,6 @@ from .view import LayerView
 _LEAST = 1e-3
 #: Ridge: what squares of weights cost, in parts of the samples' number.
 _RIDGE = 0.3
-#: What a token's score is worth for the one before it and the one behind it.
-_NEXT_TO = 0.5
 
 
 class Echo(Scored):
@@ -26,9 +23,6 @@ class Echo(Scored):
     ridge regression for each head learns from them which of its keys and values get such attention, and scores all
     tokens that were not repeated, and those that are generated. Nothing is trained beforehand, and no attention is
     gathered while the prompt is read.
-
-    Unlike KVzip's, a token is worth at least half of what the tokens beside it are: a question is not worded as its
-    text was, and what else is kept of the place helps to find it.
 
     Of a text of less than 128 tokens nothing is learned: what is generated then stays, the least of the prompt makes
     room. Raises :class:`ConfigError` for a ``replay`` of less than a piece.
@@ -63,20 +57,15 @@ class Echo(Scored):
         return weights / scale[:, :, 0]
 
     def score(self, view: LayerView) -> torch.Tensor:
-        found = self._own(view)
-        return torch.maximum(found, _NEXT_TO * highest(found, view.positions, 3))
-
-    def score_new(self, view: LayerView) -> torch.Tensor | None:
-        return self._own(view)
-
-    def _own(self, view: LayerView) -> torch.Tensor:
-        """Scores without the neighbours'."""
         if view.fitted is None:
             foreseen = torch.ones(view.keys.shape[:3], device=view.keys.device)
         else:  # 1, more than any attention, where the weights are zeros
             logs = (features(view.keys, view.values) @ view.fitted[..., None])[..., 0]
             foreseen = (logs.clamp(max=10.0).exp() - _LEAST).clamp(min=0.0)
         return foreseen if view.received is None else torch.where(view.received >= 0, view.received, foreseen)
+
+    def score_new(self, view: LayerView) -> torch.Tensor | None:
+        return self.score(view)
 
 
 def features(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
