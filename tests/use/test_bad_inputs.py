@@ -296,7 +296,18 @@ MASKS = {
     "rows": (torch.ones(3, 24, dtype=torch.long), ["attention_mask", r"\(3, 24\)", "2 rows"]),
     "flat": (torch.ones(24, dtype=torch.long), ["attention_mask", "2-D", r"\(24,\)"]),
     "4-D": (torch.ones(2, 1, 24, 24), ["attention_mask", "2-D", r"\(2, 1, 24, 24\)"]),
+    "list": ([[1] * 24] * 2, ["attention_mask", "tensor", "list"]),
 }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [(ONE[0], ["batch", r"\(24,\)", r"input_ids\[None\]"]), (IDS.tolist(), ["tensors", "list"])]
+)
+def test_ids_that_are_no_batch(model, given, words):
+    cache = SqueezeCache(model, budget=11)
+    with refused(InputError, *words):
+        model(input_ids=given, past_key_values=cache)
+    assert model.generate(ONE, past_key_values=cache, **SHORT).shape == (1, 30)  # the cache is still good
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -442,6 +453,11 @@ def test_pickling(model, tmp_path):
 # ------------------------------------------------------- features that cannot be
 
 
+def test_shallow_copies(model):
+    with refused(UnsupportedFeatureError, "shallow copy", "deepcopy"):
+        copy.copy(used(model))
+
+
 def test_crop(model):
     cache = used(model)
     for count in (-1, 3):
@@ -510,18 +526,20 @@ def test_attention_dropout(family, dropout):
     assert tokens(model) == said
 
 
-def test_gradient_checkpointing():
-    """It takes the cache from the layers, so none of ours could be filled."""
-    model = tiny_model("llama")
+@pytest.mark.parametrize("family", ["llama", "falcon-new"])
+def test_gradient_checkpointing(family):
+    """It takes the cache from the layers, so none of ours could be filled (Falcon's would be, and nobody be told)."""
+    model = tiny_model(family)
     said = tokens(model)
     model.gradient_checkpointing_enable()
     model.train()
-    with contextlib.suppress(SqueezeError):
-        cache = SqueezeCache(model, budget=11)
+    cache = SqueezeCache(model, budget=11, policy="h2o", allocator="uniform")
+    with pytest.raises(UnsupportedFeatureError, match=r"gradient checkpointing.*model\.eval\(\)"):
         model(input_ids=IDS, past_key_values=cache)
-        assert cache.lengths() == list(cache.plan.budgets)
+    model.eval()  # nothing is checkpointed there
+    model(input_ids=IDS, past_key_values=cache)
+    assert cache.lengths() == [11] * 4
     model.gradient_checkpointing_disable()
-    model.eval()
     assert tokens(model) == said
 
 

@@ -131,3 +131,13 @@ def test_embeddings_are_read_too():
     model.generate(inputs_embeds=model.get_input_embeddings()(IDS).detach(), past_key_values=cache, **SHORT)
     assert cache.lengths() == [12] * 4
     assert cache.memory().peak_bytes < cache.memory().full_bytes
+
+
+@pytest.mark.parametrize("ids", [1, 24, 40], ids="{} ids".format)
+def test_ids_beside_embeddings_are_none_that_were_read(ids):
+    """They are in front of what ``generate`` returns, for penalties and the like; their number says nothing."""
+    model = tiny_model("llama")
+    cache = SqueezeCache(model, **SETTINGS)
+    given = model.get_input_embeddings()(IDS[:, :24]).detach()
+    model.generate(torch.full((len(IDS), ids), 5), inputs_embeds=given, past_key_values=cache, **SHORT)
+    assert cache.lengths() == [12] * 4

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import BartConfig, BartForCausalLM, DynamicCache
 
 from squeezeattention import POLICIES, SqueezeCache, SqueezeError, squeeze
 from squeezeattention.errors import CacheStateError, UnsupportedFeatureError
@@ -526,6 +526,36 @@ def test_embeddings_as_prompt(family, policy):
     assert model.generate(inputs_embeds=given, past_key_values=cache, **options).tolist() == want.tolist()
     with squeeze(model, budget=9, policy=policy):
         assert model.generate(inputs_embeds=given, **options).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize("first", ["ids", "embeddings"])
+@pytest.mark.parametrize("policy", ["echo", "h2o"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_prompt_of_ids_and_embeddings(family, policy, first):
+    """Chunks of one prompt, some as ids and some as embeddings: what is repeated of it is the same text."""
+    model = tiny_model(family)
+    embed = model.get_input_embeddings()
+    want, got = (SqueezeCache(model, budget=9, policy=policy) for _ in range(2))
+    with torch.no_grad():
+        model(input_ids=IDS, past_key_values=want)
+        for number, ids in enumerate((IDS[:, :12], IDS[:, 12:])):
+            as_ids = (number == 0) == (first == "ids")
+            model(**{"input_ids": ids} if as_ids else {"inputs_embeds": embed(ids)}, past_key_values=got)
+    for layer in range(4):
+        assert got.kept_positions(layer).tolist() == want.kept_positions(layer).tolist()
+
+
+def test_a_decoder_with_more_layers_than_its_encoder():
+    """Its config counts the encoder's as its layers."""
+    shape = {"vocab_size": 101, "d_model": 32, "encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 32}
+    config = BartConfig(**shape, decoder_ffn_dim=32, decoder_attention_heads=4, max_position_embeddings=256)
+    model = BartForCausalLM(config).eval()
+    ours = SqueezeCache(model, budget=64)
+    ids = IDS[:1]
+    with torch.no_grad():
+        want = model(input_ids=ids, use_cache=False).logits
+        parts = [model(input_ids=part, past_key_values=ours).logits for part in (ids[:, :-1], ids[:, -1:])]
+    assert (torch.cat(parts, dim=1) - want).abs().max() < TOLERANCE
 
 
 # -------------------------------------------------------------------- long streams

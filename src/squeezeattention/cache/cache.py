@@ -280,6 +280,12 @@ class SqueezeCache(Driven):
         twin._lease(self._attachment.model)
         return twin
 
+    def __copy__(self) -> SqueezeCache:
+        raise UnsupportedFeatureError(
+            "a shallow copy of a SqueezeCache would share its layers but not its count of tokens; use "
+            "copy.deepcopy(cache), or cache.twin(...) for another budget"
+        )
+
     def _like(self) -> SqueezeCache:
         """A cache with the same settings, as new."""
         other = copy.deepcopy(self)

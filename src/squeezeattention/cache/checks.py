@@ -11,6 +11,20 @@ from ..errors import CacheStateError, InputError
 from .columns import Columns
 
 
+def check_tokens(given: Any) -> torch.Tensor:
+    """The ids ``[batch, tokens]`` or embeddings ``[batch, tokens, width]`` of a forward, if they are such."""
+    if given is not None and not isinstance(given, torch.Tensor):
+        raise InputError(f"input_ids and inputs_embeds must be tensors, got {type(given).__name__}")
+    if given is not None and given.ndim < 2:
+        raise InputError(
+            f"input_ids must be [batch, tokens], got shape {tuple(given.shape)}: one text is a batch of one, "
+            "input_ids[None]"
+        )
+    if given is None or given.shape[1] == 0 or given.shape[0] == 0:
+        raise InputError("the prompt is empty: give at least one token")
+    return given
+
+
 def check_rows(mask: torch.Tensor) -> None:
     """Every row of a whole prompt, ``[batch, tokens]``, has a real token, and its last token is real."""
     mask = mask.bool()
@@ -59,6 +73,8 @@ def read_mask(
         return Given()
     if isinstance(mask, dict):
         raise InputError("prepared masks are not supported; pass the 2-D attention_mask of the tokenizer")
+    if not isinstance(mask, torch.Tensor):
+        raise InputError(f"attention_mask must be a tensor [batch, tokens], got {type(mask).__name__}")
     if mask.ndim != 2:
         raise InputError(
             f"attention_mask must be 2-D [batch, tokens], got {tuple(mask.shape)}: a custom pattern cannot be "

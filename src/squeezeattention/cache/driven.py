@@ -15,7 +15,8 @@ from ..errors import (
     UnsupportedFeatureError,
 )
 from ..hf import compat
-from .checks import check_holes, check_rows, check_same_text, read_mask
+from ..hf.layout import LAYERS_CHANGED
+from .checks import check_holes, check_rows, check_same_text, check_tokens, read_mask
 from .planned import Planned
 from .step import Step
 
@@ -129,8 +130,7 @@ class Driven(Planned):
         given = arguments.get("input_ids")
         if given is None:
             given = arguments.get("inputs_embeds")
-        if given is None or given.shape[1] == 0 or given.shape[0] == 0:
-            raise InputError("the prompt is empty: give at least one token")
+        given = check_tokens(given)
         rows, length = given.shape[:2]
         if self._rows and rows != self._rows:
             raise InputError(
@@ -208,7 +208,12 @@ class Driven(Planned):
         self._static.clear()
 
     def _end(self, step: Step, *, failed: bool) -> None:
-        """After a forward pass: count its tokens, or mark the cache if it died half way."""
+        """After a forward pass: count its tokens, or mark the cache if it died half way.
+
+        Raises :class:`CacheStateError` if a layer computed its attention elsewhere, or not at all.
+        """
+        if not failed:
+            self._check_attended(step)
         if step.replayed is not None:  # nothing was stored
             return
         if failed:  # some layers have the new tokens and some have not: nothing of it can be used
@@ -231,6 +236,16 @@ class Driven(Planned):
             self._columns.note(step.columns - step.length, step.real)
         if self.prefill == "bounded" and not step.decoding:
             self._cut(self._announced(), more=True)
+
+    def _check_attended(self, step: Step) -> None:
+        """What a layer computes over the cache without us, it computes without a mask: wrong numbers, not an error."""
+        missing = [index for index in range(len(self.layers)) if index not in step.attended]
+        if step.static or not missing:
+            return
+        if step.replayed is None:
+            self._clear()
+            self._failed = "the model's layers are others than when it was made"
+        raise CacheStateError(f"layer {missing[0]} of the model did not attend to this cache: {LAYERS_CHANGED}")
 
     def _select(self, rows: torch.Tensor) -> None:
         if self._in_prefill and self._reading:

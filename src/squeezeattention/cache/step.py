@@ -77,6 +77,8 @@ class Step:
     """What is known of the prompt's end before it is reached; ``None``: not asked yet."""
     asked: list[tuple[torch.Tensor, Any]] = field(default_factory=list)
     """Masks that the model was handed in this pass, and what each stands for (hf/masks.py)."""
+    attended: set[int] = field(default_factory=set)
+    """Layers whose attention was computed over this cache; not noted in a static step."""
     handles: list[Any] = field(default_factory=list)
     """Hooks of this pass, removed at its end."""
     _positions: dict[torch.device, torch.Tensor] = field(default_factory=dict)

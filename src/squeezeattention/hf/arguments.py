@@ -59,6 +59,11 @@ def refuse_unsupported(decoder: nn.Module, kwargs: dict[str, Any]) -> None:
             "encoder_hidden_states: a SqueezeCache holds a text's own keys and values, not those of another text or an "
             "image; leave them out, or use the model's own cache"
         )
+    if decoder.training and any(getattr(part, "gradient_checkpointing", False) for part in decoder.modules()):
+        raise UnsupportedFeatureError(
+            "gradient checkpointing takes the cache from a model's layers while it trains: call model.eval() or "
+            "model.gradient_checkpointing_disable() before using a SqueezeCache, or leave the cache out"
+        )
     if wants(decoder, kwargs, "output_attentions"):
         raise UnsupportedFeatureError(
             "output_attentions=True: a SqueezeCache never makes the whole matrix of attention, which has no place for "

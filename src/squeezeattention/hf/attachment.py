@@ -42,9 +42,12 @@ from .windows import windows_of
 if TYPE_CHECKING:
     from ..cache.cache import SqueezeCache
 
+LayerRefs = tuple[weakref.ref[nn.Module], ...]
+
 _LOCK = threading.RLock()
 _ATTACHMENTS: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()  # by decoder
-_SPOTS: weakref.WeakKeyDictionary[nn.Module, tuple[ResidualSpot, ...]] = weakref.WeakKeyDictionary()  # by decoder
+#: By decoder: its layers when it was looked at, and what was found in them.
+_SPOTS: weakref.WeakKeyDictionary[nn.Module, tuple[LayerRefs, tuple[ResidualSpot, ...]]] = weakref.WeakKeyDictionary()
 
 
 def attach(model: nn.Module) -> Attachment:
@@ -87,16 +90,17 @@ class Attachment:
 
     @property
     def spots(self) -> tuple[ResidualSpot, ...]:
-        """Where each layer's attention joins the residual stream (one probe in a model's life)."""
-        decoder = self.layout.decoder
+        """Where each layer's attention joins the residual stream (one probe in the life of a model's layers)."""
+        decoder, layers = self.layout.decoder, self.layout.layer_refs
         with _LOCK:
-            if decoder not in _SPOTS:
+            known = _SPOTS.get(decoder)
+            if known is None or known[0] != layers:
                 step, ACTIVE.step = ACTIVE.step, None
                 try:
-                    _SPOTS[decoder] = find_spots(self.model, self.layout)
+                    known = _SPOTS[decoder] = layers, find_spots(self.model, self.layout)
                 finally:
                     ACTIVE.step = step
-            return _SPOTS[decoder]
+            return known[1]
 
     def stand_in_front(self) -> None:
         """Let caches have long forwards in pieces or decode steps compiled; stays until the last user goes."""

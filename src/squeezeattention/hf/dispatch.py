@@ -145,6 +145,8 @@ def run_layer(
             f"says {layer.window}"
         )
     layer.check_handed(key)
+    if not step.static:
+        step.attended.add(index)
     scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
 
     def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -92,11 +92,24 @@ def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         )
     text = getattr(output, "sequences", output)
     text = text if isinstance(text, torch.Tensor) and text.ndim == 2 else None
+    columns = 0 if text is None else text.shape[1] - _never_read(args, kwargs)
     for cache, before in call.seen:
-        _check_read(model, cache, before, 0 if text is None else text.shape[1])
+        _check_read(model, cache, before, columns)
         if text is not None and kwargs.get("inputs_embeds") is None:
             cache._note_text(text)
     return output
+
+
+def _never_read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Columns of ids in front of what ``generate`` returns that the model was given other tokens for, as embeddings.
+
+    Ids beside embeddings are only for what looks at ids (penalties, say), and may be more or fewer.
+    """
+    embeddings = kwargs.get("inputs_embeds")
+    if not isinstance(embeddings, torch.Tensor):
+        return 0
+    ids = next((one for one in (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids")) if one is not None), None)
+    return (0 if ids is None else ids.shape[1]) - embeddings.shape[1]
 
 
 def _check_read(model: nn.Module, cache: SqueezeCache, before: int, columns: int = 0) -> None:

@@ -35,11 +35,11 @@ class Layout:
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
-        return tuple(map(_alive, self.layer_refs))
+        return tuple(map(_still_there, self.layer_refs))
 
     @property
     def attentions(self) -> tuple[nn.Module, ...]:
-        return tuple(map(_alive, self.attention_refs))
+        return tuple(map(_still_there, self.attention_refs))
 
     @property
     def n_layers(self) -> int:
@@ -50,6 +50,20 @@ def _alive(reference: weakref.ref[nn.Module]) -> nn.Module:
     module = reference()
     if module is None:
         raise CacheStateError("the model of this cache is gone")
+    return module
+
+
+#: What to do when the layers are not those that a cache was made for.
+LAYERS_CHANGED = (
+    "a layer was replaced, removed or skipped after the cache was made. Detach the model's caches (cache.detach()), "
+    "and make a new one when the model is as it is to be"
+)
+
+
+def _still_there(reference: weakref.ref[nn.Module]) -> nn.Module:
+    module = reference()
+    if module is None:
+        raise CacheStateError(f"the model no longer has the layers that this cache knows: {LAYERS_CHANGED}")
     return module
 
 
@@ -108,7 +122,7 @@ def inspect_model(model: nn.Module) -> Layout:
 def kv_shape(text: Any, layer: int | None = None) -> tuple[int, int]:
     """KV heads and width of a head, as a text decoder's config names them; of one layer, where they differ."""
     own = getattr(text, "per_layer_config", None)
-    if own is not None and layer is not None:
+    if own is not None and layer is not None and layer < len(own):  # it may speak of an encoder's layers
         text = own[layer]
     heads: Any = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
     width = getattr(text, "head_dim", None) or text.hidden_size // max(1, text.num_attention_heads)

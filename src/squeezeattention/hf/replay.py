@@ -56,7 +56,7 @@ def replay_sample(
     ``text``: what the prompt's forwards were given, chunk by chunk;
     ``before`` and ``after``: positions of each row's (or all rows') next token when they began and when they ended.
     """
-    reading = _Reading.of(text, before, after)
+    reading = _Reading.of(_alike(cache, text), before, after)
     starts = [signal.starts(count) for count in reading.counts]
     told = torch.tensor([bool(found) for found in starts])
     if not told.any() and signal.knows:
@@ -75,7 +75,7 @@ def replay_sample(
 def replay_prompt(cache: SqueezeCache, text: Sequence[Text], before: Sequence[int], after: Sequence[int]) -> None:
     """Let the model repeat as much of the prompt as the policy wants, and the policy see how each token was looked at;
     arguments as above."""
-    reading = _Reading.of(text, before, after)
+    reading = _Reading.of(_alike(cache, text), before, after)
     starts = [_starts(count, cache.policy.replays) for count in reading.counts]
     pieces = max(1, *map(len, starts), 1)
     first = torch.tensor(
@@ -95,6 +95,16 @@ def _starts(count: int, most: float) -> list[int]:
     pieces = max(1, int(most) // _LENGTH)
     room = max(0, count - _LENGTH)
     return [int(room * (piece + 0.5) / pieces) for piece in range(pieces)]
+
+
+def _alike(cache: SqueezeCache, text: Sequence[Text]) -> Sequence[Text]:
+    """The text's pieces as embeddings, where some were given so and others as ids."""
+    if len({given.ndim for given, _ in text}) == 1:
+        return text
+    find: Any = cache._attachment.model.get_input_embeddings
+    embed = find()
+    with torch.no_grad():
+        return [(embed(given) if given.ndim == 2 else given, real) for given, real in text]
 
 
 @dataclass(frozen=True)
