@@ -163,6 +163,8 @@ class SqueezeLayer(LayerTokens, CacheLayerMixin):
     def get_seq_length(self) -> int | torch.Tensor:
         """Columns seen so far (padding included), not columns stored; a tensor inside a compiled step."""
         step = current_step()
+        if step is not None and step.replayed is not None:
+            return step.replayed.columns_before
         return self.seen if step is None or not step.static else step.seen(self.device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

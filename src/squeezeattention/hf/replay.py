@@ -46,6 +46,8 @@ class Replayed:
     """[B, k, c] int64: positions in the prompt of the tokens that are repeated, their lead left out."""
     see: Callable[[int, torch.Tensor], None]
     """(layer, attention fp32 [B, H, k, c] that those received)."""
+    columns_before: int
+    """What a model that is not told positions is to count from: as far as it has any."""
 
 
 def replay_sample(
@@ -76,24 +78,34 @@ def replay_prompt(cache: SqueezeCache, text: Sequence[Text], before: Sequence[in
     """Let the model repeat as much of the prompt as the policy wants, and the policy see how each token was looked at;
     arguments as above."""
     reading = _Reading.of(_alike(cache, text), before, after)
-    starts = [_starts(count, cache.policy.replays) for count in reading.counts]
+    lead, length = _piece(cache)
+    starts = [_starts(count, cache.policy.replays, length) for count in reading.counts]
     pieces = max(1, *map(len, starts), 1)
     first = torch.tensor(
         [own + [count] * (pieces - len(own)) for own, count in zip(starts, reading.counts, strict=True)]
     )
-    asked, received = _replay(cache, reading, first, _LEAD, _LENGTH)
+    asked, received = _replay(cache, reading, first, lead, length)
     begin = torch.tensor(reading.before)
     for layer in cache.layers:
         if layer.scorer is not None:
             layer.scorer.see_received(layer.store, asked.flatten(1), received[layer.index].flatten(2), begin)
 
 
-def _starts(count: int, most: float) -> list[int]:
+def _piece(cache: SqueezeCache) -> tuple[int, int]:
+    """Tokens that lead in a piece of a whole prompt, and that it has: fewer where a model has few positions."""
+    longest = longest_of(cache._attachment.layout.config)
+    if longest is None:
+        return _LEAD, _LENGTH
+    lead = min(_LEAD, longest // 2)
+    return lead, min(_LENGTH, longest - lead)
+
+
+def _starts(count: int, most: float, length: int) -> list[int]:
     """Where the pieces begin of a row of ``count`` tokens: side by side, or evenly spread if they are too many."""
     if count <= most:
-        return list(range(0, count, _LENGTH))
-    pieces = max(1, int(most) // _LENGTH)
-    room = max(0, count - _LENGTH)
+        return list(range(0, count, length))
+    pieces = max(1, int(most) // length)
+    room = max(0, count - length)
     return [int(room * (piece + 0.5) / pieces) for piece in range(pieces)]
 
 
@@ -158,7 +170,9 @@ def _replay(
     device = reading.whole.device
     tokens = reading.take(first[..., None] + torch.arange(-lead, length))  # [B, k, m(, W)]
     asked = reading.positions(first[..., None] + torch.arange(length)).to(device)
-    begin = torch.tensor(_begins(cache, reading.after, lead + length), device=device)
+    longest = longest_of(cache._attachment.layout.config)
+    begin = torch.tensor(_begins(longest, reading.after, lead + length), device=device)
+    (columns_before,) = _begins(longest, [int(cache.get_seq_length())], lead + length)
     positions = begin[:, None] + torch.arange(lead + length, device=device)
     direct = all(layer.reads_in_place for layer in layers)
     together = min(pieces, max(1, _TOGETHER // (lead + length))) if direct else 1
@@ -166,14 +180,13 @@ def _replay(
     for group in range(0, pieces, together):
         some = slice(group, min(group + together, pieces))
         at = positions.repeat_interleave(some.stop - some.start, dim=0)
-        replayed = Replayed(at, asked[:, some], lambda layer, found: received[layer].append(found))
+        replayed = Replayed(at, asked[:, some], lambda layer, found: received[layer].append(found), columns_before)
         _forward(cache, tokens[:, some].flatten(0, 1), replayed)
     return asked, {layer: torch.cat(found, dim=2) for layer, found in received.items()}
 
 
-def _begins(cache: SqueezeCache, after: Sequence[int], length: int) -> list[int]:
+def _begins(longest: int | None, after: Sequence[int], length: int) -> list[int]:
     """The position where each row's repetition begins: behind the prompt, or as far as a model has positions."""
-    longest = longest_of(cache._attachment.layout.config)
     if longest is None:
         return list(after)
     return [min(row, max(0, longest - length)) for row in after]
