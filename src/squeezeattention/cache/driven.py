@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import (
-    CacheStateError,
-    InputError,
-    UnsupportedFeatureError,
-)
+from ..errors import CacheStateError, InputError, UnsupportedFeatureError
 from ..hf import compat
 from ..hf.layout import LAYERS_CHANGED
 from .checks import check_holes, check_rows, check_same_text, check_tokens, read_mask

@@ -11,10 +11,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from ..allocators import Allocator
-from ..errors import (
-    SqueezeError,
-    UnsupportedModelError,
-)
+from ..errors import SqueezeError, UnsupportedModelError
 from ..hf.attachment import Attachment
 from ..hf.replay import Replayed, Text, replay_prompt, replay_sample
 from ..plan import Budget, BudgetPlan
