@@ -16,6 +16,8 @@ from squeezeattention.testing import FAMILIES, REFERENCE_POLICIES, rules_for
 CORE = (*REFERENCE_POLICIES, "snapkv", "echo")
 #: Families that see everything in ``make test``.
 SOME = ("llama", "gemma2", "mistral-window", "falcon-7b")
+#: Families whose ragged heads are tried in compiled steps.
+COMPILED = ("llama", "gpt-oss", "mistral-window", "deepseek-v3")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     What stays of small budgets is the default allocator everywhere, and each other one with each policy and with
     each family; of pieces, one policy for each family; of compiled steps, one policy for each fifth family; of ragged
-    heads, each further scorer with each fourth family.
+    heads, each further scorer with each fourth family, compiled or not.
     """
     for item in items:
         name = getattr(item, "originalname", "")
@@ -43,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             left_out = case["family"] not in SOME
         elif name == "test_ragged_heads_equal_the_reference":
             left_out = further and _turn(case) % 4
+        elif name == "test_compiled_steps_and_copies":
+            left_out = further and (COMPILED.index(case["family"]) + POLICIES.names().index(case["policy"])) % 4
         else:
             continue
         if left_out:

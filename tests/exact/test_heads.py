@@ -21,6 +21,8 @@ from squeezeattention.testing import (
     tiny_model,
 )
 
+from .conftest import COMPILED
+
 LENGTHS = (41, 29, 37)
 STEPS = 64
 TOLERANCE = 1e-4
@@ -146,7 +148,7 @@ def copy_of(reference: NaiveReference, model) -> NaiveReference:
 
 
 @pytest.mark.parametrize("policy", POLICIES.names())
-@pytest.mark.parametrize("family", ["llama", "gpt-oss", "mistral-window", "deepseek-v3"], indirect=True)
+@pytest.mark.parametrize("family", COMPILED, indirect=True)
 def test_compiled_steps_and_copies(family, policy, graphs):
     model, windows = family
     if is_refused(model, policy):

@@ -182,7 +182,7 @@ else:
         model = tiny_model(family, **({"attn_implementation": "eager"} if family == "gemma2" else {}))
         generator = torch.Generator().manual_seed(5)
         rows = [torch.randint(3, 101, (n,), generator=generator).tolist() for n in (19, 19 if how == "beams" else 12)]
-        generated = torch.randint(3, 101, (len(rows), 9), generator=generator)
+        generated = torch.randint(3, 101, (len(rows), 6), generator=generator)
         launches, searches = [], []
         kernel, search = ragged.ragged_decode_attention, slots._columns_by_score
         monkeypatch.setattr(ragged, "ragged_decode_attention", lambda *a, **b: launches.append(b) or kernel(*a, **b))
@@ -197,7 +197,7 @@ else:
 
             def swap():
                 steps.append(None)
-                if how == "beams" and len(steps) in (2, 5):
+                if how == "beams" and len(steps) in (2, 4):
                     cache.reorder_cache(torch.tensor([1, 0] if len(steps) == 2 else [1, 1]))
 
             return cache, teacher_forced(model, cache, rows, generated, after_step=swap)
