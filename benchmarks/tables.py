@@ -183,8 +183,18 @@ def dividing() -> Table:
 
 
 def repeating() -> Table:
-    """How much of the text echo repeats; the default repeats all of it."""
-    return _by_budget(Prose("repeating"))
+    """How much of the text echo repeats; the default repeats all of these texts."""
+    found, whole = Prose("repeating"), Prose("facts")
+    ways = sorted(found.ways, key=lambda way: int(str(way[0]).rpartition("=")[2]))
+    rows = [
+        [
+            f"{str(way[0]).rpartition('=')[2]} tokens",
+            *(found.kept(*way, budget, interval=True) for budget in found.budgets),
+        ]
+        for way in ways
+    ]
+    rows.append(["all", *(whole.kept("echo", "global", budget, interval=True) for budget in found.budgets)])
+    return [f"full cache: {found.right()}", *(found.share(*ways[0], budget) for budget in found.budgets)], rows
 
 
 def _by_budget(found: Prose) -> Table:
