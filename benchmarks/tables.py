@@ -157,7 +157,7 @@ def elsewhere() -> Table:
     rows = []
     for way in ways:
         cells = [_both(one.lost if name == "following" else one.kept, one, way) for name, one in found.items()]
-        rows.append([" / ".join(f"`{part}`" for part in way), *cells])
+        rows.append([_title(way), *cells])
     last = ["full cache", *(one.loss() if name == "following" else one.right() for name, one in found.items())]
     return ["", *(ELSEWHERE[name] for name in found)], [*rows, last]
 
@@ -169,44 +169,36 @@ def _both(measure: Callable[..., str], found: Prose, way: tuple[str | None, str 
 def rules() -> Table:
     """Rules that give the KV heads of a layer the same."""
     found = Prose("layers")
-    rows = [
-        [named(str(allocator)), *(found.kept(policy, allocator, budget, interval=True) for budget in found.budgets)]
-        for policy, allocator in found.ways
-    ]
-    head = [found.share(*found.ways[0], budget) for budget in found.budgets]
-    return [f"full cache: {found.right()}", *head], rows
+    return _by_budget(found, {way: named(str(way[1])) for way in found.ways})
 
 
 def dividing() -> Table:
     """How steeply, and above which floor, the probe divides."""
-    return _by_budget(Prose("dividing"))
+    found = Prose("dividing")
+    return _by_budget(found, {way: _title(way) for way in found.ways})
 
 
 def repeating() -> Table:
     """How much of the text echo repeats; the default repeats all of these texts."""
     found, whole = Prose("repeating"), Prose("facts")
-    ways = sorted(found.ways, key=lambda way: int(str(way[0]).rpartition("=")[2]))
-    rows = [
-        [
-            f"{str(way[0]).rpartition('=')[2]} tokens",
-            *(found.kept(*way, budget, interval=True) for budget in found.budgets),
-        ]
-        for way in ways
-    ]
-    rows.append(["all", *(whole.kept("echo", "global", budget, interval=True) for budget in found.budgets)])
-    return [f"full cache: {found.right()}", *(found.share(*ways[0], budget) for budget in found.budgets)], rows
+    tokens = {way: int(str(way[0]).rpartition("=")[2]) for way in found.ways}
+    head, rows = _by_budget(found, {way: f"{tokens[way]} tokens" for way in sorted(tokens, key=tokens.__getitem__)})
+    return head, [*rows, ["all", *_kept(whole, ("echo", "global"), found.budgets)]]
 
 
-def _by_budget(found: Prose) -> Table:
-    """A row for each way, a column for each budget, with intervals."""
-    rows = [
-        [
-            " / ".join(f"`{part}`" for part in way),
-            *(found.kept(*way, budget, interval=True) for budget in found.budgets),
-        ]
-        for way in found.ways
-    ]
-    return [f"full cache: {found.right()}", *(found.share(*found.ways[0], budget) for budget in found.budgets)], rows
+def _by_budget(found: Prose, titles: dict[tuple[str | None, str | None], str]) -> Table:
+    """A row for each way, in this order, a column for each budget, with intervals."""
+    rows = [[title, *_kept(found, way, found.budgets)] for way, title in titles.items()]
+    head = [found.share(*found.ways[0], budget) for budget in found.budgets]
+    return [f"full cache: {found.right()}", *head], rows
+
+
+def _kept(found: Prose, way: tuple[str | None, str | None], budgets: Sequence[str | None]) -> list[str]:
+    return [found.kept(*way, budget, interval=True) for budget in budgets]
+
+
+def _title(way: Sequence[str | None]) -> str:
+    return " / ".join(f"`{part}`" for part in way)
 
 
 SUMMARIES = {"xsum": "XSum", "cnn_dailymail": "CNN/DailyMail"}
@@ -216,8 +208,7 @@ def summaries() -> Table:
     """ROUGE of summaries."""
     found = [Prose(name) for name in SUMMARIES]
     rows = [
-        [" / ".join(f"`{part}`" for part in way), *(one.mean(*way, budget) for one in found for budget in one.budgets)]
-        for way in found[0].ways
+        [_title(way), *(one.mean(*way, budget) for one in found for budget in one.budgets)] for way in found[0].ways
     ]
     head = [
         f"{title}, {float(budget):.0%}"

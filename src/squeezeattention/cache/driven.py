@@ -61,9 +61,8 @@ class Driven(Planned):
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             columns = mask.shape[1]
             check_rows(mask)
-            new = mask[:, seen:].bool().sum(1).tolist()  # what it hides of earlier turns was counted then
-            before = self._next * len(new) if len(self._next) == 1 else self._next
-            totals = [row + count for row, count in zip(before, new, strict=True)]
+            # What it hides of earlier turns was counted then.
+            totals = self._next_after(mask[:, seen:].bool().sum(1).tolist())
         else:  # a mask of ones alone is dropped on the way here
             given = input_ids.shape[1] if embeddings is None else embeddings.shape[1]
             columns = max(given, getattr(generation_config, "_mask_length", None) or 0)
@@ -107,8 +106,7 @@ class Driven(Planned):
         self._in_prefill = self._looked_over = True
         if self._totals is None:
             new = [length] * len(self._next) if given is None else given[:, -length:].bool().sum(1).tolist()
-            rows = self._next * len(new) if len(self._next) == 1 else self._next
-            self._totals = [row + count for row, count in zip(rows, new, strict=True)]
+            self._totals = self._next_after(new)
         try:
             yield
         finally:
@@ -235,9 +233,9 @@ class Driven(Planned):
 
     def _check_attended(self, step: Step) -> None:
         """What a layer computes over the cache without us, it computes without a mask: wrong numbers, not an error."""
-        missing = [index for index in range(len(self.layers)) if index not in step.attended]
-        if step.static or not missing:
+        if step.static or len(step.attended) == len(self.layers):
             return
+        missing = [index for index in range(len(self.layers)) if index not in step.attended]
         if step.replayed is None:
             self._clear()
             self._failed = "the model's layers are others than when it was made"

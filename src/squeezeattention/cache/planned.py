@@ -303,7 +303,10 @@ class Planned(Cache):
         """The position of each row's next token when ``step`` is over."""
         if step.real is None:
             return [after + step.length for after in self._next]
-        counts = step.real.sum(1).tolist()
+        return self._next_after(step.real.sum(1).tolist())
+
+    def _next_after(self, counts: Sequence[int]) -> list[int]:
+        """The position of each row's next token after so many more of its own."""
         before = self._next * len(counts) if len(self._next) == 1 else self._next
         return [after + count for after, count in zip(before, counts, strict=True)]
 

@@ -31,26 +31,19 @@ class Layout:
     @property
     def decoder(self) -> nn.Module:
         """The module that owns the list of layers and runs them."""
-        return _alive(self.decoder_ref)
+        return _alive(self.decoder_ref, "the model of this cache is gone")
 
     @property
     def layers(self) -> tuple[nn.Module, ...]:
-        return tuple(map(_still_there, self.layer_refs))
+        return tuple(map(_part, self.layer_refs))
 
     @property
     def attentions(self) -> tuple[nn.Module, ...]:
-        return tuple(map(_still_there, self.attention_refs))
+        return tuple(map(_part, self.attention_refs))
 
     @property
     def n_layers(self) -> int:
         return len(self.layer_refs)
-
-
-def _alive(reference: weakref.ref[nn.Module]) -> nn.Module:
-    module = reference()
-    if module is None:
-        raise CacheStateError("the model of this cache is gone")
-    return module
 
 
 #: What to do when the layers are not those that a cache was made for.
@@ -60,11 +53,15 @@ LAYERS_CHANGED = (
 )
 
 
-def _still_there(reference: weakref.ref[nn.Module]) -> nn.Module:
+def _alive(reference: weakref.ref[nn.Module], gone: str) -> nn.Module:
     module = reference()
     if module is None:
-        raise CacheStateError(f"the model no longer has the layers that this cache knows: {LAYERS_CHANGED}")
+        raise CacheStateError(gone)
     return module
+
+
+def _part(reference: weakref.ref[nn.Module]) -> nn.Module:
+    return _alive(reference, f"the model no longer has the layers that this cache knows: {LAYERS_CHANGED}")
 
 
 def inspect_model(model: nn.Module) -> Layout:
