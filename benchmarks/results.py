@@ -84,8 +84,11 @@ BEST_WAYS = [
 ]  # fmt: skip
 LAYER_RULES = "uniform squeeze squeeze:outliers=clamp cake zigzag lazy dynamickv pyramid random"
 DIVIDING = " ".join(
-    ["probe", *(f"probe:power={power}" for power in (0.5, 1.0, 2.0, 3.0)), *(f"probe:floor={n}" for n in (8, 32, 128))]
-)
+    (
+        "probe", *(f"probe:power={power}" for power in (0.5, 1.0, 2.0, 3.0)),
+        *(f"probe:floor={tokens}" for tokens in (8, 32, 128)), "probe:heads=equal",
+    )
+)  # fmt: skip
 MIDDLE = _each("--budget", 0.2, 0.3)
 #: The same for models that can answer questions about prose.
 PROSE: dict[str, list[str]] = {

@@ -22,6 +22,7 @@ from squeezeattention.allocators import (
     Fixed,
     Inverted,
     Lazy,
+    Probe,
     Proportional,
     Pyramid,
     Random,
@@ -337,12 +338,29 @@ def test_capped_shares_keep_their_sum_and_order(needs: list[float], most: float)
         (ZigZag, {"bound": -0.1}), (ZigZag, {"bound": True}), (ZigZag, {"bound": math.nan}), (Cake, {"power": 0}),
         (Lazy, {"lazy": 1}), (Lazy, {"lazy": -0.5}), (Lazy, {"lazy": "half"}), (Lazy, {"streaming": 0}),
         (Lazy, {"streaming": 1.5}), (DynamicKV, {"r_max": 0.5}), (DynamicKV, {"r_max": math.inf}),
-        (DynamicKV, {"r_max": True}), (DynamicKV, {"floor": 0}),
+        (DynamicKV, {"r_max": True}), (DynamicKV, {"floor": 0}), (Probe, {"floor": 0}), (Probe, {"power": 0}),
+        (Probe, {"heads": "mine"}), (Probe, {"heads": None}),
     ],
 )  # fmt: skip
 def test_bad_settings_of_the_papers_rules(allocator: type[Allocator], options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         allocator(**options)
+
+
+def test_heads_of_a_layer_may_be_made_equal() -> None:
+    """By their mean need: the layer's mean of the shares would be another, for a power above 1."""
+    needs = [[0.9, 0.1, 0.2], [0.4, 0.4, 0.4], [0.0, 0.3, 0.6]]
+    signal = [[1 - need for need in layer] for layer in needs]
+    own, equal = (
+        build_plan(Probe(heads=heads, floor=10), signal_values=signal, base_budget=120, caps=[None] * 3)
+        for heads in ("own", "equal")
+    )
+    assert own.head_budgets is not None
+    assert equal.head_budgets is None
+    assert equal.total == own.total == 360
+    shares = [(sum(layer) / 3 + 0.02) ** 1.5 for layer in needs]
+    spread = 360 / sum(shares)
+    assert all(abs(tokens - share * spread) < 1 for tokens, share in zip(equal.budgets, shares, strict=True))
 
 
 # --- by name

@@ -21,7 +21,8 @@ class Probe(HeadAllocator):
     Which heads retrieve the signal says (``replay``: the model reads some of its own prompt again). Every head gets
     ``floor`` tokens, sinks and a short window, which is what fluency takes; the rest is shared out by need to the power
     of ``power``: above 1, since half of what such a head wants is worth less than half. The floor takes half of the
-    budget at most, and nothing is given that a head cannot use.
+    budget at most, and nothing is given that a head cannot use. With ``heads="equal"`` the heads of a layer get the
+    same, by their mean need: budgets for layers, as in the paper, from a signal that sees heads.
 
     Raises :class:`ConfigError` for settings that cannot work.
     """
@@ -30,12 +31,15 @@ class Probe(HeadAllocator):
     signal: ClassVar[str] = "replay"
     floor: int = 64
     power: float = 1.5
+    heads: str = "own"
 
     def __post_init__(self) -> None:
         if isinstance(self.floor, bool) or not isinstance(self.floor, int) or self.floor < 1:
             raise ConfigError(f"floor must be a whole number of at least 1 token, got {self.floor!r}")
         if not is_real(self.power) or not self.power > 0:
             raise ConfigError(f"power must be a number above 0, got {self.power!r}")
+        if self.heads not in ("own", "equal"):
+            raise ConfigError(f'heads must be "own" or "equal", got {self.heads!r}')
 
     def allocate_heads(self, signal_values: Sequence[Sequence[float]], n_layers: int) -> Allocation:
         needs = [[max(0.0, 1.0 - value) for value in layer] for layer in signal_values]
@@ -44,5 +48,8 @@ class Probe(HeadAllocator):
             even = tuple((1.0,) * len(layer) for layer in needs)
             warning = "no KV head looked back (the prompt may be too short to tell): uniform budgets"
             return Allocation((1.0,) * n_layers, groups, (warning,), heads=even)
+        if self.heads == "equal":
+            by_layer = tuple((sum(layer) / len(layer) + _SLEEPING) ** self.power for layer in needs)
+            return Allocation(by_layer, groups, floor=self.floor, floor_share=0.5)
         shares = tuple(tuple((need + _SLEEPING) ** self.power for need in layer) for layer in needs)
         return Allocation((1.0,) * n_layers, groups, floor=self.floor, floor_share=0.5, heads=shares)
