@@ -33,7 +33,7 @@ PYTEST    := -m pytest -n 2 $(PYTEST_FLAGS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-matrix test-scorers lint format test-types test-compat test-oldest test-newest test-lm-eval test-vllm test-ray test-release mutate docs bench results train-embedded clean
+.PHONY: help demo test test-matrix test-scorers lint format test-types test-compat test-oldest test-newest test-lm-eval test-vllm test-vllm-processes test-ray test-release mutate docs bench results train-embedded clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +93,9 @@ test-lm-eval: $(LMEVAL)/.installed ## the backend inside lm-evaluation-harness
 
 test-vllm: $(VLLM)/.installed ## plans inside vLLM, on its CPU build
 	$(TEST_ENV) $(VLLM)/bin/python -m pytest $(PYTEST_FLAGS) tests/vllm_engine tests/engine
+
+test-vllm-processes: $(VLLM)/.installed ## ... in several processes and over the wire, which want two idle cores
+	$(TEST_ENV) $(VLLM)/bin/python -m pytest $(PYTEST_FLAGS) -m processes tests/vllm_engine
 
 test-ray: $(RAY)/.installed ## recipes of several processes (Ray, tensor parallel), which want two idle cores
 	$(TEST_ENV) $(RAY)/bin/python -m pytest $(PYTEST_FLAGS) -m "" tests/ray_examples tests/examples

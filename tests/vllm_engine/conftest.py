@@ -73,6 +73,25 @@ def generate(llm, prompts, tokens):
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
+def stepped(llm, prompts, tokens, replies):
+    """As :func:`generate`, one engine step at a time; ``replies`` is given those that have ended, by prompt."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    for index, prompt in enumerate(prompts):
+        llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            if output.finished:
+                replies[number_of(output.request_id)] = list(output.outputs[0].token_ids)
+        yield
+
+
+def number_of(request):
+    """Which of the prompts of :func:`stepped` a request of the engine's is."""
+    return int(request.split("-")[0])
+
+
 @torch.no_grad()
 def told_by_masks(model, prompt, reply, layers, *, windowed):
     """Logits at each token of ``reply``: the whole text in one forward, each layer with a mask of its own."""

@@ -6,6 +6,7 @@ from .conftest import LAYERS, assert_greedy, draw, generate, told_by_masks
 from .test_compact import BUDGETS, layers_of, squeeze
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("prefill", ["full", "windowed"])
 @pytest.mark.parametrize(
     "options",

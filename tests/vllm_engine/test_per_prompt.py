@@ -168,6 +168,7 @@ def test_a_compiled_model_is_measured_too(engine, model):
     assert_told(model, prompts, generate(engine(given, enforce_eager=False), prompts, TOKENS), given)
 
 
+@pytest.mark.processes
 def test_ranks_agree(engine, model, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     given, prompts = squeeze(), prompts_of((150, 300, 33, 260, 190))

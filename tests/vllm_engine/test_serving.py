@@ -147,6 +147,7 @@ def test_tokens_equal_explicit_masks(client):
     assert differs >= 2, "the plan changes nothing: the comparison proves nothing"
 
 
+@pytest.mark.processes
 def test_many_clients_at_the_limit_of_memory(server, client):
     """For minutes: no error, no mixed answer, no block left over."""
     prompts = draw([40 + 9 * n for n in range(32)], seed=8, vocabulary=4000)
@@ -194,6 +195,7 @@ def test_it_ends_when_it_is_told_to(server):
         get(f"{url}/health")
 
 
+@pytest.mark.processes
 def test_two_engines_divide_the_total_for_each_prompt(tmp_path):
     """Data parallel, with plans per prompt, over the wire: each answer is that of its own prompt's masks."""
     words = ("--per-prompt", "--", "--data-parallel-size", 2)
@@ -209,6 +211,7 @@ def test_two_engines_divide_the_total_for_each_prompt(tmp_path):
     assert engines == {"0", "1"}
 
 
+@pytest.mark.processes
 def test_single_tokens_over_the_wire(tmp_path):
     """The slab design with H2O, held against the library's own cache."""
     plan = replace(BudgetPlan.from_budgets([BLOCK] * len(BUDGETS)), policy="h2o")
@@ -260,6 +263,7 @@ def refused(*words):
     return run.stderr
 
 
+@pytest.mark.processes
 def test_bad_plans_stop_the_command(tmp_path):
     good, short, damaged = tmp_path / "good.json", tmp_path / "short.json", tmp_path / "damaged.json"
     BudgetPlan.from_budgets(BUDGETS).save(good)

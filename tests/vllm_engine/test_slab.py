@@ -9,7 +9,7 @@ from squeezeattention import POLICIES, BudgetPlan, SqueezeCache
 from squeezeattention.engine.settings import what_lacks
 from squeezeattention.testing import position_ids
 
-from .conftest import BLOCK, LAYERS, assert_greedy, draw, generate, held_blocks, scheduler_of
+from .conftest import BLOCK, LAYERS, assert_greedy, draw, generate, held_blocks, number_of, scheduler_of, stepped
 
 BUDGETS = [64, 32, 96, 160, 64, 32]
 #: The same blocks, but for the model's two KV heads not in equal parts; a layer of equal ones among them.
@@ -65,16 +65,9 @@ def test_heads_of_different_budgets(engine, model, policy):
 
 def test_budgets_by_head_are_what_is_held(engine):
     """The bytes that a request holds are its plan's, at every step; none are left, also of one that is cancelled."""
-    from vllm import SamplingParams
-
     llm = engine(slab("h2o", HEADS), **OPTIONS)
-    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
-    for index, prompt in enumerate(draw(LENGTHS, seed=13)):
-        llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
     planned, steps = sum(map(sum, HEADS)), 0
-    while llm.llm_engine.has_unfinished_requests():
-        llm.llm_engine.step()
-        steps += 1
+    for steps, _ in enumerate(stepped(llm, draw(LENGTHS, seed=13), 40, {}), 1):
         if steps == 10:
             llm.llm_engine.abort_request(["3"], internal=False)
         for held in held_blocks(llm).values():
@@ -85,8 +78,6 @@ def test_budgets_by_head_are_what_is_held(engine):
 
 def test_plans_by_the_length_of_the_prompt(engine, model):
     """Each request has the plan for prompts of its length: its tokens, and its blocks at every step."""
-    from vllm import SamplingParams
-
     short = [[40, 24], [10, 54], [64, 64], [32, 32], [100, 28], [20, 44]]
     plans = {50: short, 200: HEADS}
     made = [
@@ -94,16 +85,10 @@ def test_plans_by_the_length_of_the_prompt(engine, model):
     ]
     llm = engine({"plan": [plan.to_dict() for plan in reversed(made)]}, **OPTIONS)
     prompts, replies = draw((50, 51, 300, 20), seed=14), {}
-    params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True, detokenize=False)
     own = [short if len(prompt) <= 50 else HEADS for prompt in prompts]
-    for index, prompt in enumerate(prompts):
-        llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
-    while llm.llm_engine.has_unfinished_requests():
-        for output in llm.llm_engine.step():
-            if output.finished:
-                replies[int(output.request_id.split("-")[0])] = list(output.outputs[0].token_ids)
+    for _ in stepped(llm, prompts, 40, replies):
         for request, held in held_blocks(llm).items():
-            assert sum(held) * BLOCK * 2 == sum(map(sum, own[int(request.split("-")[0])]))
+            assert sum(held) * BLOCK * 2 == sum(map(sum, own[number_of(request)]))
     assert not held_blocks(llm)
     for index, prompt in enumerate(prompts):
         assert_greedy(told_by_the_library(model, "h2o", prompt, replies[index], own[index]), replies[index])
@@ -115,8 +100,8 @@ def test_plans_by_the_length_of_the_prompt(engine, model):
     ("options", "budgets"),
     [
         ({"tensor_parallel_size": 2}, BUDGETS),
-        ({"pipeline_parallel_size": 2, "enforce_eager": False}, BUDGETS),
-        ({"pipeline_parallel_size": 2, "enforce_eager": False}, HEADS),
+        pytest.param({"pipeline_parallel_size": 2, "enforce_eager": False}, BUDGETS, marks=pytest.mark.processes),
+        pytest.param({"pipeline_parallel_size": 2, "enforce_eager": False}, HEADS, marks=pytest.mark.processes),
     ],
     ids=["TP=2", "PP=2", "PP=2 by head"],
 )
@@ -140,20 +125,12 @@ def test_ranks_cannot_hold_different_numbers_of_tokens(engine, monkeypatch):
 
 def test_a_request_holds_its_slab_and_no_more(engine, model, monkeypatch):
     """More requests than fit: the others wait, none is preempted, and each answers as if it were alone."""
-    from vllm import SamplingParams
-
     needed = sum(budget // BLOCK for budget in BUDGETS)  # groups of one layer
     llm = engine(slab("h2o"), num_gpu_blocks_override=3 * needed + 1, **OPTIONS)
     scheduler, preempted, most = scheduler_of(llm), [], 0
     monkeypatch.setattr(scheduler, "_preempt_request", lambda request, *a, **k: preempted.append(request))
     prompts, replies = draw(LENGTHS, seed=11), {}
-    params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, detokenize=False)
-    for index, prompt in enumerate(prompts):
-        llm.llm_engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
-    while llm.llm_engine.has_unfinished_requests():
-        for output in llm.llm_engine.step():
-            if output.finished:
-                replies[int(output.request_id.split("-")[0])] = list(output.outputs[0].token_ids)
+    for _ in stepped(llm, prompts, 60, replies):
         most = max(most, len(scheduler.running))
         assert all(sum(held) == needed for held in held_blocks(llm).values())
     assert (most, preempted) == (3, [])
