@@ -1,6 +1,7 @@
 """Calibrations: what is measured, whose they are, where they are found, and the budgets that follow."""
 
 import json
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def test_found_beside_the_model_in_the_users_cache_or_not_at_all(model, calibrat
     assert home in path.parents
     assert find(model) == calibration
     assert SqueezeCache(model, allocator="calibrated").allocator.calibration == calibration
+    told = Calibrated(floor=20, power=2.0, heads="equal")
+    assert SqueezeCache(model, allocator=told).allocator == replace(told, calibration=calibration)
     folder = tmp_path / "folder"
     model.save_pretrained(folder)
     other = Calibration(calibration.model, calibration.weights, ((0.5, 0.25),) * 4, 1, 100)

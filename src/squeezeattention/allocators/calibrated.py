@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConfigError, PlanError
@@ -33,7 +33,7 @@ class Calibrated(Probe):
         from ..calibration import find
 
         if self.calibration is None:
-            return type(self)(self.floor, self.power, find(model))
+            return replace(self, calibration=find(model))
         self.calibration.check(model)
         return self
 
@@ -46,4 +46,4 @@ class Calibrated(Probe):
         return self.allocate_heads([[1.0 - need for need in layer] for layer in needs], n_layers)
 
     def __repr__(self) -> str:
-        return f"Calibrated(floor={self.floor}, power={self.power})"
+        return f"Calibrated(floor={self.floor}, power={self.power}, heads={self.heads!r})"
