@@ -151,6 +151,16 @@ def test_an_image_that_is_seen_both_ways_is_refused():
         model(input_ids=IDS, past_key_values=cache)  # nothing had changed
 
 
+def test_a_prompt_that_is_seen_both_ways_is_refused_by_name():
+    text = {**SHAPE, "model_type": "gemma"}
+    model = build(
+        "PaliGemmaForConditionalGeneration", "PaliGemmaConfig", plain=True, text_config=text,
+        vision_config={**VISION, "projection_dim": 32}, image_token_index=100,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="attends to its prompt both ways"):
+        SqueezeCache(model, budget=100)
+
+
 def test_sizes_of_a_mask_that_were_asked_for_by_hand_go_to_no_other_cache():
     model = gemma3()
     cache = SqueezeCache(model, budget=100)
