@@ -154,12 +154,12 @@ class Driven(Planned):
         if decoding:
             self.compact()
         self._open = self._open or not decoding
-        self._rows = rows
+        self._rows, repeated = rows, not decoding and self._wants_replay
         step = Step(
             self, length, self._next, real, decoding, observe=not decoding and self._observes,
             columns=self.get_seq_length() + length,
-            given=given if not decoding and self._wants_replay else None, before=self._at,
-            position_ids=arguments.get("position_ids"),
+            given=given if repeated else None, before=self._at,
+            position_ids=arguments.get("position_ids") if repeated else None,
         )  # fmt: skip
         precision = self._precision_of(decoder, given.device.type)
         as_before, self._precision = precision == self._precision, precision
