@@ -8,6 +8,7 @@ attention and MLP in parallel. One forward of a few tokens tells which child of 
 
 from __future__ import annotations
 
+import inspect
 import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -67,7 +68,8 @@ def find_spots(model: nn.Module, layout: Layout) -> tuple[ResidualSpot, ...]:
         model.eval()
         try:
             with torch.no_grad():
-                model(input_ids=ids.to(execution_device(model)), use_cache=False)
+                reader = layout.decoder if _wants_more(model) else model
+                reader(input_ids=ids.to(execution_device(reader)), use_cache=False)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -75,6 +77,13 @@ def find_spots(model: nn.Module, layout: Layout) -> tuple[ResidualSpot, ...]:
         for handle in handles:
             handle.remove()
     return tuple(_spot(record, index, layout) for index, record in records.items())
+
+
+def _wants_more(model: nn.Module) -> bool:
+    """Whether the whole model cannot read text alone (BLIP-2 has to be given an image)."""
+    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
+    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    return any(one.default is one.empty and one.name != "input_ids" for one in named)
 
 
 def _recorder(record: dict[str, Any], key: str) -> Any:
