@@ -5,6 +5,8 @@ import torch
 import transformers
 
 from squeezeattention import SqueezeCache, squeeze
+from squeezeattention.errors import UnsupportedModelError
+from squeezeattention.hf import attachment
 
 LENGTH = 38
 ANSWER = {
@@ -58,3 +60,15 @@ def test_it_is_squeezed(model, how, allocator):
             got = model.generate(**given(), **ANSWER)
             assert squeezed.cache.lengths() == [LENGTH + 7] * 2
     torch.testing.assert_close(torch.stack(got.logits), want, atol=1e-4, rtol=0)
+
+
+def test_a_model_that_reads_no_text_alone_is_told_what_would_do(model, monkeypatch):
+    def wants_more(*args, **kwargs):
+        raise ValueError("you must specify something else")
+
+    monkeypatch.setattr(model, "forward", wants_more)
+    monkeypatch.setattr(model.language_model.model.decoder, "forward", wants_more)
+    attachment._SPOTS.pop(model.language_model.model.decoder, None)  # as if never looked at
+    with pytest.raises(UnsupportedModelError, match=r'something else.*"probe", "uniform"'):
+        SqueezeCache(model, 100, "h2o", "squeeze")
+    SqueezeCache(model, 100, "h2o", "probe")

@@ -8,7 +8,6 @@ attention and MLP in parallel. One forward of a few tokens tells which child of 
 
 from __future__ import annotations
 
-import inspect
 import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from ..device import execution_device
-from ..errors import UnsupportedModelError
+from ..errors import SqueezeError, UnsupportedModelError
 from .layout import Layout
 
 _PROBE_TOKENS = 6
@@ -68,8 +67,7 @@ def find_spots(model: nn.Module, layout: Layout) -> tuple[ResidualSpot, ...]:
         model.eval()
         try:
             with torch.no_grad():
-                reader = layout.decoder if _wants_more(model) else model
-                reader(input_ids=ids.to(execution_device(reader)), use_cache=False)
+                _read(model, layout, records, ids)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -79,11 +77,22 @@ def find_spots(model: nn.Module, layout: Layout) -> tuple[ResidualSpot, ...]:
     return tuple(_spot(record, index, layout) for index, record in records.items())
 
 
-def _wants_more(model: nn.Module) -> bool:
-    """Whether the whole model cannot read text alone (BLIP-2 has to be given an image)."""
-    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
-    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    return any(one.default is one.empty and one.name != "input_ids" for one in named)
+def _read(model: nn.Module, layout: Layout, records: dict[int, dict[str, Any]], ids: torch.Tensor) -> None:
+    """Read some tokens, with the decoder alone where the model wants more than text (BLIP-2 an image)."""
+    for reader in (model, layout.decoder):
+        for record in records.values():
+            record["children"].clear()
+        try:
+            reader(input_ids=ids.to(execution_device(reader)), use_cache=False)
+            return
+        except SqueezeError:
+            raise
+        except Exception as error:
+            failed = error
+    raise UnsupportedModelError(
+        f"{type(model).__name__} does not read a few tokens of text alone ({failed}), so it cannot be found where its "
+        'layers add attention, which this signal looks at; use allocator "probe", "uniform" or fixed budgets'
+    ) from failed
 
 
 def _recorder(record: dict[str, Any], key: str) -> Any:
