@@ -73,6 +73,11 @@ def _attention(own: str) -> Callable[..., Any]:
             )
         if dropout:
             raise UnsupportedFeatureError("attention dropout is on: call model.eval() before using a SqueezeCache")
+        if getattr(module, "layer_idx", None) is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__}, which is no layer of the text, runs inside the decoder (an encoder of "
+                "images there, for one): what it attends to is not in the cache; not supported"
+            )
         layer = step.cache.layers[module.layer_idx]  # type: ignore[index]
         check_mask(step, module, layer, attention_mask, eager=own == "eager", masked=own not in _WITHOUT_TENSORS)
         native: Native | None = None
