@@ -20,6 +20,7 @@ from squeezeattention.tasks import corpus, recall
 from squeezeattention.tasks.driving import read
 from squeezeattention.tasks.prose import sentences_of
 
+from ..conftest import refused
 from .conftest import is_figure
 
 TINY = {
@@ -120,6 +121,13 @@ def test_texts_that_cannot_be_read(text: bytes | None, words: tuple[str, ...], t
         sentences_of(path)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_text_is_looked_at_before_a_model(squeeze: Any, tmp_path: Path) -> None:
+    refused(
+        squeeze("demo", "--model", "no/model", "--text", tmp_path / "none.txt", "--out", tmp_path),
+        "cannot read the text",
+    )
 
 
 def test_sentences_lose_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaForCausalLM
 
 from squeezeattention import BudgetPlan, SqueezeCache, load_embedded
+from squeezeattention.policies import StreamingLLM
 
 from ..conftest import refused
 
@@ -28,6 +29,19 @@ def test_prints_only_the_text_to_stdout_and_a_report_to_stderr(squeeze: Any, pro
     assert result.stdout == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) + "\n"
     for word in ("probe plan", "layer", "memory:", "saved", "tokens/s"):
         assert word in result.stderr
+
+
+def test_a_policy_with_options(squeeze: Any, prompt_file: Path) -> None:
+    given = ("generate", "embedded", "-f", prompt_file, "--budget", "0.3", "-n", 6, "--policy")
+    result = squeeze(*given, "streaming_llm:sinks=9")
+    assert result.exit_code == 0, result.stderr
+    model, tokenizer = load_embedded()
+    ids = tokenizer(prompt_file.read_text(), return_tensors="pt").input_ids
+    cache = SqueezeCache(model, 0.3, StreamingLLM(sinks=9))
+    out = model.generate(ids, past_key_values=cache, max_new_tokens=6, do_sample=False)
+    assert result.stdout == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) + "\n"
+    for wrong, why in (("echo:replay=none", "replay"), ("echo:nothing=1", "nothing"), ("h2o:", "cannot read")):
+        refused(squeeze(*given, wrong), why)
 
 
 def test_json_has_everything(squeeze: Any, prompt_file: Path) -> None:

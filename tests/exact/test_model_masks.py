@@ -151,6 +151,29 @@ def test_an_image_that_is_seen_both_ways_is_refused():
         model(input_ids=IDS, past_key_values=cache)  # nothing had changed
 
 
+def test_an_encoder_inside_the_decoder_is_refused_by_name():
+    vision = {"embed_dim": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {name: value for name, value in SHAPE.items() if name not in ("head_dim", "num_key_value_heads")}
+    model = build(
+        "IdeficsForVisionText2Text", "IdeficsConfig", plain=True, **shape, additional_vocab_size=0, ffn_dim=48,
+        cross_layer_interval=2, vision_config={**vision, "image_size": 28, "patch_size": 14},
+    )  # fmt: skip
+    given = {"pixel_values": torch.randn(1, 1, 3, 28, 28), "image_attention_mask": torch.ones(1, 40, 1)}
+    cache = SqueezeCache(model, budget=100)
+    with torch.no_grad(), pytest.raises(UnsupportedModelError, match=r"VisionAttention.*inside the decoder"):
+        model(input_ids=IDS[:1], **given, past_key_values=cache)
+
+
+def test_a_prompt_that_is_seen_both_ways_is_refused_by_name():
+    text = {**SHAPE, "model_type": "gemma"}
+    model = build(
+        "PaliGemmaForConditionalGeneration", "PaliGemmaConfig", plain=True, text_config=text,
+        vision_config={**VISION, "projection_dim": 32}, image_token_index=100,
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModelError, match="attends to its prompt both ways"):
+        SqueezeCache(model, budget=100)
+
+
 def test_sizes_of_a_mask_that_were_asked_for_by_hand_go_to_no_other_cache():
     model = gemma3()
     cache = SqueezeCache(model, budget=100)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerFast, TextIteratorStreamer, TextStreamer, pipeline
 
-from squeezeattention import POLICIES, SqueezeCache, squeeze
+from squeezeattention import POLICIES, SqueezeCache, load_embedded, squeeze
 from squeezeattention.errors import CacheStateError, UnsupportedFeatureError
 from squeezeattention.hf import compat
 from squeezeattention.hf.layout import inspect_model
@@ -163,6 +163,19 @@ def test_iterator_streamer(llama, tokenizer):
     thread.join(20)
     assert said == text_of(want[0, len(ROWS[0]) :].tolist()).split()
     within(cache)
+
+
+def test_stop_strings():
+    """``generate`` hands the tokenizer, which it needs for these, on to the model."""
+    model, tokenizer = load_embedded()
+    ids = tokenizer("def first(values):\n    return values[0]\n\n\ndef", return_tensors="pt").input_ids
+    options = {"max_new_tokens": 12, "min_new_tokens": 4, "do_sample": False, "tokenizer": tokenizer}
+    whole = model.generate(ids, **options)
+    stop = tokenizer.decode(whole[0, -6:-4])
+    want = model.generate(ids, stop_strings=[stop], **options)
+    assert ids.shape[1] < want.shape[1] < whole.shape[1]
+    cache = SqueezeCache(model, budget=1.0)
+    assert torch.equal(model.generate(ids, past_key_values=cache, stop_strings=[stop], **options), want)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

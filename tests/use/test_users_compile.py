@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from squeezeattention import SqueezeCache, squeeze
+from squeezeattention.errors import CacheStateError, UnsupportedFeatureError
 from squeezeattention.testing import tiny_model
 
 IDS = torch.arange(3, 43)[None]
@@ -92,3 +93,47 @@ def test_other_caches_are_right_while_ours_lives(traced):
     later.detach()
     assert torch.equal(model.generate(IDS, **ANSWER), stock)
     assert graphs
+
+
+def test_a_model_from_torch_compile_needs_a_cache_made_of_it(traced):
+    how, _ = traced
+    model = tiny_model("llama", num_hidden_layers=2)
+    compiled = torch.compile(model, **how)
+    with torch.no_grad():
+        want = model(IDS).logits
+        of_compiled = SqueezeCache(compiled, 100, "h2o")
+        got = compiled(IDS, past_key_values=of_compiled).logits
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+        of_compiled.detach()
+        with pytest.raises(CacheStateError, match=r"torch\.compile"):
+            compiled(IDS, past_key_values=SqueezeCache(model, 100, "h2o"))
+
+
+class Around(torch.nn.Module):
+    def __init__(self, model, cache):
+        super().__init__()
+        self.model, self.cache = model, cache
+
+    def forward(self, ids):
+        return self.model(ids, past_key_values=self.cache, use_cache=self.cache is not None).logits
+
+
+@pytest.mark.parametrize("how", ["trace", "export"])
+def test_a_forward_that_is_recorded(how):
+    """With a cache it is refused, and nothing has changed; without it is as always."""
+    model = tiny_model("llama", num_hidden_layers=2)
+    cache = SqueezeCache(model, 100, "h2o")
+
+    def record(module, ids):
+        if how == "trace":
+            return torch.jit.trace(module, ids, check_trace=False)
+        return torch.export.export(module, (ids,), strict=False).module()
+
+    with torch.no_grad():
+        want = model(IDS).logits
+        torch.testing.assert_close(record(Around(model, None), IDS)(IDS), want)
+        model(IDS[:, :-1], past_key_values=cache)
+        with pytest.raises(UnsupportedFeatureError, match=r"torch\.jit\.trace and torch\.export"):
+            record(Around(model, cache), IDS[:, -1:])
+        got = model(IDS[:, -1:], past_key_values=cache).logits
+    torch.testing.assert_close(got, want[:, -1:], atol=1e-5, rtol=0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CacheStateError, InputError
+from ..errors import CacheStateError, InputError, UnsupportedFeatureError
 from .columns import Columns
 
 
@@ -23,6 +23,36 @@ def check_tokens(given: Any) -> torch.Tensor:
     if given is None or given.shape[1] == 0 or given.shape[0] == 0:
         raise InputError("the prompt is empty: give at least one token")
     return given
+
+
+def check_not_recorded() -> None:
+    """No forward is recorded now, to be played again: what changes from step to step would stay as it was then."""
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if traced or torch.compiler.is_exporting():
+        raise UnsupportedFeatureError(
+            "torch.jit.trace and torch.export record one forward, and a SqueezeCache changes with each: record the "
+            "model without it (use_cache=False); compile=True compiles decode steps with it"
+        )
+
+
+def check_counted(given: Any, length: int, real: torch.Tensor | None, turned_by: str) -> None:
+    """Position ids ``[(kinds,) batch or 1, tokens]``, if given, count the real tokens one by one, from wherever."""
+    if not isinstance(given, torch.Tensor):
+        return
+    count = torch.arange(length, device=given.device)[None]
+    hidden = torch.zeros_like(count, dtype=torch.bool)
+    if real is not None:
+        real = real.to(given.device)
+        count, hidden = real.long().cumsum(1), ~real
+    ahead = given - count
+    most = ahead.masked_fill(hidden, torch.iinfo(torch.int64).min).amax(dim=-1)
+    least = ahead.masked_fill(hidden, torch.iinfo(torch.int64).max).amin(dim=-1)
+    if bool((most > least).any()):
+        raise UnsupportedFeatureError(
+            f"{turned_by} turns keys by counting tokens, and this text's position_ids do not count them one by one "
+            '(those of an image share positions, for one); use another policy, such as "snapkv", or '
+            'positions="original"'
+        )
 
 
 def check_rows(mask: torch.Tensor) -> None:

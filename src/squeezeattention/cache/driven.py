@@ -12,7 +12,8 @@ from torch import nn
 from ..errors import CacheStateError, InputError, UnsupportedFeatureError
 from ..hf import compat
 from ..hf.layout import LAYERS_CHANGED
-from .checks import check_holes, check_rows, check_same_text, check_tokens, read_mask
+from ..hf.offsets import offsets_of
+from .checks import check_counted, check_holes, check_not_recorded, check_rows, check_same_text, check_tokens, read_mask
 from .planned import Planned
 from .step import Step
 
@@ -121,6 +122,7 @@ class Driven(Planned):
         if self._replayed is not None:
             length = self._replayed.positions.shape[1]
             return Step(self, length, [0], None, decoding=False, observe=False, replayed=self._replayed)
+        check_not_recorded()
         given = arguments.get("input_ids")
         if given is None:
             given = arguments.get("inputs_embeds")
@@ -139,6 +141,8 @@ class Driven(Planned):
         )  # fmt: skip
         real = given_mask.real
         decoding = single and real is None
+        if not decoding and (turned_by := self._turns_keys):
+            check_counted(arguments.get("position_ids"), length, real, turned_by)
         if self._trimmed and not decoding:
             raise InputError(
                 f"a prompt of {max(self._totals or [0])} tokens was announced and has been cut, but goes on; call "
@@ -150,11 +154,12 @@ class Driven(Planned):
         if decoding:
             self.compact()
         self._open = self._open or not decoding
-        self._rows = rows
+        self._rows, repeated = rows, not decoding and self._wants_replay
         step = Step(
             self, length, self._next, real, decoding, observe=not decoding and self._observes,
             columns=self.get_seq_length() + length,
-            given=given if not decoding and self._wants_replay else None, before=self._at,
+            given=given if repeated else None, before=self._at,
+            position_ids=arguments.get("position_ids") if repeated else None,
         )  # fmt: skip
         precision = self._precision_of(decoder, given.device.type)
         as_before, self._precision = precision == self._precision, precision
@@ -182,6 +187,24 @@ class Driven(Planned):
     def _may_have_holes(self) -> bool:
         """Whether padding between tokens changes nothing for the others: windows, and sinks that move, count it."""
         return not any(self._planner.windows) and all(layer.rerotation is None for layer in self.layers)
+
+    def _how_far_ahead(self, given: Any) -> list[int]:
+        """Of each row (or of all), by the position ids ``[(kinds,) batch or 1, tokens]`` of a forward that is over."""
+        if not isinstance(given, torch.Tensor):
+            return [0]
+        last = given[..., -1]
+        if last.ndim == 2:  # time, height and width of an image's tokens; some models count the tokens before these
+            last = last[-3:].amax(dim=0)
+        read = self._next * len(last) if len(self._next) == 1 else self._next
+        told = last.tolist() * len(read) if len(last) == 1 else last.tolist()
+        return [position + 1 - tokens for position, tokens in zip(told, read, strict=True)]
+
+    @property
+    def _turns_keys(self) -> str | None:
+        """What turns queries or keys by counting tokens, if anything does."""
+        if any(layer.rerotation is not None for layer in self.layers):
+            return 'positions="cache"'
+        return f"policy={self.policy.name!r}" if any(layer.parts.turning for layer in self.layers) else None
 
     @staticmethod
     def _precision_of(decoder: nn.Module, device: str) -> tuple[object, ...]:
@@ -217,6 +240,7 @@ class Driven(Planned):
         if step.static:
             self._static.leave(self.layers)
         if not step.decoding:
+            self._offsets = offsets_of(self._attachment.model)
             self._static.clear()
             self._trim_before(len(self.layers), step)
             self._is_cut = False
@@ -225,6 +249,7 @@ class Driven(Planned):
         self._next = self._after(step)
         if step.given is not None:
             self._reading.append((step.given, step.real))
+            self._ahead = self._how_far_ahead(step.position_ids)
         if step.real is not None:
             self._padded = True
             self._columns.note(step.columns - step.length, step.real)

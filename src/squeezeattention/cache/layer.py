@@ -92,8 +92,10 @@ class SqueezeLayer(LayerTokens, CacheLayerMixin):
         step = current_step()
         if step is None or step.cache.layers[self.index] is not self:
             raise CacheStateError(
-                "this cache was used outside the model it was made for; make a SqueezeCache for each model "
-                "and pass it as past_key_values to that model's forward or generate"
+                "this cache was used outside the model it was made for, or where torch.compile traces: make a "
+                "SqueezeCache for each model and pass it as past_key_values to that model's forward or generate; for a "
+                "model from torch.compile make it of that one. Functions around a model have to be called as they were "
+                "written (compile=True compiles decode steps)"
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -93,11 +93,13 @@ class Planned(Cache):
         self._rows = 0
         self._inference = False  # something was written under torch.inference_mode()
         self._precision: tuple[object, ...] = ()  # of the last forward
+        self._offsets: list[torch.Tensor | None] = []  # what the model keeps on itself of the text's positions
         self._static = StaticDecode()
         self._at = Positions()
         self._replayed: Replayed | None = None  # what the forward under way repeats, if it does
         self._reading: list[Text] = []  # what was given since the last cut, if it is to be repeated
         self._from: list[int] = [0]  # where it begins in each row
+        self._ahead: list[int] = [0]  # how far the model's positions are ahead of each row's tokens (or of all), there
         self._cuts = 0
         self._held = [0] * len(self.layers)
         self._peak = 0

@@ -18,6 +18,7 @@ from ..allocators import Fixed
 from ..device import execution_device
 from ..errors import CacheFileError, CacheStateError
 from ..hf.layout import Layout, inspect_model
+from ..hf.offsets import put_offsets
 from ..plan import BudgetPlan
 from ..signals import Cosine
 from .cache_file import read, write
@@ -90,6 +91,7 @@ def load_cache(
         for layer, packed in zip(cache.layers, content["layers"], strict=True):
             _put_layer(layer, packed, unpacker, where)
         cache._leave_inference_mode()
+        put_offsets(model, cache._offsets)
     except BaseException:
         cache.detach()
         raise

@@ -68,6 +68,8 @@ class Step:
     given: torch.Tensor | None = None
     """Ids [B, length] or embeddings of this pass, if they may be repeated later."""
     replayed: Replayed | None = None
+    position_ids: torch.Tensor | None = None
+    """The model's own positions, if it was told them and the prompt will be repeated."""
     """What is repeated, if this pass repeats tokens of the prompt and stores nothing."""
     static: bool = False
     """A decode step for a compiler: what follows from ``start`` is read from tensors (see static.py)."""

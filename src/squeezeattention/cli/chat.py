@@ -80,7 +80,8 @@ def chat(
     if raw and system is not None:
         raise ConfigError("--system is of the chat template, which --raw leaves out: choose one of them")
     spec = name_or_plan(allocator)
-    options.check(budget, policy, spec, None, None)
+    kept = options.policy_of(policy)
+    options.check(budget, kept, spec, None, None)
 
     import torch
 
@@ -88,7 +89,7 @@ def chat(
 
     model, tokenizer = load_model(model_name, dtype, device)
     talk = Conversation(
-        model, tokenizer, budget=budget, policy=policy, allocator=spec, system=system, raw=raw, reread=reread,
+        model, tokenizer, budget=budget, policy=kept, allocator=spec, system=system, raw=raw, reread=reread,
         prefill=prefill, compile=compiled,
     )  # fmt: skip
     torch.manual_seed(seed or 0)

@@ -48,9 +48,12 @@ def demo(
     # torch is imported.)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from .. import demo as scenario
+    from ..tasks.prose import text_of
 
     require("matplotlib", "plot")  # before minutes of work, not after
     check_folder(out)
+    if text is not None:
+        text_of(text)  # raises, before a model is unpacked
     name = _model_at_hand() if model_name is None else model_name
     kind = "code" if name == EMBEDDED else "prose"  # the embedded model knows nothing else
     sizes = {"length": length, "contexts": contexts, "facts": facts}

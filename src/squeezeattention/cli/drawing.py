@@ -28,7 +28,8 @@ def draws(
     """How tokens are drawn, for ``generate``; :class:`ConfigError` for what cannot be or would change nothing."""
     given = {"--temperature": temperature, "--top-p": top_p, "--top-k": top_k, "--seed": seed}
     if not sample and (idle := [name for name, value in given.items() if value is not None]):
-        raise ConfigError(f"{' and '.join(idle)} change nothing unless tokens are drawn: add --sample")
+        change = "change" if idle[1:] else "changes"
+        raise ConfigError(f"{' and '.join(idle)} {change} nothing unless tokens are drawn: add --sample")
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ConfigError(f"--temperature must be a number above 0, got {temperature:g}")
     if top_p is not None and not 0 < top_p <= 1:

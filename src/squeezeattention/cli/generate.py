@@ -82,7 +82,8 @@ def generate(
     check_target(save_plan)
     given = with_question(read_prompts([] if file is None else [file], prompt)[0], question)
     spec = name_or_plan(allocator)
-    options.check(budget, policy, spec, p, outliers, signal)
+    kept = options.policy_of(policy)
+    options.check(budget, kept, spec, p, outliers, signal)
 
     import torch
 
@@ -100,7 +101,7 @@ def generate(
         tokens = tokenize(model, tokenizer, given, max_new_tokens, truncate=truncate)
     pieces: dict[str, Any] = {} if chunk_size is None or prefill == "exact" else {"chunk_size": chunk_size}
     cache = SqueezeCache(
-        model, budget, policy, spec, p, signal=signal, outliers=outliers, positions=positions, prefill=prefill,
+        model, budget, kept, spec, p, signal=signal, outliers=outliers, positions=positions, prefill=prefill,
         compile=compiled, kernels=kernels, **pieces,
     )  # fmt: skip
     torch.manual_seed(seed or 0)

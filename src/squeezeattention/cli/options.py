@@ -16,6 +16,7 @@ from .include import include
 if TYPE_CHECKING:
     from ..allocators import Allocator
     from ..plan import BudgetPlan
+    from ..policies import EvictionPolicy
 
 Model = Annotated[
     str,
@@ -121,9 +122,23 @@ Include = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout instead.")]
 
 
+def policy_of(text: str) -> str | EvictionPolicy:
+    """The policy of ``--policy``: a name, or one with options (``echo:replay=512``) as an object.
+
+    Raises :class:`ConfigError`.
+    """
+    if ":" not in text:
+        return text
+    from ..evaluation.spec import Spec
+    from ..policies import POLICIES
+
+    spec = Spec.parse(text)
+    return POLICIES.create(spec.name, **dict(spec.options))
+
+
 def check(
     budget: str | None,
-    policy: str,
+    policy: str | EvictionPolicy,
     allocator: str | BudgetPlan | Allocator | None,
     p: float | None,
     outliers: str | None,
@@ -136,7 +151,8 @@ def check(
 
     if budget is not None:
         Budget.parse(budget)
-    POLICIES.factory(policy)
+    if isinstance(policy, str):
+        POLICIES.factory(policy)
     if signal is not None:
         SIGNALS.factory(signal)
     check_used(resolve_allocator(allocator, p=p, outliers=outliers), budget=budget, signal=signal)

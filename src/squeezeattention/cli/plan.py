@@ -81,11 +81,12 @@ def plan(
     spec = name_or_plan(allocator)
     if isinstance(spec, BudgetPlan):
         raise ConfigError("a finished plan measures nothing: give --allocator a name, see `squeeze allocators`")
-    options.check(budget, policy, spec, p, outliers, signal)
+    kept = options.policy_of(policy)
+    options.check(budget, kept, spec, p, outliers, signal)
     asked = Texts.of(model_name, files, more_files, prompt, jsonl, tasks, lengths, samples, seeds)
     model, tokenizer = load_model(model_name, dtype, device)
     texts = asked.tokenized(model, tokenizer, truncate=truncate)
-    recipe = Recipe(budget, policy, spec, p, signal, outliers)
+    recipe = Recipe(budget, kept, spec, p, signal, outliers)
     seen = recipe.observe(model, texts, chunk_size)
     # Decided once for all texts: a study also freezes parts of them.
     by = by or ("shares" if any(one.plan.head_budgets is not None for one in seen) else "signal")

@@ -173,20 +173,29 @@ class Attachment:
 
 
 def _begin_around(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before a module runs that the decoder is in: some prepare masks for it, which must be for our cache then."""
+    """Before a module runs that the decoder is in: some prepare masks for it, which must be for our cache then, and
+    others (the encoder of images) are no part of a step, also where one was interrupted."""
+    _close_inside(module)
+    FORWARDS.enter(module, None)
     cache = cache_of(by_name(module, args, kwargs))
     ACTIVE.around, ACTIVE.asks = None if cache is None else weakref.ref(cache), False
 
 
 def _end_around(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    _close_inside(module)
     ACTIVE.around, ACTIVE.asks = None, False
+
+
+def _close_inside(module: nn.Module) -> None:
+    """Forget a module's forward, of which steps are left that were interrupted (Ctrl-C) and never reached their end."""
+    for step in FORWARDS.leave(module):
+        close_step(step, failed=True)
 
 
 def _begin_step(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Before the decoder runs: if its cache is ours, open a step."""
-    _end_around(decoder, args, None)
-    for step in FORWARDS.leave(decoder):  # an interrupted forward (Ctrl-C) that never reached its end
-        close_step(step, failed=True)
+    ACTIVE.around, ACTIVE.asks = None, False
+    _close_inside(decoder)
     given = by_name(decoder, args, kwargs)
     cache = cache_of(given)
     if cache is None:  # what runs inside a layer of another model is none of that one's business

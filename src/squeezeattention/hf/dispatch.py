@@ -22,12 +22,13 @@ from .masks import asked_of, check_mask, stand_in, window_of
 
 PREFIX = "squeeze_"
 
-#: Arguments that reach an attention function and do not change what it computes here.
+#: Arguments that reach an attention function and do not change what it computes here. (``generate(stop_strings=...)``
+#: hands its tokenizer on to the model.)
 _HARMLESS = frozenset({
     "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states", "is_causal",
     "output_router_logits", "return_dict", "logits_to_keep", "num_items_in_batch", "past_key_values", "cache",
     "layer_past", "head_mask", "position_embeddings", "token_type_ids", "labels", "cu_seq_lens_q", "cu_seq_lens_k",
-    "max_length_q", "max_length_k",
+    "max_length_q", "max_length_k", "tokenizer",
 })  # fmt: skip
 #: Implementations whose masks are no tensors of queries and keys.
 _WITHOUT_TENSORS = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -72,6 +73,11 @@ def _attention(own: str) -> Callable[..., Any]:
             )
         if dropout:
             raise UnsupportedFeatureError("attention dropout is on: call model.eval() before using a SqueezeCache")
+        if getattr(module, "layer_idx", None) is None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__}, which is no layer of the text, runs inside the decoder (an encoder of "
+                "images there, for one): what it attends to is not in the cache; not supported"
+            )
         layer = step.cache.layers[module.layer_idx]  # type: ignore[index]
         check_mask(step, module, layer, attention_mask, eager=own == "eager", masked=own not in _WITHOUT_TENSORS)
         native: Native | None = None

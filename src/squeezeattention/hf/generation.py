@@ -43,6 +43,8 @@ class _Call:
     """A ``generate`` call under way: its caches of ours, and how many columns each had seen before."""
 
     seen: list[tuple[SqueezeCache, int]] = field(default_factory=list)
+    hands_on: bool = False
+    """A model inside this one generates, with a cache of ours (BLIP-2's language model)."""
 
     def watch(self, cache: SqueezeCache) -> None:
         if all(known is not cache for known, _ in self.seen):
@@ -67,6 +69,8 @@ class _Calls(threading.local):
     def watch(self, cache: SqueezeCache) -> None:
         if self.stack:
             self.stack[-1].watch(cache)
+            for around in self.stack[:-1]:
+                around.hands_on = True
 
 
 _CALLS = _Calls()
@@ -85,7 +89,7 @@ def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if isinstance(cache, SqueezeCache):
                 call.watch(cache)
         output = own(model, *args, **kwargs)
-    if squeezed and not given and not call.seen:
+    if squeezed and not given and not call.seen and not call.hands_on:
         raise CacheStateError(
             f"{type(model).__name__}.generate never asked for a cache, so squeeze() did nothing: transformers "
             f"{compat.release()} may not be supported, or the model makes its cache by itself"

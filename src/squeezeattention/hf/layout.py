@@ -92,6 +92,11 @@ def inspect_model(model: nn.Module) -> Layout:
             "in a cache around the one that it is given; not supported. Without an encoder, build it without"
         )
     if all(getattr(attention, "is_causal", True) is False for attention in attentions):
+        if getattr(text, "use_bidirectional_attention", False) and hasattr(model, "generate"):
+            raise UnsupportedModelError(
+                f"{name} attends to its prompt both ways (use_bidirectional_attention), an image and the text before "
+                "an answer: a pattern that cannot be followed once tokens are evicted, not supported"
+            )
         raise UnsupportedModelError(f"{name} is an encoder: its attention is not causal, so it has no cache to squeeze")
     if not {"input_ids", "inputs_embeds"} & set(inspect.signature(type(decoder).forward).parameters):
         raise UnsupportedModelError(

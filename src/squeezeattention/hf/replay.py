@@ -42,6 +42,8 @@ class Replayed:
 
     positions: torch.Tensor
     """[B * k, m] int64: where the repeated tokens sit, behind the prompt."""
+    turned: torch.Tensor
+    """[B * k, m] int64: the same as the model counts, whose images' tokens may share positions."""
     columns: torch.Tensor
     """[B, k, c] int64: positions in the prompt of the tokens that are repeated, their lead left out."""
     see: Callable[[int, torch.Tensor], None]
@@ -134,7 +136,7 @@ class _Reading:
     @classmethod
     def of(cls, text: Sequence[Text], before: Sequence[int], after: Sequence[int]) -> _Reading:
         rows = len(text[0][0])
-        begin, end = (list(ends) * rows if len(ends) == 1 else list(ends) for ends in (before, after))
+        begin, end = (_each(ends, rows) for ends in (before, after))
         counts = [last - first for first, last in zip(begin, end, strict=True)]
         whole = torch.cat([given for given, _ in text], dim=1)
         if any(real is not None for _, real in text):
@@ -171,18 +173,28 @@ def _replay(
     tokens = reading.take(first[..., None] + torch.arange(-lead, length))  # [B, k, m(, W)]
     asked = reading.positions(first[..., None] + torch.arange(length)).to(device)
     longest = longest_of(cache._attachment.layout.config)
-    begin = torch.tensor(_begins(longest, reading.after, lead + length), device=device)
+    told = [row + ahead for row, ahead in zip(reading.after, _each(cache._ahead, len(reading.after)), strict=True)]
+    begins = torch.tensor([_begins(longest, ends, lead + length) for ends in (reading.after, told)], device=device)
     (columns_before,) = _begins(longest, [int(cache.get_seq_length())], lead + length)
-    positions = begin[:, None] + torch.arange(lead + length, device=device)
+    positions = begins[..., None] + torch.arange(lead + length, device=device)  # ours, and the model's
     direct = all(layer.reads_in_place for layer in layers)
     together = min(pieces, max(1, _TOGETHER // (lead + length))) if direct else 1
     received: dict[int, list[torch.Tensor]] = {layer.index: [] for layer in layers}
+
+    def see(layer: int, found: torch.Tensor) -> None:
+        received[layer].append(found)
+
     for group in range(0, pieces, together):
         some = slice(group, min(group + together, pieces))
-        at = positions.repeat_interleave(some.stop - some.start, dim=0)
-        replayed = Replayed(at, asked[:, some], lambda layer, found: received[layer].append(found), columns_before)
+        at, turned = positions.repeat_interleave(some.stop - some.start, dim=1)
+        replayed = Replayed(at, turned, asked[:, some], see, columns_before)
         _forward(cache, tokens[:, some].flatten(0, 1), replayed)
     return asked, {layer: torch.cat(found, dim=2) for layer, found in received.items()}
+
+
+def _each(ends: Sequence[int], rows: int) -> list[int]:
+    """One for each row, of one for each or for all."""
+    return list(ends) * rows if len(ends) == 1 else list(ends)
 
 
 def _begins(longest: int | None, after: Sequence[int], length: int) -> list[int]:
@@ -196,7 +208,7 @@ def _forward(cache: SqueezeCache, tokens: torch.Tensor, replayed: Replayed) -> N
     decoder: nn.Module = cache._attachment.layout.decoder
     given: dict[str, Any] = {
         "input_ids" if tokens.ndim == 2 else "inputs_embeds": tokens,
-        "position_ids": replayed.positions,
+        "position_ids": replayed.turned,
         cache_name(decoder): cache,
         "use_cache": True,
     }

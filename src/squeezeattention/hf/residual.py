@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..device import execution_device
-from ..errors import UnsupportedModelError
+from ..errors import SqueezeError, UnsupportedModelError
 from .layout import Layout
 
 _PROBE_TOKENS = 6
@@ -67,7 +67,7 @@ def find_spots(model: nn.Module, layout: Layout) -> tuple[ResidualSpot, ...]:
         model.eval()
         try:
             with torch.no_grad():
-                model(input_ids=ids.to(execution_device(model)), use_cache=False)
+                _read(model, layout, records, ids)
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -75,6 +75,24 @@ def find_spots(model: nn.Module, layout: Layout) -> tuple[ResidualSpot, ...]:
         for handle in handles:
             handle.remove()
     return tuple(_spot(record, index, layout) for index, record in records.items())
+
+
+def _read(model: nn.Module, layout: Layout, records: dict[int, dict[str, Any]], ids: torch.Tensor) -> None:
+    """Read some tokens, with the decoder alone where the model wants more than text (BLIP-2 an image)."""
+    for reader in (model, layout.decoder):
+        for record in records.values():
+            record["children"].clear()
+        try:
+            reader(input_ids=ids.to(execution_device(reader)), use_cache=False)
+            return
+        except SqueezeError:
+            raise
+        except Exception as error:
+            failed = error
+    raise UnsupportedModelError(
+        f"{type(model).__name__} does not read a few tokens of text alone ({failed}), so it cannot be found where its "
+        'layers add attention, which this signal looks at; use allocator "probe", "uniform" or fixed budgets'
+    ) from failed
 
 
 def _recorder(record: dict[str, Any], key: str) -> Any:
