@@ -67,9 +67,9 @@ class Step:
     """Columns seen when this pass is over, padding included."""
     given: torch.Tensor | None = None
     """Ids [B, length] or embeddings of this pass, if they may be repeated later."""
-    replayed: Replayed | None = None
     position_ids: torch.Tensor | None = None
-    """The model's own positions, if it was told them and the prompt will be repeated."""
+    """The model's own positions, if it was told them and the prompt may be repeated."""
+    replayed: Replayed | None = None
     """What is repeated, if this pass repeats tokens of the prompt and stores nothing."""
     static: bool = False
     """A decode step for a compiler: what follows from ``start`` is read from tensors (see static.py)."""
