@@ -10,6 +10,8 @@ from squeezeattention.errors import ConfigError
 from squeezeattention.hf.layout import inspect_model
 from squeezeattention.testing import FAMILIES, NaiveReference, left_padded, rules_for, teacher_forced, tiny_model
 
+from .conftest import CORE
+
 LENGTHS = (41, 29, 37)
 STEPS = 64
 TOLERANCE = 1e-4
@@ -40,10 +42,11 @@ def test_enough_budget_equals_the_stock_cache(family):
     for policy in POLICIES:
         if refuses(model, policy):
             continue
+        steps = STEPS if policy in CORE else 8  # nothing is evicted: they all do the same
         cache = SqueezeCache(model, budget=max(LENGTHS) + STEPS, policy=policy)
-        ours = teacher_forced(model, cache, rows, generated)
+        ours = teacher_forced(model, cache, rows, generated[:, :steps])
         for got, want in zip(ours, stock, strict=True):
-            assert (got - want).abs().max() <= TOLERANCE, policy
+            assert (got - want[: len(got)]).abs().max() <= TOLERANCE, policy
 
 
 @pytest.mark.parametrize("policy", ["sliding_window", "streaming_llm", "h2o"])
@@ -117,7 +120,7 @@ def by_position(store: LayerStore) -> list[torch.Tensor]:
 def test_a_row_in_a_batch_equals_the_row_alone(family):
     model, _ = family
     rows, generated = story(seed=2)
-    generated = generated[:, :24]
+    generated = generated[:, :12]
     for policy in POLICIES:
         budgets = [9, 26, 14, 19]
         if refuses(model, policy):
