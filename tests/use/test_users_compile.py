@@ -137,3 +137,31 @@ def test_a_forward_that_is_recorded(how):
             record(Around(model, cache), IDS[:, -1:])
         got = model(IDS[:, -1:], past_key_values=cache).logits
     torch.testing.assert_close(got, want[:, -1:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("how", ["vmap", "grad", "jvp"])
+def test_transforms_of_torch_func(how):
+    """Refused through a cache, which goes on as before; without one they do what they always did."""
+    model = tiny_model("llama", num_hidden_layers=2, attn_implementation="eager")
+    cache = SqueezeCache(model, 100, "h2o")
+    embedded = model.get_input_embeddings()(IDS).detach()
+
+    def transformed(cache, given):
+        def run(embeddings):
+            return model(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None).logits
+
+        if how == "vmap":
+            return torch.func.vmap(run)(given[None])[0]
+        if how == "grad":
+            return torch.func.grad(lambda given: run(given).sum())(given)
+        return torch.func.jvp(run, (given,), (torch.ones_like(given),))[0]
+
+    assert transformed(None, embedded).shape[:2] == IDS.shape
+    with torch.no_grad():
+        want = model(IDS).logits
+        model(IDS[:, :-1], past_key_values=cache)
+    with pytest.raises(UnsupportedFeatureError, match=r"torch\.func's transforms"):
+        transformed(cache, embedded[:, -1:])
+    with torch.no_grad():
+        got = model(IDS[:, -1:], past_key_values=cache).logits
+    torch.testing.assert_close(got, want[:, -1:], atol=1e-5, rtol=0)

@@ -25,8 +25,15 @@ def check_tokens(given: Any) -> torch.Tensor:
     return given
 
 
-def check_not_recorded() -> None:
-    """No forward is recorded now, to be played again: what changes from step to step would stay as it was then."""
+def check_runs_as_written() -> None:
+    """No forward is recorded now, to be played again: what changes from step to step would stay as it was then. Nor is
+    it run on tensors that stand for others (``torch.func``), which cannot be kept."""
+    transforms: Any = getattr(torch._C, "_functorch", None)
+    if transforms is not None and transforms.peek_interpreter_stack() is not None:
+        raise UnsupportedFeatureError(
+            "torch.func's transforms (vmap, grad, jvp, ...) cannot go through a SqueezeCache, which keeps what it is "
+            "given: call them on the model without one (use_cache=False); a batch needs no vmap"
+        )
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if traced or torch.compiler.is_exporting():
         raise UnsupportedFeatureError(

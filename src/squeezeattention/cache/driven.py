@@ -13,7 +13,15 @@ from ..errors import CacheStateError, InputError, UnsupportedFeatureError
 from ..hf import compat
 from ..hf.layout import LAYERS_CHANGED
 from ..hf.offsets import offsets_of
-from .checks import check_counted, check_holes, check_not_recorded, check_rows, check_same_text, check_tokens, read_mask
+from .checks import (
+    check_counted,
+    check_holes,
+    check_rows,
+    check_runs_as_written,
+    check_same_text,
+    check_tokens,
+    read_mask,
+)
 from .planned import Planned
 from .step import Step
 
@@ -122,7 +130,7 @@ class Driven(Planned):
         if self._replayed is not None:
             length = self._replayed.positions.shape[1]
             return Step(self, length, [0], None, decoding=False, observe=False, replayed=self._replayed)
-        check_not_recorded()
+        check_runs_as_written()
         given = arguments.get("input_ids")
         if given is None:
             given = arguments.get("inputs_embeds")
