@@ -82,11 +82,11 @@ BEST_WAYS = [
     *_ways("uniform squeeze probe calibrated", "h2o"), *_ways("uniform probe", "streaming_llm"),
     *_ways("probe", "tova"), *_ways("probe global", "echo"),
 ]  # fmt: skip
-LAYER_RULES = "uniform squeeze squeeze:outliers=clamp cake zigzag lazy dynamickv pyramid random"
+LAYER_RULES = "uniform squeeze squeeze:outliers=clamp cake zigzag lazy dynamickv pyramid random probe:heads=equal probe"
 DIVIDING = " ".join(
     (
         "probe", *(f"probe:power={power}" for power in (0.5, 1.0, 2.0, 3.0)),
-        *(f"probe:floor={tokens}" for tokens in (8, 32, 128)), "probe:heads=equal",
+        *(f"probe:floor={tokens}" for tokens in (8, 32, 128)),
     )
 )  # fmt: skip
 MIDDLE = _each("--budget", 0.2, 0.3)
@@ -104,7 +104,7 @@ PROSE: dict[str, list[str]] = {
         *_books("facts"), *_ways("uniform probe adakv global", "criticalkv", "defensivekv", "rkv"), *MIDDLE,
         "--length", "1600", "--samples", "2", "--seed", "51",
     ],
-    # Does any rule that gives every head of a layer the same do better than equal budgets?
+    # Does any rule that gives every head of a layer the same do better than equal budgets, probe's own need among them?
     "layers": [
         *_books("facts"), *_ways(LAYER_RULES, "h2o"), "--budget", "0.3", "--length", "1600", "--samples", "1",
         "--seed", "51",

@@ -25,7 +25,8 @@ MODELS = ("embedded", "depth4", "depth12")
 NAMES = {
     "squeeze": "squeeze, as published", "squeeze:outliers=clamp": "squeeze, outliers clamped", "cake": "CAKE",
     "dynamickv": "DynamicKV", "lazy": "lazy layers", "pyramid": "PyramidKV", "zigzag": "ZigZagKV",
-    "random": "random layers, sizes of squeeze",
+    "random": "random layers, sizes of squeeze", "probe:heads=equal": "probe's need, mean of each layer",
+    "probe": "probe, each head by itself",
 }  # fmt: skip
 
 Cell = dict[str, Any]
@@ -164,6 +165,14 @@ def elsewhere() -> Table:
 
 def _both(measure: Callable[..., str], found: Prose, way: tuple[str | None, str | None]) -> str:
     return " / ".join(filter(None, (measure(*way, budget) for budget in ("0.2", "0.3") if budget in found.budgets)))
+
+
+def sweep() -> Table:
+    """From a twentieth to half of the bytes: the same texts and questions as in the first table."""
+    parts = [Prose("facts"), Prose("sweep")]
+    at = sorted(((budget, one) for one in parts for budget in one.budgets), key=lambda pair: float(pair[0] or 0))
+    rows = [[_title(way), *(one.kept(*way, budget) for budget, one in at)] for way in parts[1].ways]
+    return ["", *(f"{float(budget or 0):.0%}" for budget, _ in at)], rows
 
 
 def rules() -> Table:
@@ -341,6 +350,7 @@ def _facts_lines(record: dict[str, Any]) -> list[tuple[list[str], Line]]:
 TABLES: dict[str, Callable[[], Table]] = {
     "scorers": scorers,
     "facts": facts,
+    "sweep": sweep,
     "elsewhere": elsewhere,
     "rules": rules,
     "dividing": dividing,

@@ -151,6 +151,22 @@ def test_bad_folders(squeeze: Any, tmp_path: Path) -> None:
     refused(squeeze("tiny", *SMALL, "--seed", 1, "--out", tmp_path / "out"), "other settings", "seeds", "--out")
 
 
+def test_a_run_goes_on_with_more(squeeze: Any, tmp_path: Path) -> None:
+    """Of policies, allocators and budgets, not with fewer; what is done stays, and all is as if it had been one run."""
+    more = ("--policy", "streaming_llm/uniform", "--allocator", "zigzag", "--budget", 0.5)
+    assert squeeze("tiny", *SMALL, "--out", tmp_path / "grown").exit_code == 0
+    before = read_rows(tmp_path / "grown")
+    assert squeeze("tiny", *SMALL, *more, "--out", tmp_path / "grown").exit_code == 0
+    after = read_rows(tmp_path / "grown")
+    assert all(row in after for row in before)
+    assert squeeze("tiny", *SMALL, *more, "--out", tmp_path / "at once").exit_code == 0
+    assert [row["id"] for row in after] == [row["id"] for row in read_rows(tmp_path / "at once")]
+    grown, at_once = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("grown", "at once"))
+    assert grown["settings"] == at_once["settings"]
+    assert grown["rows"] == grown["expected"] == at_once["rows"] == 4 * (1 + 3 * 2 + 2)
+    refused(squeeze("tiny", *SMALL, "--out", tmp_path / "grown"), "other settings", "policies", "--out")
+
+
 def test_failures_are_told_by_the_exit_code_and_can_be_tried_again(
     squeeze: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,10 +13,13 @@ from ..errors import EvaluationError
 
 RUN, ROWS = "run.json", "results.jsonl"
 FORMAT, VERSION = "squeezeattention-evaluation", 1
+#: Settings to which a run that goes on may add: they say what else is measured on the same samples.
+_MAY_GROW = ("policies", "allocators", "budgets")
 
 
 class Results:
-    """The folder of a run that goes on: what is done, and where new rows go.
+    """The folder of a run that goes on, perhaps with more policies, allocators or budgets: what is done, and where new
+    rows go.
 
     Raises :class:`EvaluationError` if the folder belongs to another run, is damaged, or is being written by
     another process.
@@ -25,7 +28,7 @@ class Results:
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self.folder = folder
         if (folder / RUN).exists():  # a folder that is refused is left as it is
-            check_same(read_run(folder), run, folder)
+            _check_goes_on(read_run(folder), run, folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = (folder / ROWS).open("ab")
@@ -41,17 +44,18 @@ class Results:
             raise
 
     def _begin(self, run: Mapping[str, Any]) -> None:
-        """Write ``run.json``, or add this machine to the one that is there."""
+        """Write ``run.json``, or add this machine, and what there is more to do, to the one that is there."""
         if not (self.folder / RUN).exists():
             if (self.folder / ROWS).stat().st_size:
                 raise EvaluationError(f"{self.folder} has results but no {RUN} that says what they are of")
             write_json(self.folder / RUN, {"format": FORMAT, "version": VERSION, **run})
             return
         before = read_run(self.folder)
-        check_same(before, run, self.folder)
+        _check_goes_on(before, run, self.folder)
         new = [machine for machine in run["environments"] if machine not in before["environments"]]
-        if new:
-            write_json(self.folder / RUN, {**before, "environments": [*before["environments"], *new]})
+        if new or before["settings"] != run["settings"]:
+            whole = {**before, "settings": run["settings"], "environments": [*before["environments"], *new]}
+            write_json(self.folder / RUN, whole)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row, whole and for good, before this returns."""
@@ -67,6 +71,13 @@ class Results:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _check_goes_on(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """As :func:`check_same`, but there may be more of :data:`_MAY_GROW` now."""
+    old, new = before["settings"], now["settings"]
+    grown = {name: new[name] for name in _MAY_GROW if name in old and set(old[name]) <= set(new[name])}
+    check_same({**before, "settings": {**old, **grown}}, now, folder)
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
