@@ -134,14 +134,16 @@ SELECTIONS = ("uniform", "squeeze", "adakv", "probe", "calibrated", "global")
 
 
 def scorers() -> Table:
-    """Scorers by selections, two budgets a cell."""
-    found = Prose("facts")
-    selections = [one for one in SELECTIONS if any(way[1] == one for way in found.ways)]
-    rows = []
-    for policy in dict.fromkeys(way[0] for way in found.ways):
-        cells = [[found.kept(policy, one, budget) for budget in found.budgets] for one in selections]
-        rows.append([f"`{policy}`", *(" / ".join(filter(None, cell)) for cell in cells)])
-    return ["", *(f"`{one}`" if one != "uniform" else "equal" for one in selections)], rows
+    """Scorers by selections, two budgets a cell; those that are kin to others have a record of their own."""
+    records = [Prose(name) for name in ("facts", "scorers") if has("smollm2", name)]
+    selections = [one for one in SELECTIONS if any(way[1] == one for found in records for way in found.ways)]
+    rows = {}
+    for found in records:
+        for policy in dict.fromkeys(way[0] for way in found.ways):
+            cells = [[found.kept(policy, one, budget) for budget in found.budgets] for one in selections]
+            rows[str(policy)] = [f"`{policy}`", *(" / ".join(filter(None, cell)) for cell in cells)]
+    head = ["", *(f"`{one}`" if one != "uniform" else "equal" for one in selections)]
+    return head, [rows[policy] for policy in sorted(rows)]
 
 
 #: Evaluations of the best ways, and what their columns are called.
