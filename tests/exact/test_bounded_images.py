@@ -9,31 +9,17 @@ from squeezeattention import SqueezeCache
 from squeezeattention.errors import UnsupportedFeatureError
 from squeezeattention.testing import tiny_model
 
+from ..random_models import BEGIN, END, IMAGE, qwen3_vl
+
 if not hasattr(transformers, "Qwen3VLForConditionalGeneration"):
     pytest.skip("this release has no Qwen3-VL", allow_module_level=True)
 
-IMAGE, BEGIN, END = 100, 102, 103
 LENGTH = 48
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    config = transformers.Qwen3VLConfig(
-        text_config={
-            "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "head_dim": 8,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-            "rope_parameters": rope,
-        },
-        vision_config={
-            "depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4,
-            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32, "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        image_token_id=IMAGE, video_token_id=101, vision_start_token_id=BEGIN, vision_end_token_id=END,
-    )  # fmt: skip
-    return transformers.Qwen3VLForConditionalGeneration(config).eval()
+    return qwen3_vl(layers=4, depth=3, deepstack=[0, 1])
 
 
 def prompts():

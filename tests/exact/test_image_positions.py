@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from transformers import DynamicCache
 
 from squeezeattention import SqueezeCache
@@ -10,7 +9,8 @@ from squeezeattention.errors import UnsupportedFeatureError
 from squeezeattention.policies import StreamingLLM
 from squeezeattention.testing import tiny_model
 
-IMAGE, BEGIN, END = 100, 102, 103
+from ..random_models import BEGIN, END, IMAGE, qwen3_vl, spread
+
 TEXT = [*range(3, 15), BEGIN, *[IMAGE] * 16, END, *range(20, 38)]
 LATER = torch.arange(40, 52)[None]
 BY_COUNTING = {
@@ -20,29 +20,7 @@ BY_COUNTING = {
 
 
 def vision_model():
-    if not hasattr(transformers, "Qwen3VLForConditionalGeneration"):
-        pytest.skip("this release has no Qwen3-VL")
-    torch.manual_seed(0)
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    config = transformers.Qwen3VLConfig(
-        text_config={
-            "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
-            "rope_parameters": rope,
-        },
-        vision_config={
-            "depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4,
-            "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 32, "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0],
-        },
-        image_token_id=IMAGE, video_token_id=101, vision_start_token_id=BEGIN, vision_end_token_id=END,
-    )  # fmt: skip
-    model = transformers.Qwen3VLForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(std=0.9 * parameter.shape[-1] ** -0.5)
-    return model
+    return spread(qwen3_vl(layers=2, depth=1, deepstack=[0]))
 
 
 def prompt():

@@ -12,6 +12,8 @@ from squeezeattention.errors import InputError, UnsupportedFeatureError, Unsuppo
 from squeezeattention.hf.layout import inspect_model
 from squeezeattention.testing import NaiveReference, tiny_model
 
+from ..random_models import spread
+
 IDS = torch.randint(3, 90, (2, 40), generator=torch.Generator().manual_seed(5))
 SHAPE = {
     "vocab_size": 101, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -40,12 +42,7 @@ def build(model_class, config_class, *, plain=False, **settings):
         pytest.skip("a newer family")
     torch.manual_seed(0)
     config = getattr(transformers, config_class)(**settings if plain else {**SHAPE, **settings})
-    model = getattr(transformers, model_class)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(std=0.9 * parameter.shape[-1] ** -0.5)
-    return model
+    return spread(getattr(transformers, model_class)(config).eval())
 
 
 def gemma3(**settings):

@@ -10,6 +10,8 @@ from squeezeattention.hf import compat
 from squeezeattention.hf.layout import inspect_model
 from squeezeattention.testing import REFERENCE_POLICIES, NaiveReference, Recorded, teacher_forced
 
+from ..random_models import spread
+
 LENGTHS, STEPS, TOLERANCE = (41, 22, 37), 12, 1e-4
 SHAPE = {"vocab_size": 101, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 256, "rotary_dim": 4, "n_inner": 48}
 FAMILIES = {"gptj": ("GPTJConfig", "GPTJForCausalLM"), "codegen": ("CodeGenConfig", "CodeGenForCausalLM")}
@@ -23,10 +25,7 @@ def test_what_is_carried_now_equals_the_reference(family, policy):
     model = kind(config(**SHAPE, bos_token_id=1, eos_token_id=2)).eval()
     if not compat.uses_interface(model):
         pytest.skip("this release of transformers computes its attention elsewhere; it is refused")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(std=0.9 * parameter.shape[-1] ** -0.5)
+    spread(model)
     rows = [torch.randint(3, 101, (n,)).tolist() for n in LENGTHS]
     generated = torch.randint(3, 101, (3, STEPS))
     if policy == "expected_attention":

@@ -8,6 +8,8 @@ from squeezeattention import SqueezeCache, squeeze
 from squeezeattention.errors import UnsupportedModelError
 from squeezeattention.hf import attachment
 
+from ..random_models import spread
+
 LENGTH = 38
 ANSWER = {
     "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "output_logits": True,
@@ -29,12 +31,7 @@ def model():
         num_query_tokens=8, image_token_index=199,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = transformers.Blip2ForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(std=0.9 * parameter.shape[-1] ** -0.5)
-    return model
+    return spread(transformers.Blip2ForConditionalGeneration(config).eval())
 
 
 def given():

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..allocators import Allocator, resolve_allocator
 from ..attention.rope import Rerotation
+from ..by_row import by_row
 from ..defaults import DEFAULT_BUDGET, DEFAULT_POLICY, MIN_TOKENS
 from ..errors import (
     BudgetError,
@@ -213,12 +214,9 @@ class SqueezeCache(Driven):
         plans = self._plans
         if self._keeps_all and plans:
             rows = max(len(plans), len(self._next))
-            held = self._next * rows if len(self._next) == 1 else self._next
-            plans = [
-                self._planner.grown(plan, tokens)
-                for plan, tokens in zip(plans * rows if len(plans) == 1 else plans, held, strict=True)
-            ]
-        return plans * self._rows if len(plans) == 1 else list(plans)
+            pairs = zip(by_row(plans, rows), by_row(self._next, rows), strict=True)
+            plans = [self._planner.grown(plan, tokens) for plan, tokens in pairs]
+        return by_row(plans, self._rows)
 
     def lengths(self) -> list[int]:
         """Tokens that each layer holds now (of the longest row and KV head)."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..by_row import by_row
 from ..errors import CacheStateError, InputError, UnsupportedFeatureError
 from ..hf import compat
 from ..hf.layout import LAYERS_CHANGED
@@ -203,8 +204,8 @@ class Driven(Planned):
         last = given[..., -1]
         if last.ndim == 2:  # time, height and width of an image's tokens; some models count the tokens before these
             last = last[-3:].amax(dim=0)
-        read = self._next * len(last) if len(self._next) == 1 else self._next
-        told = last.tolist() * len(read) if len(last) == 1 else last.tolist()
+        rows = max(len(last), len(self._next))
+        told, read = by_row(last.tolist(), rows), by_row(self._next, rows)
         return [position + 1 - tokens for position, tokens in zip(told, read, strict=True)]
 
     @property

@@ -11,6 +11,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from ..allocators import Allocator
+from ..by_row import by_row
 from ..errors import SqueezeError, UnsupportedModelError
 from ..hf.attachment import Attachment
 from ..hf.replay import Replayed, Text, replay_prompt, replay_sample
@@ -222,8 +223,7 @@ class Planned(Cache):
         elif len(plans) == 1 and plans[0].head_budgets is None:
             budget = plans[0].budgets[layer.index]
         else:
-            each = [plan.heads(layer.index, heads) for plan in plans]
-            budget = each * rows if len(each) == 1 else each
+            budget = by_row([plan.heads(layer.index, heads) for plan in plans], rows)
         layer.compact(budget, [row - 1 for row in after], padded, more=more)
         self._note_bytes(layer)
 
@@ -309,8 +309,7 @@ class Planned(Cache):
 
     def _next_after(self, counts: Sequence[int]) -> list[int]:
         """The position of each row's next token after so many more of its own."""
-        before = self._next * len(counts) if len(self._next) == 1 else self._next
-        return [after + count for after, count in zip(before, counts, strict=True)]
+        return [after + count for after, count in zip(by_row(self._next, len(counts)), counts, strict=True)]
 
     def _note_bytes(self, layer: LayerTokens) -> None:
         """Keep the peak up to date after a layer's storage changed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..by_row import by_row
 from ..policies import EvictionPolicy, Tokens
 from ..policies.ranking import victim
 from .ragged import RaggedStore, RunView
@@ -17,7 +18,7 @@ def note_fill(store: RaggedStore, after: list[int], seen: int) -> None:
     with a smaller budget say, may have holes for as long as it lives.
     """
     units = store.units
-    rows = torch.tensor(after * units.rows if len(after) == 1 else after, device=units.device)
+    rows = torch.tensor(by_row(after, units.rows), device=units.device)
     held = [(run.positions >= 0).sum(1) == rows[run.rows].clamp(max=run.room) for run in store.runs]
     whole = torch.stack([run.all() for run in held]).tolist()
     for run, complete in zip(store.runs, whole, strict=True):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..by_row import by_row
 from ..positions import longest_of
 from ..signals.replay import Replay
 from .arguments import cache_name
@@ -136,7 +137,7 @@ class _Reading:
     @classmethod
     def of(cls, text: Sequence[Text], before: Sequence[int], after: Sequence[int]) -> _Reading:
         rows = len(text[0][0])
-        begin, end = (_each(ends, rows) for ends in (before, after))
+        begin, end = (by_row(ends, rows) for ends in (before, after))
         counts = [last - first for first, last in zip(begin, end, strict=True)]
         whole = torch.cat([given for given, _ in text], dim=1)
         if any(real is not None for _, real in text):
@@ -173,7 +174,7 @@ def _replay(
     tokens = reading.take(first[..., None] + torch.arange(-lead, length))  # [B, k, m(, W)]
     asked = reading.positions(first[..., None] + torch.arange(length)).to(device)
     longest = longest_of(cache._attachment.layout.config)
-    told = [row + ahead for row, ahead in zip(reading.after, _each(cache._ahead, len(reading.after)), strict=True)]
+    told = [row + ahead for row, ahead in zip(reading.after, by_row(cache._ahead, len(reading.after)), strict=True)]
     begins = torch.tensor([_begins(longest, ends, lead + length) for ends in (reading.after, told)], device=device)
     (columns_before,) = _begins(longest, [int(cache.get_seq_length())], lead + length)
     positions = begins[..., None] + torch.arange(lead + length, device=device)  # ours, and the model's
@@ -190,11 +191,6 @@ def _replay(
         replayed = Replayed(at, turned, asked[:, some], see, columns_before)
         _forward(cache, tokens[:, some].flatten(0, 1), replayed)
     return asked, {layer: torch.cat(found, dim=2) for layer, found in received.items()}
-
-
-def _each(ends: Sequence[int], rows: int) -> list[int]:
-    """One for each row, of one for each or for all."""
-    return list(ends) * rows if len(ends) == 1 else list(ends)
 
 
 def _begins(longest: int | None, after: Sequence[int], length: int) -> list[int]:
