@@ -33,7 +33,8 @@ class Text:
         self.model, self.flat, self.press = model, bool(flat), press
         self.cache, self.position = DynamicCache(), ids.shape[1]
         with press(model):
-            model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            at = torch.arange(ids.shape[1])  # newer releases of transformers hand on what they are given, and make none
+            model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1, cache_position=at)
         self.token = torch.tensor([[7]])
 
     def decode(self, steps: int) -> float:

@@ -5,7 +5,8 @@ Evaluations that are complete are left as they are, one that was stopped goes on
 
 ``--model smollm2 --texts FOLDER`` is the grid on a real model: prose of four novels, plain text of Project Gutenberg's
 editions as alice.txt, sherlock_holmes.txt, war_of_the_worlds.txt and frankenstein.txt. ``--data FOLDER`` has XSum's and
-CNN/DailyMail's test parts as xsum/test.jsonl and cnn_dailymail/test.jsonl.
+CNN/DailyMail's test parts as xsum/test.jsonl and cnn_dailymail/test.jsonl. Texts of other kinds are made before, by
+kinds.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import kinds
+import samples
 
 ROOT = Path(__file__).parent.parent
 OUT = Path("benchmarks/eval")
@@ -89,6 +93,8 @@ DIVIDING = " ".join(
         *(f"probe:floor={tokens}" for tokens in (8, 32, 128)),
     )
 )  # fmt: skip
+SAMPLING = " ".join(f"probe:signal={name}" for name in samples.NAMES)
+CALIBRATED_ON = " ".join(f"{kinds.CALIBRATIONS / name}.json" for name in (*kinds.KINDS, kinds.SHORT[0]))
 MIDDLE = _each("--budget", 0.2, 0.3)
 #: The same for models that can answer questions about prose.
 PROSE: dict[str, list[str]] = {
@@ -139,6 +145,21 @@ PROSE: dict[str, list[str]] = {
     "repeating": [
         *_books("facts"), *_ways("global", *(f"echo:replay={tokens}" for tokens in (128, 256, 512, 1024))), *MIDDLE,
         "--length", "1600", "--samples", "2", "--seed", "51",
+    ],
+    # What must `probe` repeat: how much, from where, led in by what?
+    "sampling": [
+        "--include", "benchmarks/samples.py", *_books("facts"), *_ways(SAMPLING, "h2o"), *MIDDLE, "--length", "1600",
+        "--samples", "2", "--seed", "51",
+    ],
+    # What is a calibration on one kind of texts worth on novels ...
+    "transfer": [
+        *_books("facts"), *_ways(CALIBRATED_ON, "h2o"), *MIDDLE, "--length", "1600", "--samples", "2", "--seed", "51",
+    ],
+    # ... and one on novels on other kinds?
+    "kinds": [
+        *_each("-t", *(f"facts:path={kinds.TEXTS / name}.txt" for name in kinds.KINDS)),
+        *_ways("uniform probe calibrated", "h2o"), *_ways("global", "echo"), *MIDDLE, "--length", "1600", "--samples",
+        "2", "--seed", "56",
     ],
     # The same facts in longer texts
     "long": [*_books("facts"), *BEST_WAYS, *MIDDLE, "--length", "4000", "--samples", "2", "--seed", "54"],

@@ -16,11 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import kinds
+import samples
 from facts_summary import Line, bootstrap, full_of, lines_of
 
 ROOT = Path(__file__).parent.parent
 EVAL = ROOT / "benchmarks" / "eval"
-DOCS = [ROOT / "docs" / name for name in ("results.md", "embedded-model.md")]
+DOCS = [ROOT / "docs" / name for name in ("results.md", "ablations.md", "embedded-model.md")]
 MODELS = ("embedded", "depth4", "depth12")
 NAMES = {
     "squeeze": "squeeze, as published", "squeeze:outliers=clamp": "squeeze, outliers clamped", "cake": "CAKE",
@@ -76,10 +78,11 @@ def named(rule: str) -> str:
 class Prose:
     """One evaluation on the real model: its contexts, whatever the book, and its ways to hold the cache."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, task: str = "") -> None:
+        """``task``: a part of the name of those that are wanted."""
         self.rows: dict[tuple[str | None, str | None, str | None], dict[str, dict[str, Any]]] = {}
-        for line in (EVAL / f"smollm2-{name}" / "results.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        lines = (EVAL / f"smollm2-{name}" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        for row in (row for row in map(json.loads, lines) if task in row["task"]):
             config, context = row["config"], f"{row['task']}/{row['length']}/{row['seed']}/{row['index']}"
             key = (config["policy"], config["allocator"], config["budget"])
             self.rows.setdefault(key, {})[context] = row
@@ -124,10 +127,12 @@ class Prose:
         return f"{statistics.fmean(losses):.2f} nats of {len(losses)}"
 
     def lost(self, *way: str | None) -> str:
-        """Nats a token more than the full cache over the tokens that follow."""
-        pairs = [(own, base) for row, full in self.pairs(*way)
-                 for own, base in zip(row["losses"], full["losses"], strict=True)]  # fmt: skip
-        return f"{statistics.fmean(own - base for own, base in pairs):+.3f}" if pairs else ""
+        """Nats a token more than the full cache over the tokens that follow, with a 95 % interval over contexts."""
+        pairs = self.pairs(*way)
+        more = [sum(row["losses"]) - sum(full["losses"]) for row, full in pairs]
+        tokens = [len(row["losses"]) for row, _ in pairs]
+        low, high = bootstrap(more, tokens)
+        return f"{sum(more) / sum(tokens):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 SELECTIONS = ("uniform", "squeeze", "adakv", "probe", "calibrated", "global")
@@ -149,20 +154,24 @@ def scorers() -> Table:
 #: Evaluations of the best ways, and what their columns are called.
 ELSEWHERE = {
     "facts": "hidden, 1,600 tokens", "visible": "visible", "conversations": "conversations",
-    "long": "hidden, 4,000 tokens", "following": "nats",
+    "long": "hidden, 4,000 tokens",
 }  # fmt: skip
 
 
 def elsewhere() -> Table:
-    """The same ways with questions in the prompt, in longer texts, and what going on with a text costs."""
+    """The same ways with questions in the prompt, in conversations and in longer texts."""
     found = {name: Prose(name) for name in ELSEWHERE if has("smollm2", name)}
     ways = max((one.ways for name, one in found.items() if name != "facts"), key=len)
-    rows = []
-    for way in ways:
-        cells = [_both(one.lost if name == "following" else one.kept, one, way) for name, one in found.items()]
-        rows.append([_title(way), *cells])
-    last = ["full cache", *(one.loss() if name == "following" else one.right() for name, one in found.items())]
-    return ["", *(ELSEWHERE[name] for name in found)], [*rows, last]
+    rows = [[_title(way), *(_both(one.kept, one, way) for one in found.values())] for way in ways]
+    return ["", *(ELSEWHERE[name] for name in found)], [*rows, ["full cache", *(one.right() for one in found.values())]]
+
+
+def following() -> Table:
+    """What going on with the text costs."""
+    found = Prose("following")
+    rows = [[_title(way), *(found.lost(*way, budget) for budget in found.budgets)] for way in found.ways]
+    head = [f"{float(budget or 0):.0%}" for budget in found.budgets]
+    return [f"full cache: {found.loss()} tokens", *head], rows
 
 
 def _both(measure: Callable[..., str], found: Prose, way: tuple[str | None, str | None]) -> str:
@@ -195,6 +204,39 @@ def repeating() -> Table:
     tokens = {way: int(str(way[0]).rpartition("=")[2]) for way in found.ways}
     head, rows = _by_budget(found, {way: f"{tokens[way]} tokens" for way in sorted(tokens, key=tokens.__getitem__)})
     return head, [*rows, ["all", *_kept(whole, ("echo", "global"), found.budgets)]]
+
+
+def sampling() -> Table:
+    """What probe repeats; its own sample is of another record with the same texts."""
+    found, own = Prose("sampling"), Prose("dividing")
+    titles = {
+        **{f"{pieces}x{length}": f"{pieces} x {length} tokens" for pieces, length in samples.SIZES},
+        **{name: f"4 x 32, {name.replace('-', ' ')}" for name in samples.OTHERS},
+        **{f"{name}-quarter": f"4 x 32, from the {name} quarter" for name in samples.PLACES},
+    }
+    ways = {("h2o", f"probe:signal=replay-{name}"): title for name, title in titles.items()}
+    head, rows = _by_budget(found, ways)
+    return head, [["4 x 32 tokens, `probe`", *_kept(own, ("h2o", "probe"), found.budgets)], *rows]
+
+
+def transfer() -> Table:
+    """Calibrations on other kinds of texts, on novels."""
+    found, own = Prose("transfer"), Prose("facts")
+    titles = {"short": "pieces of 256 tokens", **{name: name for name in kinds.KINDS}}
+    ways = {("h2o", f"{kinds.CALIBRATIONS / name}.json"): title for name, title in titles.items()}
+    head, rows = _by_budget(found, ways)
+    ours = {"calibrated": "this project's docs, the shipped one", "probe": "nothing: `probe` looks at each prompt"}
+    first = [[title, *_kept(own, ("h2o", name), found.budgets)] for name, title in ours.items()]
+    return ["calibrated on", *head[1:]], [*first, *rows]
+
+
+def other_kinds() -> Table:
+    """Facts in texts that are no novels."""
+    found = {name: Prose("kinds", f"kinds/{name}.txt") for name in kinds.KINDS}
+    rows = [
+        [_title(way), *(_both(one.kept, one, way) for one in found.values())] for way in found["code"].ways
+    ]  # fmt: skip
+    return ["", *found], [*rows, ["full cache", *(one.right() for one in found.values())]]
 
 
 def _by_budget(found: Prose, titles: dict[tuple[str | None, str | None], str]) -> Table:
@@ -354,9 +396,11 @@ TABLES: dict[str, Callable[[], Table]] = {
     "facts": facts,
     "sweep": sweep,
     "elsewhere": elsewhere,
+    "following": following,
     "rules": rules,
     "dividing": dividing,
     "repeating": repeating,
+    "transfer": transfer,
     "summaries": summaries,
     "why": why,
     "kvpress": kvpress,
