@@ -33,8 +33,8 @@ class PartOf(Replay):
 
 
 for pieces, length in SIZES:
-    SIGNALS.register(f"replay-{pieces}x{length}", partial(Replay, pieces=pieces, length=length))
+    SIGNALS.register(f"replay-{pieces}x{length}", partial(Replay, pieces=pieces, length=length), replace=True)
 for name, given in OTHERS.items():
-    SIGNALS.register(f"replay-{name}", partial(Replay, **given))  # type: ignore[arg-type]
+    SIGNALS.register(f"replay-{name}", partial(Replay, **given), replace=True)  # type: ignore[arg-type]
 for name, part in PLACES.items():
-    SIGNALS.register(f"replay-{name}-quarter", partial(PartOf, *part))
+    SIGNALS.register(f"replay-{name}-quarter", partial(PartOf, *part), replace=True)
