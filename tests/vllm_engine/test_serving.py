@@ -291,7 +291,6 @@ def test_bad_plans_stop_the_engine(engine, folder, monkeypatch):
         ({"plan": BudgetPlan.from_budgets([64] * 5 + [31]).to_dict()}, {}, BudgetError, "less than a block"),
         ({"plan": plan, "policy": "h2o", "design": "compact"}, {}, UnsupportedFeatureError, "ranks single tokens"),
         ({"plan": plan, "policy": "h2o"}, {"enable_prefix_caching": True}, UnsupportedFeatureError, "prefix caching"),
-        ({"plan": plan, "policy": "h2o"}, {"enable_chunked_prefill": True}, UnsupportedFeatureError, "chunked prefill"),
         ({"plan": other}, {}, PlanError, "belongs to the model 'llama-6x8x128'"),
         ({"plan": plan, "colour": "red"}, {}, ConfigError, "colour"),
         ({"plan": plan}, {"disable_hybrid_kv_cache_manager": True}, UnsupportedFeatureError, "hybrid"),

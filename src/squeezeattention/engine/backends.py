@@ -178,6 +178,7 @@ def slab_impl() -> type:
 @functools.cache
 def slab_backend(backend: type) -> type:
     """A backend whose metadata is a :class:`SlabBatch`."""
+    import torch
     from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder, subclass_attention_backend
 
     class Builder(AttentionMetadataBuilder):
@@ -189,15 +190,16 @@ def slab_backend(backend: type) -> type:
             return AttentionCGSupport.NEVER
 
         def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> SlabBatch:
-            common, rows = common_attn_metadata, common_attn_metadata.num_reqs
+            common, rows, spec = common_attn_metadata, common_attn_metadata.num_reqs, self.kv_cache_spec
             offsets = common.query_start_loc_cpu[: rows + 1].tolist()
             stops = common.seq_lens_cpu_upper_bound[:rows].tolist()
             starts = [stop - (last - first) for stop, first, last in zip(stops, offsets, offsets[1:], strict=False)]
-            return SlabBatch(
-                offsets,
-                starts,
-                _prompt_lengths(rows).tolist(),
-                common.block_table_tensor[:, : self.kv_cache_spec.most_blocks].long(),
-            )
+            prompts, table = _prompt_lengths(rows).tolist(), common.block_table_tensor[:rows].long()
+            if not spec.whole_prompts:
+                return SlabBatch(offsets, starts, prompts, table[:, : spec.most_blocks])
+            front = torch.tensor([spec.prompt_blocks(tokens) for tokens in prompts], device=table.device)
+            columns = front[:, None] + torch.arange(spec.most_blocks, device=table.device)
+            slab = table.gather(1, columns.clamp(max=table.shape[1] - 1))  # the longest prompts' may end before
+            return SlabBatch(offsets, starts, prompts, slab, table)
 
     return subclass_attention_backend("Slab", backend, Builder)

@@ -43,6 +43,8 @@ class Carried:
     """Plans per prompt: who makes them."""
     slab: ByLength[SlabPlan] | None = None
     """The slab: what requests keep, by the length of their prompt; ``blocks`` are those of the longest."""
+    whole_prompts: bool = False
+    """The slab: whether prompts lie in blocks until they have been read."""
 
     @property
     def is_slab(self) -> bool:
@@ -63,6 +65,7 @@ def carried(vllm_config: Any) -> Carried | None:
             known = Carried(settings, planner.nominal(), planner.lanes(), planner)
         elif settings.design == "slab":
             known = _slab(settings, size, vllm_config.model_config.get_total_num_kv_heads())
+            known = dataclasses.replace(known, whole_prompts=_in_pieces(vllm_config))
         else:
             blocks = settings.blocks(size, text.num_hidden_layers).leveled(MOST_GROUPS)
             known = Carried(settings, blocks, assign_lanes(blocks.layers))
@@ -98,6 +101,11 @@ def _slab(settings: EngineSettings, block_size: int, n_heads: int) -> Carried:
     else:
         lanes = lanes_without_waste(layers) if settings.by_head else assign_lanes(layers)
     return Carried(settings, slab.longest.blocks, lanes, slab=slab)
+
+
+def _in_pieces(vllm_config: Any) -> bool:
+    """Whether a step may read a part of a prompt only."""
+    return bool(vllm_config.scheduler_config.enable_chunked_prefill or vllm_config.cache_config.enable_prefix_caching)
 
 
 def given_to(vllm_config: Any) -> Any:
@@ -155,10 +163,18 @@ def _refuse(vllm_config: Any, settings: EngineSettings) -> None:
         "encoder-decoder models": bool(model.is_encoder_decoder),
     }
     if slab:
-        scheduler = vllm_config.scheduler_config
+        policy = settings.make_policy()
+        last = policy.last_queries if isinstance(policy, Scored) else 0
+        cached, chunked = "prefix caching (--no-enable-prefix-caching)", "chunked prefill (--no-enable-chunked-prefill)"
+        caching = bool(vllm_config.cache_config.enable_prefix_caching)
+        several = f"under policy {policy.name!r} (it looks at the prompt's last {last} queries"
         refused |= {
-            "prefix caching (--no-enable-prefix-caching)": bool(vllm_config.cache_config.enable_prefix_caching),
-            "chunked prefill (--no-enable-chunked-prefill)": bool(scheduler.enable_chunked_prefill),
+            f"{cached} under policy {policy.name!r} (it sums the attention of all queries of a prompt, and "
+            "those that another prompt has run are gone)": caching and policy.needs_scores,
+            f"{cached} {several}, which another prompt may have run)": caching and last > 1,
+            f"{chunked} {several}, which may lie in several pieces)": (
+                bool(vllm_config.scheduler_config.enable_chunked_prefill) and last > 1
+            ),
         }
     if parallel.tensor_parallel_size > 1:
         policy = settings.make_policy()

@@ -11,6 +11,8 @@ vLLM loads :func:`register` in each of its processes (entry point ``vllm.general
 ``GPUModelRunner.execute_model``             ... budgets are chosen for the prompts that a step ends (choosing.py)
 ``GPUModelRunner.sample_tokens``             ... the step's output takes the choices along
 ``Scheduler.update_from_output``             ... and the scheduler gives back what they do not keep
+``KVCacheManager.get_computed_blocks``       a request that was preempted finds no more than its prompt in the prefix
+                                             cache: what it has generated saw other tokens than a prompt's would
 ``InputProcessor.__init__``                  made before the workers, whose errors do not arrive as what they are:
                                              refuses what a plan cannot be combined with
 ``InputProcessor.resolve_watermarking``      asked by every beam search before it begins, which a plan would not bound
@@ -45,6 +47,7 @@ def register() -> None:
 
 def _install() -> None:
     from vllm.model_executor.layers.attention import Attention
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -56,6 +59,7 @@ def _install() -> None:
     _wrap(GPUModelRunner, "execute_model", _execute_model)
     _wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
     _wrap(Scheduler, "update_from_output", _update_from_output)
+    _wrap(KVCacheManager, "get_computed_blocks", _get_computed_blocks)
     _wrap(InputProcessor, "__init__", _check_config)
     _wrap(InputProcessor, "resolve_watermarking", _check_params)
 
@@ -115,7 +119,7 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
             rooms = plan.slab.map(lambda own: own.rooms[index][: layer.impl.num_kv_heads])  # equal, on several ranks
             layer.impl = slab_impl()(layer, plan.settings.make_policy(), rooms)
         slots = plan.slab.map(lambda own: own.blocks.layers[index].total * spec.block_size)
-        return SlabSpec.of(spec, slots, lane=lane)
+        return SlabSpec.of(spec, slots, lane=lane, whole_prompts=plan.whole_prompts)
     return SqueezeSpec.of(spec, blocks, windowed_prefill=plan.settings.prefill == "windowed", lane=lane,
                           per_prompt=plan.planner is not None)  # fmt: skip
 
@@ -160,6 +164,16 @@ def _check_params(original: Callable[..., Any], processor: Any, params: Any) -> 
                 "transformers"
             )
     return original(processor, params)
+
+
+def _get_computed_blocks(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    blocks, tokens, *more = original(manager, request)
+    spec = manager.kv_cache_config.kv_cache_groups[0].kv_cache_spec if tokens >= request.num_prompt_tokens else None
+    if spec is not None and getattr(spec, "cuts_read_prompts", False):
+        # ... and its prompt's last token is read, so that it is cut again.
+        tokens = (request.num_prompt_tokens - 1) // spec.block_size * spec.block_size
+        blocks = manager.truncate_computed_blocks(blocks, tokens)
+    return blocks, tokens, *more
 
 
 # ------------------------------------------------------------ plans per prompt

@@ -2,20 +2,25 @@
 
 ::
 
-    blocks of a request   [ 7 | 12 | 3 ]          its slab: claimed when it is admitted, given back when it ends
-    places                0 .. 3 * H * b - 1      one token of one KV head each: b a block and head, in a row
+    blocks of a request   [ 4 | 9 | 5 | 1 ][ 7 | 12 | 3 ]     its prompt's, until that has been read, and its slab's
+    places                                 0 .. 3 * H * b - 1      one token of one KV head each: b a block and head
     rooms                 [ head 0 | 1 | head 2 ........... | head 3 ]      each head's budget, one behind the other
 
-A place is in block ``table[place // (H * b)]``, whose bytes are the same for one head with many tokens as for many
-heads with few. Positions (and scores) lie in tensors of the layer's own, indexed as the keys and values are. A prompt
-is attended to exactly, and the tokens that stay are written; a decode step writes over the one that goes. For a step
-the places of a batch are lent to a store of the library's (cache/ragged.py), which chooses and attends.
+A place is in block ``slab[place // (H * b)]``, whose bytes are the same for one head with many tokens as for many
+heads with few. Positions (and scores) lie beside the pool (beside.py), indexed as the keys and values are. A prompt
+is attended to exactly, and when its last token has been read those that stay are written to the slab; a decode step
+writes over the one that goes. For a step the places of a batch are lent to a store of the library's (cache/ragged.py),
+which chooses and attends.
+
+A prompt that is read in pieces, or begins as an earlier one did, lies whole in blocks of its own until its end, and
+each piece attends to what lies there. A prompt that is always read in one step has no need of them, and no such blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -28,9 +33,12 @@ from ..cache.ragged import RaggedStore
 from ..cache.scorer import TokenScorer
 from ..cache.slots import masks_of, slots_of
 from ..cache.store import LayerStore
+from ..errors import CacheStateError
 from ..policies import EvictionPolicy, LayerView, Scored
 from ..policies.scored import SURE, scores_of
+from .beside import Beside
 from .places import Places, PlacesByRoom
+from .rows import prompt_slots, read, write
 
 #: Tokens of a prompt -> places of each KV head.
 Rooms = Callable[[int], Sequence[int]]
@@ -47,12 +55,27 @@ class SlabBatch:
     prompts: Sequence[int]
     """[R] tokens of its prompt."""
     tables: torch.Tensor
-    """[R, n] its blocks; those behind its own are not read."""
+    """[R, n] blocks of its slab; those behind its own are not read."""
+    prompt_tables: torch.Tensor | None = None
+    """[R, m] blocks of its prompt, which lies there whole until it has been read; ``None``: prompts are read in one
+    step, and lie nowhere."""
+
+
+class _Piece(NamedTuple):
+    """Tokens of a prompt that a step reads."""
+
+    request: int
+    rows: slice
+    """Of the batch's tokens."""
+    start: int
+    """Position of the first."""
+    lies: torch.Tensor | None
+    """[H, N] slots of the prompt up to here, if it lies in blocks."""
 
 
 class SlabLayer:
     """One layer's places. Shapes: R requests, H KV heads, Hq query heads, D width, blocks of b slots, S places in all
-    of a batch, U = R * H units.
+    of a batch, U = R * H units, N tokens of a prompt up to those that are being read.
 
     ``rooms``: how many tokens each KV head keeps, by the tokens of the prompt.
     """
@@ -63,8 +86,7 @@ class SlabLayer:
         self.scoring = Scoring(scale, softcap)
         self._scores_anything = policy.needs_scores or policy.scores_tokens
         self._places = PlacesByRoom(policy)
-        self._positions = torch.empty(0)
-        self._scores: torch.Tensor | None = None
+        self._beside: Beside | None = None
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, batch: SlabBatch
@@ -81,17 +103,17 @@ class SlabLayer:
         """
         self._prepare(cache)
         out = torch.empty_like(query)
+        pieces: list[_Piece] = []
         steps: list[tuple[int, int]] = []  # request, token
         for request, (first, last) in enumerate(zip(batch.offsets[:-1], batch.offsets[1:], strict=True)):
-            start, prompt = batch.starts[request], batch.prompts[request]
-            read = max(0, min(last - first, prompt - start))
-            if read:
-                rows = slice(first, first + read)
-                places = self._places.of([self.rooms(prompt)], cache.device)
-                slots = places.slots(batch.tables[request : request + 1], cache)
-                out[rows] = self._read(query[rows], key[rows], value[rows], cache, places, slots)
+            some = max(0, min(last - first, batch.prompts[request] - batch.starts[request]))
+            if some:
+                pieces.append(self._lay_down(key, value, cache, batch, request, slice(first, first + some)))
             # An answer that is read again after its request was preempted goes token by token, as it came.
-            steps += [(request, token) for token in range(first + read, last)]
+            steps += [(request, token) for token in range(first + some, last)]
+        for piece in pieces:  # all lie there by now: of prompts that begin alike one may read what another writes
+            rows = piece.rows
+            out[rows] = self._read(query[rows], key[rows], value[rows], cache, batch, piece)
         while steps:
             turn = list({request: (request, token) for request, token in reversed(steps)}.values())  # first of each
             steps = [step for step in steps if step not in turn]
@@ -105,36 +127,66 @@ class SlabLayer:
         return out
 
     def _prepare(self, cache: torch.Tensor) -> None:
-        slots = cache.shape[:3].numel()
-        if len(self._positions) != slots:
-            self._positions = torch.full((slots,), -1, dtype=torch.int64, device=cache.device)
-            self._scores = torch.zeros(slots, device=cache.device) if self._scores_anything else None
+        if self._beside is None or len(self._beside.positions) != cache.shape[:3].numel():
+            self._beside = Beside.of(cache, scores=self._scores_anything)
+        self._positions, self._scores = self._beside.positions, self._beside.scores
 
     # ---------------------------------------------------------------- prompts
 
+    def _lay_down(
+        self, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, batch: SlabBatch, request: int, rows: slice
+    ) -> _Piece:
+        """Put some of a prompt into its blocks, if it has any."""
+        start = batch.starts[request]
+        if batch.prompt_tables is None:
+            return _Piece(request, rows, start, None)
+        lies = prompt_slots(batch.prompt_tables[request], start + rows.stop - rows.start, cache)
+        new = lies[:, start:].flatten()
+        write(cache, new, *(part[rows].transpose(0, 1).flatten(0, 1) for part in (key, value)))
+        return _Piece(request, rows, start, lies)
+
     def _read(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, places: Places,
-        slots: torch.Tensor,
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, batch: SlabBatch,
+        piece: _Piece,
     ) -> torch.Tensor:  # fmt: skip
-        """A whole prompt ``[T, heads, D]``: exact attention, and the tokens that stay go into the request's slots."""
-        tokens, heads, _ = key.shape
-        at = torch.arange(tokens, device=query.device)
-        visibility = Visibility(at[None], at[None, None], None, fresh=True, ragged=False, ordered=True)
+        """Exact attention of some of a prompt ``[T, heads, D]``; if it ends there, the tokens that stay go into the
+        request's slab."""
+        start, stop, heads = piece.start, piece.start + len(query), key.shape[1]
         q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
+        if start and piece.lies is None:
+            raise CacheStateError(
+                f"a prompt is read from token {start} on, and the engine was set up for prompts that are read in one "
+                "step: please report this"
+            )
+        if start and piece.lies is not None:
+            k, v = (part.view(1, heads, stop, -1) for part in read(cache, piece.lies.flatten(), key.dtype))
+        at = torch.arange(stop, device=query.device)
+        visibility = Visibility(at[None, start:], at[None, None], None, fresh=not start, ragged=False, ordered=True)
         wanted = heads if self.policy.needs_scores else None
         out, mass = attend(q, k, v, visibility, self.scoring, score_heads=wanted)
-        whole = LayerStore()
-        whole.keys, whole.values, whole.positions, whole.scores, whole.used = k, v, at[None, None], mass, tokens
-        if isinstance(self.policy, Scored):
-            scorer = TokenScorer(self.policy, None, Parts())
-            scorer.see_queries(q, at[None], self.scoring)
-            scorer.rescore(whole, tokens)
-        kept = cut_units(whole, places.rooms, [tokens - 1], self.policy, None)
-        _write(cache, slots, kept.keys, kept.values)
+        if mass is not None and piece.lies is not None and self._scores is not None:
+            mass[0, :, :start] += self._scores[piece.lies[:, :start]]
+            self._scores[piece.lies] = mass[0]
+        if stop == batch.prompts[piece.request]:
+            whole = LayerStore()
+            whole.keys, whole.values, whole.positions, whole.scores, whole.used = k, v, at[None, None], mass, stop
+            if isinstance(self.policy, Scored):
+                scorer = TokenScorer(self.policy, None, Parts())
+                scorer.see_queries(q, at[None, start:], self.scoring)
+                scorer.rescore(whole, stop)
+            self._keep(whole, cache, batch, piece.request)
+        return out[0].transpose(0, 1)
+
+    def _keep(self, whole: LayerStore, cache: torch.Tensor, batch: SlabBatch, request: int) -> None:
+        """Of a prompt that has been read, ``[1, H, N, D]``, the tokens that stay go into the request's slab."""
+        prompt = batch.prompts[request]
+        places = self._places.of([self.rooms(prompt)], cache.device)
+        slots = places.slots(batch.tables[request : request + 1], cache)
+        kept = cut_units(whole, places.rooms, [prompt - 1], self.policy, None)
+        write(cache, slots, kept.keys, kept.values)
         self._positions[slots] = kept.positions
         if self._scores is not None and kept.scores is not None:
             self._scores[slots] = kept.scores
-        return out[0].transpose(0, 1)
 
     # ------------------------------------------------------------------ steps
 
@@ -145,7 +197,7 @@ class SlabLayer:
         """One token ``[R, heads, 1, D]`` of each of some requests, at positions ``at``: it takes the place of the token
         that goes, or an empty one."""
         width, heads = key.shape[-1], key.shape[1]
-        keys, values = _read_from(cache, slots, width, query.dtype)
+        keys, values = read(cache, slots, query.dtype)
         scores = None if self._scores is None else self._scores[slots]
         store = RaggedStore(places.units, keys, values, self._positions[slots], scores)
         places.note(store, at)
@@ -155,7 +207,7 @@ class SlabLayer:
         new = positions.expand(-1, heads).flatten()
         store.insert(taken, key.to(keys.dtype), value.to(values.dtype), new, SURE if self._scorer else 0.0)
         own = slots[taken]
-        _write(cache, own, key.reshape(-1, width), value.reshape(-1, width))
+        write(cache, own, key.reshape(-1, width), value.reshape(-1, width))
         self._positions[own] = new
         follows = self._scorer is not None and self._scorer.follows
         if follows and store.scores is not None:
@@ -184,24 +236,3 @@ class SlabLayer:
             return
         found = scores_of(scorer, LayerView(*store.view(), store.used_positions(), scale=self.scoring.scale))
         store.set_scores(torch.where(torch.tensor(due, device=found.device)[:, None, None], found, before))
-
-
-def _rows(cache: torch.Tensor, width: int) -> torch.Tensor:
-    """[2 * slots, D]: each slot's key, then its value; shares memory."""
-    return cache.view(-1, width)
-
-
-def _write(cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Keys and values ``[n, D]`` into slots int64 ``[n]``."""
-    rows = _rows(cache, keys.shape[-1])
-    rows[2 * slots] = keys.to(cache.dtype)
-    rows[2 * slots + 1] = values.to(cache.dtype)
-
-
-def _read_from(
-    cache: torch.Tensor, slots: torch.Tensor, width: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values ``[n, D]`` of slots int64 ``[n]``: copies."""
-    rows = _rows(cache, width)
-    found = rows.index_select(0, torch.cat([2 * slots, 2 * slots + 1])).to(dtype)
-    return found[: len(slots)], found[len(slots) :]
