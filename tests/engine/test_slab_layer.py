@@ -67,7 +67,7 @@ def test_too_few_blocks():
     places = PlacesByRoom(POLICIES.create("h2o")).of([(8, 24)], torch.device("cpu"))
     cache = torch.zeros(4, 2, 8, 2)
     assert len(places.slots(torch.tensor([[3, 1]]), cache)) == 32
-    with pytest.raises(CacheStateError, match="keeps 32 tokens of its KV heads in a layer, and has 1 blocks of 16"):
+    with pytest.raises(CacheStateError, match="keeps 32 tokens of its KV heads, and has 1 blocks of 16"):
         places.slots(torch.tensor([[3]]), cache)
 
 

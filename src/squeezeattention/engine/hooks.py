@@ -32,6 +32,7 @@ from .backends import BATCH, Batch, slab_backend, slab_impl, squeezed_backend
 from .carried import MARK, carried, check_engine, check_version, given_to, installed
 from .choosing import PromptChoices
 from .observation import CosineObserver
+from .repeating import HeadChoices, pool_tables
 
 
 def register() -> None:
@@ -138,8 +139,11 @@ def _get_attn_backend(original: Callable[..., Any], layer: Any) -> Any:
 
 
 def _build_attention_metadata(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
-    batch = runner.input_batch
-    token = BATCH.set(Batch(batch.num_prompt_tokens_cpu_tensor, batch.req_ids, _choices(runner)))
+    batch, choices, pool = runner.input_batch, _choices(runner), None
+    if isinstance(choices, HeadChoices) and batch.req_ids:
+        rows = range(len(batch.req_ids))
+        pool = pool_tables(runner, [int(batch.num_prompt_tokens[row]) for row in rows], rows)
+    token = BATCH.set(Batch(batch.num_prompt_tokens_cpu_tensor, batch.req_ids, choices, pool))
     try:
         return original(runner, *args, **kwargs)
     finally:
@@ -179,13 +183,15 @@ def _get_computed_blocks(original: Callable[..., Any], manager: Any, request: An
 # ------------------------------------------------------------ plans per prompt
 
 
-def _choices(runner: Any) -> PromptChoices | None:
-    choices: PromptChoices | None = vars(runner).get(MARK)
+def _choices(runner: Any) -> PromptChoices | HeadChoices | None:
+    choices: PromptChoices | HeadChoices | None = vars(runner).get(MARK)
     return choices
 
 
 def _observe(original: Callable[..., Any], runner: Any) -> Any:
     specs, plan = original(runner), carried(runner.vllm_config)
+    if plan is not None and plan.heads is not None and _choices(runner) is None:
+        vars(runner)[MARK] = HeadChoices(plan.heads)
     if plan is not None and plan.planner is not None and _choices(runner) is None:
         observer = CosineObserver(len(plan.lanes.lanes), runner.max_num_tokens, runner.device)
         observer.attach(runner.get_model())

@@ -26,6 +26,7 @@ import torch
 
 from ..attention.core import Scoring, attend
 from ..attention.ragged import attend_one_ragged
+from ..attention.replay import attend_replayed
 from ..attention.visibility import Visibility
 from ..cache.cutting import cut_units
 from ..cache.parts import Parts
@@ -42,6 +43,8 @@ from .rows import prompt_slots, read, write
 
 #: Tokens of a prompt -> places of each KV head.
 Rooms = Callable[[int], Sequence[int]]
+#: The place where a layer's begin in a request's pool, and how many each of its KV heads has.
+Chosen = tuple[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,26 @@ class SlabBatch:
     prompts: Sequence[int]
     """[R] tokens of its prompt."""
     tables: torch.Tensor
-    """[R, n] blocks of its slab; those behind its own are not read."""
+    """[R, n] blocks of its slab, or with ``chosen`` of the slabs of all layers; those behind its own are not read."""
     prompt_tables: torch.Tensor | None = None
     """[R, m] blocks of its prompt, which lies there whole until it has been read; ``None``: prompts are read in one
     step, and lie nowhere."""
+    chosen: Sequence[Chosen | None] | None = None
+    """[R] budgets of its own, if each prompt has such; ``None`` of one that has not been read yet."""
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Pieces of one prompt, k of m tokens, that the model reads again behind it, as a layer has to know them."""
+
+    table: torch.Tensor
+    """[n] blocks of the prompt."""
+    prompt: int
+    """Its tokens, all of which lie there."""
+    columns: torch.Tensor
+    """[k, c] positions of those that are repeated, their lead left out."""
+    see: Callable[[torch.Tensor], None]
+    """Is given the attention that these receive, fp32 ``[1, H, k, c]``."""
 
 
 class _Piece(NamedTuple):
@@ -120,7 +139,8 @@ class SlabLayer:
             requests, tokens = (torch.tensor(column, device=query.device) for column in zip(*turn, strict=True))
             prompts = [batch.prompts[request] for request, _ in turn]
             at = [batch.starts[request] + token - batch.offsets[request] for request, token in turn]
-            places = self._places.of([self.rooms(prompt) for prompt in prompts], cache.device)
+            begins, rooms = zip(*(self._rooms(batch, request) for request, _ in turn), strict=True)
+            places = self._places.of(rooms, cache.device, begins)
             slots = places.slots(batch.tables[requests], cache)
             q, k, v = (part[tokens][:, :, None] for part in (query, key, value))
             out[tokens] = self._step(q, k, v, cache, places, slots, at, prompts)[:, :, 0]
@@ -130,6 +150,17 @@ class SlabLayer:
         if self._beside is None or len(self._beside.positions) != cache.shape[:3].numel():
             self._beside = Beside.of(cache, scores=self._scores_anything)
         self._positions, self._scores = self._beside.positions, self._beside.scores
+
+    def _rooms(self, batch: SlabBatch, request: int) -> Chosen:
+        if batch.chosen is None:
+            return 0, self.rooms(batch.prompts[request])
+        chosen = batch.chosen[request]
+        if chosen is None:
+            raise CacheStateError(
+                f"an answer to a prompt of {batch.prompts[request]} tokens goes on, but no budgets were chosen for it: "
+                "please report this"
+            )
+        return chosen
 
     # ---------------------------------------------------------------- prompts
 
@@ -174,19 +205,58 @@ class SlabLayer:
                 scorer = TokenScorer(self.policy, None, Parts())
                 scorer.see_queries(q, at[None, start:], self.scoring)
                 scorer.rescore(whole, stop)
-            self._keep(whole, cache, batch, piece.request)
+            if batch.chosen is None or batch.chosen[piece.request] is not None:
+                self._keep(whole, cache, batch.tables[piece.request], *self._rooms(batch, piece.request))
+            elif whole.scores is not None and self._scores is not None and piece.lies is not None:
+                self._scores[piece.lies] = whole.scores[0]  # until cut() is called
         return out[0].transpose(0, 1)
 
-    def _keep(self, whole: LayerStore, cache: torch.Tensor, batch: SlabBatch, request: int) -> None:
-        """Of a prompt that has been read, ``[1, H, N, D]``, the tokens that stay go into the request's slab."""
-        prompt = batch.prompts[request]
-        places = self._places.of([self.rooms(prompt)], cache.device)
-        slots = places.slots(batch.tables[request : request + 1], cache)
-        kept = cut_units(whole, places.rooms, [prompt - 1], self.policy, None)
+    def cut(
+        self, cache: torch.Tensor, table: torch.Tensor, prompt: int, slab: torch.Tensor, begin: int,
+        rooms: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Once a prompt of so many tokens has been read, in a batch that had no budgets for it: cut it to these.
+
+        ``table`` and ``slab``: int64 ``[n]`` blocks of the prompt, and of the slabs of all layers.
+        """
+        self._prepare(cache)
+        lies = prompt_slots(table, prompt, cache)
+        whole = LayerStore()
+        whole.keys, whole.values = (
+            part.view(1, len(lies), prompt, -1) for part in read(cache, lies.flatten(), cache.dtype)
+        )
+        whole.positions, whole.used = torch.arange(prompt, device=cache.device)[None, None], prompt
+        whole.scores = None if self._scores is None else self._scores[lies][None]
+        self._keep(whole, cache, slab, begin, rooms)
+
+    def _keep(
+        self, whole: LayerStore, cache: torch.Tensor, slab: torch.Tensor, begin: int, rooms: Sequence[int]
+    ) -> None:
+        """Of a prompt that has been read, ``[1, H, N, D]``, the tokens that stay go into the slab, blocks ``[n]``."""
+        places = self._places.of([rooms], cache.device, [begin])
+        slots = places.slots(slab[None], cache)
+        kept = cut_units(whole, places.rooms, [whole.used - 1], self.policy, None)
         write(cache, slots, kept.keys, kept.values)
         self._positions[slots] = kept.positions
         if self._scores is not None and kept.scores is not None:
             self._scores[slots] = kept.scores
+
+    def repeat(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, given: Repetition
+    ) -> torch.Tensor:
+        """Attention ``[k * m, Hq, D]`` of pieces that are read again: over the whole prompt, and each over its own."""
+        lies, pieces = prompt_slots(given.table, given.prompt, cache), len(given.columns)
+        held_key, held_value = (
+            part.view(1, len(lies), given.prompt, -1) for part in read(cache, lies.flatten(), key.dtype)
+        )
+        q, k, v = (part.unflatten(0, (pieces, -1)).transpose(1, 2) for part in (query, key, value))
+        at = torch.arange(given.prompt + q.shape[2], device=query.device)
+        out, received = attend_replayed(
+            q, k, v, held_key, held_value, at[None, None, : given.prompt], at[None, given.prompt :],
+            given.columns[None], None, self.scoring,
+        )  # fmt: skip
+        given.see(received)
+        return out.transpose(1, 2).flatten(0, 1)
 
     # ------------------------------------------------------------------ steps
 
