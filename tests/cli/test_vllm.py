@@ -70,6 +70,24 @@ def test_a_server_that_divides_the_total_for_each_prompt(squeeze, tmp_path):
     assert "go together" in shown.stdout
 
 
+def test_a_pool_for_each_prompt(squeeze, tmp_path):
+    """With probe all blocks go to whichever KV heads look back: the total is what is foreseen."""
+    path = tmp_path / "plan.json"
+    more = ("--budget", "96", "--block-size", "32", "--per-prompt", "--allocator", "probe", "-o", path)
+    result = squeeze(*PLAN, *TEXTS, *more, "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    settings = EngineSettings.read({"plan": str(path), "per_prompt": True})
+    assert (settings.design, settings.per_prompt.allocator, settings.by_head) == ("slab", "probe", True)
+    pool = settings.head_planner(32)
+    assert pool.base_budget == 96
+    assert told["forecast"]["blocks_per_sequence"] == pool.blocks == 24
+    shown = squeeze(*PLAN, *TEXTS, *more)
+    assert shown.exit_code == 0, shown.stderr
+    assert "Divided among all KV heads" in shown.stdout
+    assert "--per-prompt" in shown.stdout
+
+
 def planner_order(path):
     """Layers by what attention changed there, most first."""
     signal_values = BudgetPlan.load(path).signal_values
@@ -193,6 +211,7 @@ def test_refusals(squeeze, tmp_path, monkeypatch):
         (["vllm", "plan", "./nowhere", "--allocator", str(good)], ("no such folder",)),
         (["vllm", "plan", str(tmp_path), "--allocator", str(good)], ("cannot load the model",)),
         (["serve", "embedded", "--plan", str(good), "--groups", "3"], ("--groups", "--per-prompt")),
+        (["serve", "embedded", "--plan", str(good), "--allocator", "probe"], ("--allocator", "--per-prompt")),
         (
             ["serve", "embedded", "--plan", str(good), "--per-prompt", "--groups", "7"],
             ("7 groups of 8 layers", "1, 2, 4"),

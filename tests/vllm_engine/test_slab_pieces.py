@@ -1,8 +1,10 @@
 """Prompts of the slab that are read in pieces, or begin as an earlier one did: the library's tokens all the same."""
 
+from dataclasses import replace
+
 import pytest
 
-from squeezeattention import POLICIES
+from squeezeattention import POLICIES, BudgetPlan
 from squeezeattention.errors import UnsupportedFeatureError
 from squeezeattention.policies import Scored
 
@@ -88,6 +90,23 @@ def test_read_again(engine, model, caching):
             scheduler.reset_prefix_cache(reset_running_requests=True)
     assert seen == {True, False}
     assert_told(model, policy, prompts, [replies[index] for index in range(len(prompts))])
+    assert not held_blocks(llm)
+
+
+@pytest.mark.parametrize("options", [PIECES, PIECES | WHOLE], ids=["pieces", "whole"])
+def test_read_again_with_plans_by_length(engine, model, options):
+    """Prompt and answer together are longer than the shorter plan's prompts: it is the prompt that counts."""
+    short = [[40, 24], [10, 54], [64, 64], [32, 32], [100, 28], [20, 44]]
+    plans = [
+        replace(BudgetPlan.from_budgets(own), prompt_tokens=n, policy="h2o") for n, own in ((100, short), (200, HEADS))
+    ]
+    llm = engine({"plan": [plan.to_dict() for plan in plans]}, **options)
+    scheduler, prompts, replies = scheduler_of(llm), draw((90, 150), seed=30), {}
+    for step, _ in enumerate(stepped(llm, prompts, TOKENS, replies)):
+        if step == 30:
+            scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert_told(model, "h2o", prompts[:1], [replies[0]], short)
+    assert_told(model, "h2o", prompts[1:], [replies[1]])
     assert not held_blocks(llm)
 
 

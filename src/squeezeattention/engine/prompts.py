@@ -39,8 +39,8 @@ class PerPrompt:
 
     @classmethod
     def read(cls, given: object, plan: BudgetPlan) -> PerPrompt | None:
-        """From ``true`` (the allocator that the plan was made with), ``{"allocator": ..., "p": ..., "groups": ...}``,
-        or ``None`` for ``false``.
+        """From ``true`` (the allocator that the plan was made with, or one for such plans), ``{"allocator": ...,
+        "p": ..., "groups": ...}``, or ``None`` for ``false``.
 
         Raises :class:`ConfigError`, or :class:`UnsupportedFeatureError` for an allocator of another signal.
         """
@@ -55,7 +55,8 @@ class PerPrompt:
                 f"{', '.join(sorted(_KEYS))}"
             )
         planned = plan.allocator in ALLOCATORS
-        name = chosen.get("allocator", plan.allocator if planned else RULE)
+        by_heads = plan.head_budgets is not None
+        name = chosen.get("allocator", plan.allocator if planned else Probe.name if by_heads else RULE)
         if not isinstance(name, str):
             raise ConfigError(f"the allocator of per_prompt must be a name, got {name!r}")
         p = chosen.get("p", plan.p if name == plan.allocator else None)
