@@ -108,9 +108,9 @@ def test_blocks_held_are_the_plans_at_every_step(engine):
 
 def test_prompts_that_begin_alike(engine, model):
     """Most of a prompt was read by another one; it is repeated over all the same, and has budgets of its own."""
-    llm = engine(probe("tova"), enable_prefix_caching=True, **PIECES)
+    llm = engine(probe("tova"), enable_prefix_caching=True, **{**PIECES, "max_num_batched_tokens": 512})
     stem, *tails = prompts_of((200, 7, 60, 100), seed=33)
-    generate(llm, [stem], 4)
+    generate(llm, [stem], 4)  # the others end in one step, each with scores of its own for what they share
     prompts = [stem + tail for tail in tails]
     replies, hits = told_with_hits(llm, prompts, TOKENS)
     assert hits == [192] * 3

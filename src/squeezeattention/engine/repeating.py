@@ -116,7 +116,8 @@ class HeadChoices:
         pool = pool_tables(runner, [prompt], [row])[0]
         for index, layer in enumerate(self._known(runner)):
             table = runner.input_batch.block_table[layer.group].get_device_tensor(row + 1)[row].long()
-            layer.slab.cut(layer.module.kv_cache, table, prompt, pool, rooms.begins[index], rooms.rooms[index])
+            begin, own = rooms.begins[index], rooms.rooms[index]
+            layer.slab.cut(row, prompt, table, pool, begin, own, layer.module.kv_cache)
 
     def _known(self, runner: Any) -> list[_Layer]:
         if not self._layers:

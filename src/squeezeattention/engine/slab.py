@@ -106,6 +106,7 @@ class SlabLayer:
         self._scores_anything = policy.needs_scores or policy.scores_tokens
         self._places = PlacesByRoom(policy)
         self._beside: Beside | None = None
+        self._uncut: dict[int, torch.Tensor | None] = {}  # scores of prompts that the last step ended and did not cut
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, batch: SlabBatch
@@ -121,6 +122,7 @@ class SlabLayer:
             ``[T, Hq, D]``.
         """
         self._prepare(cache)
+        self._uncut.clear()
         out = torch.empty_like(query)
         pieces: list[_Piece] = []
         steps: list[tuple[int, int]] = []  # request, token
@@ -207,17 +209,17 @@ class SlabLayer:
                 scorer.rescore(whole, stop)
             if batch.chosen is None or batch.chosen[piece.request] is not None:
                 self._keep(whole, cache, batch.tables[piece.request], *self._rooms(batch, piece.request))
-            elif whole.scores is not None and self._scores is not None and piece.lies is not None:
-                self._scores[piece.lies] = whole.scores[0]  # until cut() is called
+            else:  # not beside the pool: another prompt may begin in the same blocks
+                self._uncut[piece.request] = whole.scores
         return out[0].transpose(0, 1)
 
     def cut(
-        self, cache: torch.Tensor, table: torch.Tensor, prompt: int, slab: torch.Tensor, begin: int,
-        rooms: Sequence[int],
+        self, request: int, prompt: int, table: torch.Tensor, slab: torch.Tensor, begin: int, rooms: Sequence[int],
+        cache: torch.Tensor,
     ) -> None:  # fmt: skip
-        """Once a prompt of so many tokens has been read, in a batch that had no budgets for it: cut it to these.
+        """Cut the prompt of the last batch's ``request``, which ended there and had no budgets yet, to these.
 
-        ``table`` and ``slab``: int64 ``[n]`` blocks of the prompt, and of the slabs of all layers.
+        ``prompt``: its tokens; ``table`` and ``slab``: int64 ``[n]`` blocks of it, and of the slabs of all layers.
         """
         self._prepare(cache)
         lies = prompt_slots(table, prompt, cache)
@@ -226,7 +228,7 @@ class SlabLayer:
             part.view(1, len(lies), prompt, -1) for part in read(cache, lies.flatten(), cache.dtype)
         )
         whole.positions, whole.used = torch.arange(prompt, device=cache.device)[None, None], prompt
-        whole.scores = None if self._scores is None else self._scores[lies][None]
+        whole.scores = self._uncut.pop(request)
         self._keep(whole, cache, slab, begin, rooms)
 
     def _keep(
