@@ -34,9 +34,9 @@ def prompts_of(lengths, seed):
 
 
 @torch.no_grad()
-def told_by_probe(model, policy, prompt, reply):
+def told_by_probe(model, policy, prompt, reply, base=BASE):
     """Logits at each token of the reply, and the plan, of a cache that is told how long the reply gets."""
-    cache = SqueezeCache(model, policy=policy, allocator="probe", budget=BASE, new_tokens=len(reply))
+    cache = SqueezeCache(model, policy=policy, allocator="probe", budget=base, new_tokens=len(reply))
     with cache.prefilling(len(prompt)):
         rows = [model(torch.tensor([prompt]), past_key_values=cache).logits[0, -1]]
     for index, token in enumerate(reply[:-1]):

@@ -8,7 +8,8 @@ vLLM loads :func:`register` in each of its processes (entry point ``vllm.general
 ``GPUModelRunner._build_attention_metadata`` tells the builders where each prompt ends: a request that was preempted
                                              reads its answer again, and must not take it for prompt
 ``GPUModelRunner.get_kv_cache_spec``         plans per prompt: the model's layers are looked at (observation.py)
-``GPUModelRunner.execute_model``             ... budgets are chosen for the prompts that a step ends (choosing.py)
+``GPUModelRunner.execute_model``             ... budgets are chosen for the prompts that a step ends (choosing.py, or
+                                             repeating.py, which runs the model again and cuts them)
 ``GPUModelRunner.sample_tokens``             ... the step's output takes the choices along
 ``Scheduler.update_from_output``             ... and the scheduler gives back what they do not keep
 ``KVCacheManager.get_computed_blocks``       a request that was preempted finds no more than its prompt in the prefix
