@@ -261,7 +261,8 @@ def test_budgets_of_heads_of_each_prompt_over_the_wire(tmp_path):
     """Held against the library's own cache with allocator="probe"; prompts begin alike, and are not read twice."""
     base = 2 * BLOCK
     plan = replace(BudgetPlan.from_budgets([base] * len(BUDGETS)), policy="tova")
-    with serving(tmp_path, "--per-prompt", "--allocator", "probe", plan=plan) as (_, url, _log):
+    words = ("--per-prompt", "--allocator", "probe", "--", "--num-gpu-blocks-override", 200)
+    with serving(tmp_path, *words, plan=plan) as (_, url, _log):
         client = OpenAI(base_url=f"{url}/v1", api_key=KEY)
         stem, *tails = draw([150, 5, 60, 128], seed=18, vocabulary=4000)
         prompts = [stem + tail for tail in tails]
