@@ -1,8 +1,10 @@
-"""Recall in prose through ``squeeze serve``, beside the library at the same plan, equal budgets and a full cache.
+"""Recall in prose through ``squeeze serve``, beside the library with the same plans, equal budgets and a full cache.
 
 ``python benchmarks/serve_recall.py`` (with vLLM installed): SmolLM2 reads texts of some 900 tokens with eight numbers
 in them, and is asked for each by the OpenAI client, question and text in one prompt, greedy, in fp32. Plans of
-``--budget`` tokens by KV head come from ``squeeze vllm plan --allocator calibrated``. Written to ``--out`` as it goes.
+``--budget`` tokens by KV head come from ``squeeze vllm plan --allocator calibrated``; with ``probe`` each prompt has
+its own (``--per-prompt``). All questions to a text begin alike, and prefix caching is on, as it is in vLLM. Written to
+``--out`` as it goes; ways that are there already stay.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,7 +34,7 @@ from squeezeattention.smollm2 import NAME
 from squeezeattention.tasks import resolve_task
 
 BLOCK = 32
-WAYS = ("calibrated", "uniform", "full")
+WAYS = ("probe", "calibrated", "uniform", "full")
 
 
 def main() -> None:
@@ -51,15 +54,16 @@ def main() -> None:
         "model": NAME, "budget": args.budget, "questions": len(asked), "seed": args.seed,
         "tokens": [len(prompt) for prompt, _, _ in asked], "ways": {},
     }  # fmt: skip
+    if args.out.exists() and (known := json.loads(args.out.read_text()))["tokens"] == record["tokens"]:
+        record["ways"] = known["ways"]
     with tempfile.TemporaryDirectory() as folder:
         for way in args.ways:
             plan = make_plan(Path(folder), way, args)
-            served, blocks, seconds = ask_server(plan, asked)
-            library = ask_library(model, plan, way, asked)
+            served, told = ask_server(plan, way, asked, len(asked) // args.contexts)
+            library = ask_library(model, plan, way, asked, args.budget)
             record["ways"][way] = {
                 "served": right(tokenizer, served, asked), "library": right(tokenizer, library, asked),
-                "same_tokens": sum(a == b for a, b in zip(served, library, strict=True)),
-                "blocks_per_sequence": blocks, "seconds_per_question": seconds,
+                "same_tokens": sum(a == b for a, b in zip(served, library, strict=True)), **told,
             }  # fmt: skip
             args.out.write_text(json.dumps(record, indent=1) + "\n")
             print(way, record["ways"][way], flush=True)
@@ -81,7 +85,7 @@ def make_plan(folder: Path, way: str, args: argparse.Namespace) -> Path | None:
     path = folder / f"{way}.json"
     if way == "full":
         return None
-    if way == "uniform":
+    if way in ("uniform", "probe"):
         BudgetPlan.from_budgets([args.budget] * 30).save(path)
         return path
     squeeze(
@@ -100,7 +104,7 @@ def command(*words: object) -> list[str]:
 
 
 @contextmanager
-def serving(plan: Path | None) -> Iterator[str]:
+def serving(plan: Path | None, way: str) -> Iterator[str]:
     """A server of the model, and its address; without a plan it is vLLM as it comes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -115,7 +119,8 @@ def serving(plan: Path | None) -> Iterator[str]:
             NAME, "--host", "127.0.0.1", "--port", str(port), "--block-size", str(BLOCK), *more,
         ]  # fmt: skip
     else:
-        words = command("serve", NAME, "--plan", plan, "--block-size", BLOCK, "--port", port, "--", *more)
+        own = ("--per-prompt", "--allocator", "probe") if way == "probe" else ()
+        words = command("serve", NAME, "--plan", plan, *own, "--block-size", BLOCK, "--port", port, "--", *more)
     environment = {
         "VLLM_HOST_IP": "127.0.0.1", "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_CPU_KVCACHE_SPACE": "1", **os.environ,
     }  # fmt: skip
@@ -144,33 +149,55 @@ def get(url: str) -> str:
 
 
 def ask_server(
-    plan: Path | None, asked: Sequence[tuple[list[int], str, int]]
-) -> tuple[list[list[int]], float | None, float]:
-    """Answers in tokens, blocks that a text holds by the server's own account, and seconds a question."""
+    plan: Path | None, way: str, asked: Sequence[tuple[list[int], str, int]], of_a_text: int
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Answers in tokens, and by the server's own account what a text holds and what was found of earlier ones; seconds
+    a question, and until its first token: of the first of ``of_a_text`` questions, and of those behind it."""
     from openai import OpenAI
 
-    with serving(plan) as url:
-        client, begin, replies = OpenAI(base_url=f"{url}/v1", api_key="none"), time.perf_counter(), []
+    with serving(plan, way) as url:
+        client, replies, first, whole = OpenAI(base_url=f"{url}/v1", api_key="none"), [], [], []
         for prompt, _, tokens in asked:
-            answer = client.completions.create(
-                model=NAME, prompt=prompt, max_tokens=tokens, temperature=0.0,
+            begin, reply = time.perf_counter(), []
+            for part in client.completions.create(
+                model=NAME, prompt=prompt, max_tokens=tokens, temperature=0.0, stream=True,
                 extra_body={"ignore_eos": True, "return_token_ids": True},
-            )  # fmt: skip
-            replies.append(list(answer.choices[0].token_ids))
-        seconds = (time.perf_counter() - begin) / len(asked)
-        told = [line for line in get(f"{url}/metrics").splitlines() if line.startswith("squeeze_blocks_per_sequence")]
-    return replies, float(told[0].rsplit(" ", 1)[1]) if told else None, seconds
+            ):  # fmt: skip
+                if not reply:
+                    first.append(time.perf_counter() - begin)
+                reply += part.choices[0].token_ids
+            replies.append(reply)
+            whole.append(time.perf_counter() - begin)
+        told = get(f"{url}/metrics").splitlines()
+    blocks = metric(told, "squeeze_blocks_per_sequence")
+    found, asked_for = (metric(told, f"vllm:prefix_cache_{what}_total") for what in ("hits", "queries"))
+    return replies, {
+        "blocks_per_sequence": blocks,
+        "seconds_per_question": statistics.fmean(whole),
+        "seconds_to_first_token": {
+            "new_text": statistics.median(first[::of_a_text]),
+            "same_text": statistics.median(value for index, value in enumerate(first) if index % of_a_text),
+        },
+        "prefix_hit_rate": found / asked_for if found is not None and asked_for else None,
+    }
+
+
+def metric(lines: Sequence[str], name: str) -> float | None:
+    told = [line for line in lines if line.startswith(name)]
+    return float(told[0].rsplit(" ", 1)[1]) if told else None
 
 
 @torch.no_grad()
 def ask_library(
-    model: Any, plan: Path | None, way: str, asked: Sequence[tuple[list[int], str, int]]
+    model: Any, plan: Path | None, way: str, asked: Sequence[tuple[list[int], str, int]], budget: int
 ) -> list[list[int]]:
     """The same in transformers; whole blocks of sinks where the server keeps such."""
     replies = []
     for prompt, _, tokens in asked:
         cache = None
-        if plan is not None:
+        if way == "probe":
+            cache = SqueezeCache(model, budget, StreamingLLM(4), "probe")
+        elif plan is not None:
             policy = StreamingLLM(BLOCK if way == "uniform" else 4)
             cache = SqueezeCache(model, policy=policy, allocator=BudgetPlan.load(plan))
         ids = torch.tensor([prompt])

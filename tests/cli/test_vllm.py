@@ -1,6 +1,7 @@
 """``squeeze vllm plan`` and ``squeeze serve`` without vLLM: plans in blocks, forecasts, refusals."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -69,6 +70,24 @@ def test_a_server_that_divides_the_total_for_each_prompt(squeeze, tmp_path):
     assert "go together" in shown.stdout
 
 
+def test_a_pool_for_each_prompt(squeeze, tmp_path):
+    """With probe all blocks go to whichever KV heads look back: the total is what is foreseen."""
+    path = tmp_path / "plan.json"
+    more = ("--budget", "96", "--block-size", "32", "--per-prompt", "--allocator", "probe", "-o", path)
+    result = squeeze(*PLAN, *TEXTS, *more, "--json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    settings = EngineSettings.read({"plan": str(path), "per_prompt": True})
+    assert (settings.design, settings.per_prompt.allocator, settings.by_head) == ("slab", "probe", True)
+    pool = settings.head_planner(32)
+    assert pool.base_budget == 96
+    assert told["forecast"]["blocks_per_sequence"] == pool.blocks == 24
+    shown = squeeze(*PLAN, *TEXTS, *more)
+    assert shown.exit_code == 0, shown.stderr
+    assert "Divided among all KV heads" in shown.stdout
+    assert "--per-prompt" in shown.stdout
+
+
 def planner_order(path):
     """Layers by what attention changed there, most first."""
     signal_values = BudgetPlan.load(path).signal_values
@@ -82,8 +101,11 @@ def test_single_tokens_need_no_sink_blocks(squeeze, tmp_path):
     assert {layer["sink_blocks"] for layer in json.loads(result.stdout)["forecast"]["layers"]} == {0}
     settings = EngineSettings.read(str(path))
     assert (settings.design, settings.policy) == ("slab", "h2o")
-    command = server_command("embedded", settings, block_size=32, more=["--no-enable-prefix-caching"])
-    assert command.count("--no-enable-prefix-caching") == command.count("--no-enable-chunked-prefill") == 1
+    for more in ([], ["--no-enable-prefix-caching"]):  # h2o would need the sums of queries that are not run
+        command = server_command("embedded", settings, block_size=32, more=more)
+        assert command.count("--no-enable-prefix-caching") == 1
+    command = server_command("embedded", replace(settings, policy="tova"), block_size=32)
+    assert "--no-enable-prefix-caching" not in command
 
 
 @pytest.mark.parametrize("policy", ["streaming_llm", "h2o"])
@@ -189,6 +211,7 @@ def test_refusals(squeeze, tmp_path, monkeypatch):
         (["vllm", "plan", "./nowhere", "--allocator", str(good)], ("no such folder",)),
         (["vllm", "plan", str(tmp_path), "--allocator", str(good)], ("cannot load the model",)),
         (["serve", "embedded", "--plan", str(good), "--groups", "3"], ("--groups", "--per-prompt")),
+        (["serve", "embedded", "--plan", str(good), "--allocator", "probe"], ("--allocator", "--per-prompt")),
         (
             ["serve", "embedded", "--plan", str(good), "--per-prompt", "--groups", "7"],
             ("7 groups of 8 layers", "1, 2, 4"),

@@ -30,6 +30,7 @@ def test_refusals(tmp_path):
     damaged = tmp_path / "damaged.json"
     damaged.write_text("{")
     plan = PLAN.to_dict()
+    by_length = [dataclasses.replace(HEADS, prompt_tokens=tokens).to_dict() for tokens in (100, 200)]
     for given, error, words in (
         (None, ConfigError, "path of a plan"),
         ({"prefill": "full"}, ConfigError, "path of a plan"),
@@ -48,7 +49,8 @@ def test_refusals(tmp_path):
         ),
         ({"plan": plan, "policy": "kvzip", "design": "slab"}, UnsupportedFeatureError, "'kvzip' scores tokens"),
         ({"plan": HEADS.to_dict(), "design": "compact"}, UnsupportedFeatureError, "one block table for all KV heads"),
-        ({"plan": HEADS.to_dict(), "per_prompt": True}, UnsupportedFeatureError, "this plan has budgets by KV head"),
+        ({"plan": HEADS.to_dict(), "per_prompt": {"allocator": "squeeze"}}, UnsupportedFeatureError, "by KV head: say"),
+        ({"plan": by_length, "per_prompt": True}, UnsupportedFeatureError, "one total for all prompts, and 2 plans"),
         (str(tmp_path / "none.json"), PlanError, "none.json"),
         (str(damaged), PlanError, "damaged.json"),
         ({"plan": {}}, PlanError, "plan"),

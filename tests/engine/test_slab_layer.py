@@ -56,6 +56,81 @@ def test_a_batch_is_its_requests(policy):
         assert (together[index] - alone).abs().max() <= 1e-5
 
 
+def read_in_pieces(policy, texts, slabs, prompts, *, size, apart=False):
+    """As :func:`told`, each prompt in pieces of ``size``, lying whole in blocks of ``prompts`` [R, m] until its end;
+    ``apart``: cut behind the step, as a pool that has other layers in front."""
+    layer = SlabLayer(POLICIES.create(policy), ROOMS.of, WIDTH**-0.5)
+    cache = torch.full((120, HEADS, BLOCK, 2 * WIDTH), torch.nan)
+    lengths, at, out, chosen = [len(text[0]) - STEPS for text in texts], [0] * len(texts), [[] for _ in texts], {}
+    slabs = [[119] * apart + own for own in slabs]
+    with torch.inference_mode():
+        while any(done < length + STEPS for done, length in zip(at, lengths, strict=True)):
+            spans = [
+                (n, min(n + size, p) if n < p else min(n + 1, p + STEPS)) for n, p in zip(at, lengths, strict=True)
+            ]
+            offsets = [0]
+            for first, last in spans:
+                offsets.append(offsets[-1] + last - first)
+            parts = [torch.cat([t[i][a:b] for t, (a, b) in zip(texts, spans, strict=True)]) for i in range(3)]
+            given = [chosen.get(index) for index in range(len(texts))] if apart else None
+            batch = SlabBatch(offsets, at, lengths, torch.tensor(slabs), torch.tensor(prompts), given)
+            found = layer.attend(*parts, cache, batch)
+            for index, (first, last) in enumerate(spans):
+                out[index].append(found[offsets[index] : offsets[index + 1]])
+                if apart and first < lengths[index] == last:
+                    chosen[index] = (BLOCK * HEADS, ROOMS.of(last))
+                    tables = (torch.tensor(one[index]) for one in (prompts, slabs))
+                    layer.cut(index, last, *tables, *chosen[index], cache)
+            at = [last for _, last in spans]
+    return [torch.cat(own) for own in out]
+
+
+@pytest.mark.parametrize("policy", SERVED)
+@pytest.mark.parametrize("apart", [False, True])
+def test_prompts_in_pieces(policy, apart):
+    """Are what they are whole, whether they are cut as they end or behind that."""
+    texts = drawn(PROMPTS)
+    blocks = torch.randperm(118, generator=torch.Generator().manual_seed(2))
+    slabs, prompts = blocks[:16].view(4, 4).tolist(), blocks[16:72].view(4, 14).tolist()
+    for size in (7, 30, 200):
+        pieces = read_in_pieces(policy, texts, slabs, prompts, size=size, apart=apart)
+        for index, text in enumerate(texts):
+            (alone,) = told(policy, [text], [[3, 0, 2, 9]])
+            assert (pieces[index] - alone).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_prompts_that_share_blocks_end_in_one_step(apart):
+    """What each one's last query looks at is its own, also where both have the same tokens in the same blocks."""
+    one, other = drawn((60, 60))
+    other = [torch.cat([mine[:40], theirs[40:]]) for mine, theirs in zip(one, other, strict=True)]
+    table = list(range(40, 48))
+    prompts = [table, [*table[:5], 60, 61, 62]]
+    found = read_in_pieces("tova", [one, other], [[0, 1, 2, 3], [4, 5, 6, 7]], prompts, size=60, apart=apart)
+    for index, text in enumerate((one, other)):
+        (alone,) = told("tova", [text], [[3, 0, 2, 9]])
+        assert (found[index] - alone).abs().max() <= 1e-5
+
+
+def test_a_prompt_in_pieces_needs_blocks_to_lie_in():
+    layer = SlabLayer(POLICIES.create("h2o"), ROOMS.of, WIDTH**-0.5)
+    query, key, value = (part[:5] for part in drawn((5,))[0])
+    batch = SlabBatch([0, 5], [3], [20], torch.tensor([[0, 1, 2, 3]]))
+    with pytest.raises(
+        CacheStateError, match="from token 3 on, and the engine was set up for prompts that are read in"
+    ):
+        layer.attend(query, key, value, torch.zeros(40, HEADS, BLOCK, 2 * WIDTH), batch)
+
+
+def test_an_answer_without_budgets_is_an_error():
+    layer = SlabLayer(POLICIES.create("h2o"), ROOMS.of, WIDTH**-0.5)
+    query, key, value = (part[:1] for part in drawn((5,))[0])
+    tables = torch.tensor([[0, 1, 2, 3]])
+    batch = SlabBatch([0, 1], [5], [5], tables, tables, [None])
+    with pytest.raises(CacheStateError, match="no budgets were chosen"):
+        layer.attend(query, key, value, torch.zeros(40, HEADS, BLOCK, 2 * WIDTH), batch)
+
+
 def test_half_precision():
     texts = drawn(PROMPTS[:2])
     blocks = [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -67,7 +142,7 @@ def test_too_few_blocks():
     places = PlacesByRoom(POLICIES.create("h2o")).of([(8, 24)], torch.device("cpu"))
     cache = torch.zeros(4, 2, 8, 2)
     assert len(places.slots(torch.tensor([[3, 1]]), cache)) == 32
-    with pytest.raises(CacheStateError, match="keeps 32 tokens of its KV heads in a layer, and has 1 blocks of 16"):
+    with pytest.raises(CacheStateError, match="keeps 32 tokens of its KV heads, and has 1 blocks of 16"):
         places.slots(torch.tensor([[3]]), cache)
 
 

@@ -25,6 +25,7 @@ from squeezeattention.engine import BlockPlan
 
 from .conftest import BLOCK, assert_greedy, draw, told_by_masks
 from .test_per_prompt import assert_told, prompts_of
+from .test_probe import told_by_probe
 from .test_slab import told_by_the_library
 
 BUDGETS = [64, 256, 64, 64, 64, 64, 64, 128]
@@ -255,6 +256,29 @@ def test_heads_of_different_budgets_over_the_wire(tmp_path):
     assert equal.argmax(-1).tolist() != replies[-1], "equal heads say the same: the comparison proves nothing"
 
 
+@pytest.mark.processes
+def test_budgets_of_heads_of_each_prompt_over_the_wire(tmp_path):
+    """Held against the library's own cache with allocator="probe"; prompts begin alike, and are not read twice."""
+    base = 2 * BLOCK
+    plan = replace(BudgetPlan.from_budgets([base] * len(BUDGETS)), policy="tova")
+    words = ("--per-prompt", "--allocator", "probe", "--", "--num-gpu-blocks-override", 200)
+    with serving(tmp_path, *words, plan=plan) as (_, url, _log):
+        client = OpenAI(base_url=f"{url}/v1", api_key=KEY)
+        stem, *tails = draw([150, 5, 60, 128], seed=18, vocabulary=4000)
+        prompts = [stem + tail for tail in tails]
+        told(client, stem, 1)
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            replies = list(pool.map(lambda prompt: told(client, prompt, 60), prompts))
+        assert metric(url, "squeeze_blocks_per_sequence") == [len(BUDGETS) * base / BLOCK]
+        assert metric(url, "vllm:prefix_cache_hits_total") == [128.0 * 3]
+    model, equal = load_embedded()[0].float(), [base] * len(BUDGETS)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert_greedy(told_by_probe(model, "tova", prompt, reply, base)[0], reply)
+    differs = [told_by_the_library(model, "tova", p, r, equal).argmax(-1).tolist() != r
+               for p, r in zip(prompts, replies, strict=True)]  # fmt: skip
+    assert any(differs), "equal heads say the same: the comparison proves nothing"
+
+
 def refused(*words):
     run = subprocess.run(squeeze("serve", *words), capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 2, (run.stdout, run.stderr)
@@ -291,7 +315,6 @@ def test_bad_plans_stop_the_engine(engine, folder, monkeypatch):
         ({"plan": BudgetPlan.from_budgets([64] * 5 + [31]).to_dict()}, {}, BudgetError, "less than a block"),
         ({"plan": plan, "policy": "h2o", "design": "compact"}, {}, UnsupportedFeatureError, "ranks single tokens"),
         ({"plan": plan, "policy": "h2o"}, {"enable_prefix_caching": True}, UnsupportedFeatureError, "prefix caching"),
-        ({"plan": plan, "policy": "h2o"}, {"enable_chunked_prefill": True}, UnsupportedFeatureError, "chunked prefill"),
         ({"plan": other}, {}, PlanError, "belongs to the model 'llama-6x8x128'"),
         ({"plan": plan, "colour": "red"}, {}, ConfigError, "colour"),
         ({"plan": plan}, {"disable_hybrid_kv_cache_manager": True}, UnsupportedFeatureError, "hybrid"),

@@ -19,7 +19,7 @@ TOKENS = 100
 #: One that fills no head for a while, one that fills some, and one that is cut in all.
 HEAD_LENGTHS, HEAD_TOKENS = (5, 90, 260), 50
 OPTIONS = {"enable_chunked_prefill": False, "max_model_len": 512, "max_num_batched_tokens": 1024}
-
+PIECES = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64, "max_num_seqs": 16}
 
 POLICY_NAMES = [name for name in POLICIES if what_lacks(POLICIES.create(name)) is None]
 
@@ -102,13 +102,17 @@ def test_plans_by_the_length_of_the_prompt(engine, model):
         ({"tensor_parallel_size": 2}, BUDGETS),
         pytest.param({"pipeline_parallel_size": 2, "enforce_eager": False}, BUDGETS, marks=pytest.mark.processes),
         pytest.param({"pipeline_parallel_size": 2, "enforce_eager": False}, HEADS, marks=pytest.mark.processes),
+        pytest.param({"tensor_parallel_size": 2, **PIECES}, BUDGETS, marks=pytest.mark.processes),
+        pytest.param(
+            {"pipeline_parallel_size": 2, "enforce_eager": False, **PIECES}, HEADS, marks=pytest.mark.processes
+        ),
     ],
-    ids=["TP=2", "PP=2", "PP=2 by head"],
+    ids=["TP=2", "PP=2", "PP=2 by head", "TP=2 in pieces", "PP=2 by head in pieces"],
 )
 def test_two_processes(engine, model, options, budgets, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     prompts = draw(LENGTHS, seed=10)
-    replies = generate(engine(slab("h2o", budgets), **options, **OPTIONS), prompts, 60)
+    replies = generate(engine(slab("h2o", budgets), **{**OPTIONS, **options}), prompts, 60)
     for prompt, reply in zip(prompts, replies, strict=True):
         assert_greedy(told_by_the_library(model, "h2o", prompt, reply, budgets), reply)
 

@@ -38,8 +38,17 @@ def serve(
         ),
     ] = "full",
     per_prompt: Annotated[
-        bool, typer.Option("--per-prompt", help="Divide the plan's total anew for each prompt, by its own cosine.")
+        bool, typer.Option("--per-prompt", help="Divide the plan's total anew for each prompt, by its own signal.")
     ] = False,
+    allocator: Annotated[
+        str | None,
+        typer.Option(
+            "--allocator",
+            metavar="NAME",
+            help="With --per-prompt: squeeze (among layers, by their cosine) or probe (among KV heads, by what they "
+            "look back at); by default what suits the plan.",
+        ),
+    ] = None,
     groups: Annotated[
         int | None,
         typer.Option(
@@ -79,10 +88,11 @@ def serve(
     given: dict[str, object] = {"plan": [str(path) for path in plan], "prefill": prefill}
     if sinks is not None:
         given["sinks"] = sinks
-    if groups is not None and not per_prompt:
-        raise ConfigError("--groups is of --per-prompt; give both")
+    for name, value in (("--groups", groups), ("--allocator", allocator)):
+        if value is not None and not per_prompt:
+            raise ConfigError(f"{name} is of --per-prompt; give both")
     if per_prompt:
-        given["per_prompt"] = {"groups": groups}
+        given["per_prompt"] = {"groups": groups} | ({} if allocator is None else {"allocator": allocator})
     settings = EngineSettings.read(given)
     named = named_folder(model_name, warn=notice, tell=notice)
     if named is None:
@@ -96,7 +106,7 @@ def serve(
         model_name if named is None else str(named), settings, block_size=block_size, host=host, port=port,
         name=None if named is None else model_name, max_num_seqs=max_num_seqs, more=context.args,
     )  # fmt: skip
-    divided = ", divided anew for each prompt" if per_prompt else ""
+    divided = f", divided anew for each prompt by {settings.per_prompt.allocator}" if settings.per_prompt else ""
     files = ", ".join(map(str, plan))
     ERR.print(
         f"serving {model_name} at http://{host}:{port}/v1 (plan {files}{divided}, prefill {settings.prefill})",

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from ..allocators import name_or_plan
 from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
-from ..engine.lanes import MOST_GROUPS, lanes_without_waste
-from ..engine.prompts import RULE
+from ..engine.head_plans import HeadPlanner
+from ..engine.lanes import MOST_GROUPS, lanes_of_all, lanes_without_waste
+from ..engine.prompts import RULE, PerPrompt
 from ..engine.settings import SINKS
 from ..errors import BudgetError, ConfigError
 from ..plan import BudgetPlan
@@ -81,7 +82,8 @@ def plan(
         bool,
         typer.Option(
             "--per-prompt",
-            help=f"Foresee a server that divides the total for each prompt, by {RULE} unless --allocator is given.",
+            help=f"Foresee a server that divides the total for each prompt, by {RULE} unless --allocator is given: "
+            "among layers, or, with probe, among all KV heads.",
         ),
     ] = False,
     output: options.Output = None,
@@ -125,7 +127,8 @@ def plan(
         texts = len(drawn)
         config = model.config.get_text_config()
     heads, width = kv_shape(config)
-    keeps_heads = _keeps_heads(by_head, frozen, in_blocks)
+    divides = PerPrompt.read({"allocator": spec} if isinstance(spec, str) else True, frozen) if per_prompt else None
+    keeps_heads = _keeps_heads(by_head, frozen, in_blocks and not (divides is not None and divides.by_head))
     if keeps_heads:
         blocks = BlockPlan.of_heads(frozen, block_size, heads)
         kept = resolve_policy(policy, **({"sinks": leading} if policy == StreamingLLM.name else {}))
@@ -139,10 +142,14 @@ def plan(
             "the plan's budgets by KV head become each layer's mean, since whole blocks are shared by all heads of a "
             "layer; --by-head keeps them"
         )
-    given = {"plan": rounded.to_dict(), "policy": policy, "sinks": leading, "per_prompt": per_prompt}
-    planner = EngineSettings.read(given).planner(block_size)
+    given = {"plan": rounded.to_dict(), "policy": policy, "sinks": leading,
+             "per_prompt": None if divides is None else divides.to_dict()}  # fmt: skip
+    settings = EngineSettings.read(given)
+    planner, pool = settings.planner(block_size), settings.head_planner(block_size)
     token_bytes = 2 * heads * width * _DTYPES[kv_dtype]  # keys and values of one token in one layer
-    if keeps_heads:
+    if pool is not None:
+        forecast = Forecast(pool.nominal(), lanes_of_all(pool.nominal().layers), token_bytes, size)
+    elif keeps_heads:
         forecast = Forecast(blocks, lanes_without_waste(blocks.layers), token_bytes, size)
     elif planner is None:
         forecast = Forecast.of(blocks, token_bytes, size)
@@ -157,7 +164,9 @@ def plan(
             "forecast": forecast.to_dict(), "output": None if output is None else str(output),
         })  # fmt: skip
         return
-    if keeps_heads:
+    if pool is not None:
+        OUT.print(_pool_table(pool, heads))
+    elif keeps_heads:
         OUT.print(_head_table(rounded, blocks))
     else:
         OUT.print(_layer_table(rounded, blocks) if planner is None else _group_table(planner))
@@ -165,7 +174,9 @@ def plan(
     if output is not None:
         ERR.print(f"plan saved: {output}", soft_wrap=True)
         command = _command(model_name, str(output), forecast, leading, policy)
-        OUT.print(command + (" --per-prompt" if per_prompt else ""), soft_wrap=True, markup=False)
+        if divides is not None:
+            command += " --per-prompt" + (f" --allocator {divides.allocator}" if divides.by_head else "")
+        OUT.print(command, soft_wrap=True, markup=False)
 
 
 def _raised(frozen: BudgetPlan, block_size: int) -> BudgetPlan:
@@ -241,6 +252,16 @@ def _group_table(planner: PromptPlanner) -> Table:
     table.add_column("mean tokens", justify="right")
     for layers in planner.members:
         table.add_row(ranges(list(layers)), f"{planner.least:,}", f"{planner.base_budget:,}")
+    return table
+
+
+def _pool_table(pool: HeadPlanner, heads: int) -> Table:
+    table = Table(show_header=False, title="Divided among all KV heads", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("tokens of a KV head, mean", f"{pool.base_budget:,}")
+    table.add_row("... least", f"{pool.policy.minimum:,}")
+    table.add_row("all together, anew for each prompt", f"{pool.base_budget * pool.n_layers * heads:,}")
     return table
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from ..errors import CacheStateError, UnsupportedFeatureError
 from .choosing import PromptChoices
 from .lengths import ByLength
+from .repeating import HeadChoices
 from .segments import split
-from .slab import SlabBatch, SlabLayer
+from .slab import Repetition, SlabBatch, SlabLayer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Batch:
     prompts: Any
     """[rows] tokens of each row's prompt."""
     requests: Sequence[str]
-    choices: PromptChoices | None
+    choices: PromptChoices | HeadChoices | None
+    pool: Any = None
+    """[rows, P] blocks of all layers' slabs, where prompts have budgets of their own for KV heads (head_plans.py)."""
 
 
 BATCH: contextvars.ContextVar[Batch | None] = contextvars.ContextVar("squeezeattention_batch", default=None)
@@ -56,7 +59,7 @@ def _newest_blocks(spec: Any, starts: Any, prompts: Any) -> Any:
     :class:`CacheStateError` if nothing was chosen for a prompt that has been read.
     """
     batch = _batch() if spec.per_prompt else None
-    if batch is None or batch.choices is None:
+    if batch is None or batch.choices is None or isinstance(batch.choices, HeadChoices):
         return spec.layer.recent
     # Prompts that are still being read are attended to in full; rows past the requests are padding.
     recent = np.full(len(starts), spec.layer.recent, dtype=np.int64)
@@ -161,7 +164,6 @@ def slab_impl() -> type:
         ) -> Any:  # fmt: skip
             if attn_metadata is None:  # warming up
                 return output
-            tokens = attn_metadata.offsets[-1]
             shape = (self.num_kv_heads, 2 * self.head_size)
             fits = kv_cache.ndim == 4 and (kv_cache.shape[1], kv_cache.shape[3]) == shape
             if not fits or not kv_cache.is_contiguous():
@@ -169,7 +171,10 @@ def slab_impl() -> type:
                     f"the slab design knows caches of blocks x heads x tokens x keys and values, in this order in "
                     f"memory; this backend's is {tuple(kv_cache.shape)} with strides {kv_cache.stride()}"
                 )
-            output[:tokens] = self.slab.attend(query[:tokens], key[:tokens], value[:tokens], kv_cache, attn_metadata)
+            repeats = isinstance(attn_metadata, Repetition)
+            attend = self.slab.repeat if repeats else self.slab.attend
+            tokens = len(query) if repeats else attn_metadata.offsets[-1]
+            output[:tokens] = attend(query[:tokens], key[:tokens], value[:tokens], kv_cache, attn_metadata)
             return output
 
     return SlabImpl
@@ -178,26 +183,36 @@ def slab_impl() -> type:
 @functools.cache
 def slab_backend(backend: type) -> type:
     """A backend whose metadata is a :class:`SlabBatch`."""
+    import torch
+    from vllm.model_executor.models.utils import extract_layer_index
     from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder, subclass_attention_backend
 
     class Builder(AttentionMetadataBuilder):
         def __init__(self, kv_cache_spec: Any, layer_names: Any, vllm_config: Any, device: Any) -> None:
             super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+            self._layers = [extract_layer_index(name) for name in layer_names]
 
         @classmethod
         def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
             return AttentionCGSupport.NEVER
 
         def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> SlabBatch:
-            common, rows = common_attn_metadata, common_attn_metadata.num_reqs
+            common, rows, spec = common_attn_metadata, common_attn_metadata.num_reqs, self.kv_cache_spec
             offsets = common.query_start_loc_cpu[: rows + 1].tolist()
             stops = common.seq_lens_cpu_upper_bound[:rows].tolist()
             starts = [stop - (last - first) for stop, first, last in zip(stops, offsets, offsets[1:], strict=False)]
-            return SlabBatch(
-                offsets,
-                starts,
-                _prompt_lengths(rows).tolist(),
-                common.block_table_tensor[:, : self.kv_cache_spec.most_blocks].long(),
-            )
+            prompts, table = _prompt_lengths(rows).tolist(), common.block_table_tensor[:rows].long()
+            batch = _batch()
+            if isinstance(batch.choices, HeadChoices):
+                (layer,) = self._layers  # each has a block table of its own
+                known = [batch.choices.chosen.get(request) for request in batch.requests[:rows]]
+                chosen = [None if own is None else (own.begins[layer], own.rooms[layer]) for own in known]
+                return SlabBatch(offsets, starts, prompts, batch.pool, table, chosen)
+            if not spec.whole_prompts:
+                return SlabBatch(offsets, starts, prompts, table[:, : spec.most_blocks])
+            front = torch.tensor([spec.prompt_blocks(tokens) for tokens in prompts], device=table.device)
+            columns = front[:, None] + torch.arange(spec.most_blocks, device=table.device)
+            slab = table.gather(1, columns.clamp(max=table.shape[1] - 1))  # the longest prompts' may end before
+            return SlabBatch(offsets, starts, prompts, slab, table)
 
     return subclass_attention_backend("Slab", backend, Builder)

@@ -10,6 +10,7 @@ from ..errors import ConfigError, UnsupportedFeatureError
 from ..plan import BudgetPlan
 from ..policies import Scored
 from .blocks import BlockPlan
+from .head_plans import HeadPlanner
 from .lanes import MOST_GROUPS, Lanes, assign_lanes, lanes_of_all, lanes_without_waste
 from .lengths import ByLength
 from .prompts import PromptPlanner
@@ -43,6 +44,10 @@ class Carried:
     """Plans per prompt: who makes them."""
     slab: ByLength[SlabPlan] | None = None
     """The slab: what requests keep, by the length of their prompt; ``blocks`` are those of the longest."""
+    whole_prompts: bool = False
+    """The slab: whether prompts lie in blocks until they have been read."""
+    heads: HeadPlanner | None = None
+    """The slab: who divides the total among layers and KV heads, for each prompt."""
 
     @property
     def is_slab(self) -> bool:
@@ -58,11 +63,14 @@ def carried(vllm_config: Any) -> Carried | None:
         text, size = vllm_config.model_config.hf_text_config, vllm_config.cache_config.block_size
         for plan in settings.plans.values:
             plan.check_model(fingerprint_of(vllm_config.model_config), text.num_hidden_layers)
-        planner = settings.planner(size)
-        if planner is not None:
+        planner, heads = settings.planner(size), settings.head_planner(size)
+        if heads is not None:
+            known = _pool(settings, heads, vllm_config.model_config.get_total_num_kv_heads())
+        elif planner is not None:
             known = Carried(settings, planner.nominal(), planner.lanes(), planner)
         elif settings.design == "slab":
             known = _slab(settings, size, vllm_config.model_config.get_total_num_kv_heads())
+            known = dataclasses.replace(known, whole_prompts=_in_pieces(vllm_config))
         else:
             blocks = settings.blocks(size, text.num_hidden_layers).leveled(MOST_GROUPS)
             known = Carried(settings, blocks, assign_lanes(blocks.layers))
@@ -98,6 +106,19 @@ def _slab(settings: EngineSettings, block_size: int, n_heads: int) -> Carried:
     else:
         lanes = lanes_without_waste(layers) if settings.by_head else assign_lanes(layers)
     return Carried(settings, slab.longest.blocks, lanes, slab=slab)
+
+
+def _pool(settings: EngineSettings, heads: HeadPlanner, n_heads: int) -> Carried:
+    """A block table for each layer, whose blocks of one request go to whichever layer."""
+    blocks = heads.nominal()
+    nominal = SlabPlan(blocks, tuple((tokens,) * n_heads for tokens in blocks.tokens))
+    lanes = lanes_of_all(blocks.layers)
+    return Carried(settings, blocks, lanes, slab=ByLength.always(nominal), whole_prompts=True, heads=heads)
+
+
+def _in_pieces(vllm_config: Any) -> bool:
+    """Whether a step may read a part of a prompt only."""
+    return bool(vllm_config.scheduler_config.enable_chunked_prefill or vllm_config.cache_config.enable_prefix_caching)
 
 
 def given_to(vllm_config: Any) -> Any:
@@ -155,10 +176,18 @@ def _refuse(vllm_config: Any, settings: EngineSettings) -> None:
         "encoder-decoder models": bool(model.is_encoder_decoder),
     }
     if slab:
-        scheduler = vllm_config.scheduler_config
+        policy = settings.make_policy()
+        last = policy.last_queries if isinstance(policy, Scored) else 0
+        cached, chunked = "prefix caching (--no-enable-prefix-caching)", "chunked prefill (--no-enable-chunked-prefill)"
+        caching = bool(vllm_config.cache_config.enable_prefix_caching)
+        several = f"under policy {policy.name!r} (it looks at the prompt's last {last} queries"
         refused |= {
-            "prefix caching (--no-enable-prefix-caching)": bool(vllm_config.cache_config.enable_prefix_caching),
-            "chunked prefill (--no-enable-chunked-prefill)": bool(scheduler.enable_chunked_prefill),
+            f"{cached} under policy {policy.name!r} (it sums the attention of all queries of a prompt, and "
+            "those that another prompt has run are gone)": caching and policy.needs_scores,
+            f"{cached} {several}, which another prompt may have run)": caching and last > 1,
+            f"{chunked} {several}, which may lie in several pieces)": (
+                bool(vllm_config.scheduler_config.enable_chunked_prefill) and last > 1
+            ),
         }
     if parallel.tensor_parallel_size > 1:
         policy = settings.make_policy()
@@ -174,6 +203,15 @@ def _refuse(vllm_config: Any, settings: EngineSettings) -> None:
             "pipeline parallelism (layers in other processes cannot be compared)": parallel.pipeline_parallel_size > 1,
             "sequence parallelism": bool(getattr(passes, "enable_sp", False)),
             "micro-batches (--enable-dbo)": bool(getattr(parallel, "enable_dbo", False)),
+        }
+    if settings.per_prompt is not None and settings.per_prompt.by_head:
+        # Some of each prompt is read again, from its tokens alone, by one process when it likes to.
+        refused |= {
+            "multimodal models": bool(model.is_multimodal_model),
+            "prompts given as embeddings": bool(getattr(model, "enable_prompt_embeds", False)),
+            "LoRA adapters": vllm_config.lora_config is not None,
+            "pooling models": model.runner_type == "pooling",
+            "data parallel mixtures of experts": parallel.data_parallel_size > 1 and parallel.is_moe_model is not False,
         }
     if found := [name for name, is_on in refused.items() if is_on]:
         what = "the slab design of a squeeze plan" if slab else "a squeeze plan"

@@ -8,9 +8,12 @@ vLLM loads :func:`register` in each of its processes (entry point ``vllm.general
 ``GPUModelRunner._build_attention_metadata`` tells the builders where each prompt ends: a request that was preempted
                                              reads its answer again, and must not take it for prompt
 ``GPUModelRunner.get_kv_cache_spec``         plans per prompt: the model's layers are looked at (observation.py)
-``GPUModelRunner.execute_model``             ... budgets are chosen for the prompts that a step ends (choosing.py)
+``GPUModelRunner.execute_model``             ... budgets are chosen for the prompts that a step ends (choosing.py, or
+                                             repeating.py, which runs the model again and cuts them)
 ``GPUModelRunner.sample_tokens``             ... the step's output takes the choices along
 ``Scheduler.update_from_output``             ... and the scheduler gives back what they do not keep
+``KVCacheManager.get_computed_blocks``       a request that was preempted finds no more than its prompt in the prefix
+                                             cache: what it has generated saw other tokens than a prompt's would
 ``InputProcessor.__init__``                  made before the workers, whose errors do not arrive as what they are:
                                              refuses what a plan cannot be combined with
 ``InputProcessor.resolve_watermarking``      asked by every beam search before it begins, which a plan would not bound
@@ -30,6 +33,7 @@ from .backends import BATCH, Batch, slab_backend, slab_impl, squeezed_backend
 from .carried import MARK, carried, check_engine, check_version, given_to, installed
 from .choosing import PromptChoices
 from .observation import CosineObserver
+from .repeating import HeadChoices, pool_tables
 
 
 def register() -> None:
@@ -45,6 +49,7 @@ def register() -> None:
 
 def _install() -> None:
     from vllm.model_executor.layers.attention import Attention
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -56,6 +61,7 @@ def _install() -> None:
     _wrap(GPUModelRunner, "execute_model", _execute_model)
     _wrap(GPUModelRunner, "sample_tokens", _sample_tokens)
     _wrap(Scheduler, "update_from_output", _update_from_output)
+    _wrap(KVCacheManager, "get_computed_blocks", _get_computed_blocks)
     _wrap(InputProcessor, "__init__", _check_config)
     _wrap(InputProcessor, "resolve_watermarking", _check_params)
 
@@ -115,7 +121,7 @@ def _get_kv_cache_spec(original: Callable[..., Any], layer: Any, vllm_config: An
             rooms = plan.slab.map(lambda own: own.rooms[index][: layer.impl.num_kv_heads])  # equal, on several ranks
             layer.impl = slab_impl()(layer, plan.settings.make_policy(), rooms)
         slots = plan.slab.map(lambda own: own.blocks.layers[index].total * spec.block_size)
-        return SlabSpec.of(spec, slots, lane=lane)
+        return SlabSpec.of(spec, slots, lane=lane, whole_prompts=plan.whole_prompts)
     return SqueezeSpec.of(spec, blocks, windowed_prefill=plan.settings.prefill == "windowed", lane=lane,
                           per_prompt=plan.planner is not None)  # fmt: skip
 
@@ -134,8 +140,11 @@ def _get_attn_backend(original: Callable[..., Any], layer: Any) -> Any:
 
 
 def _build_attention_metadata(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
-    batch = runner.input_batch
-    token = BATCH.set(Batch(batch.num_prompt_tokens_cpu_tensor, batch.req_ids, _choices(runner)))
+    batch, choices, pool = runner.input_batch, _choices(runner), None
+    if isinstance(choices, HeadChoices) and batch.req_ids:
+        rows = range(len(batch.req_ids))
+        pool = pool_tables(runner, [int(batch.num_prompt_tokens[row]) for row in rows], rows)
+    token = BATCH.set(Batch(batch.num_prompt_tokens_cpu_tensor, batch.req_ids, choices, pool))
     try:
         return original(runner, *args, **kwargs)
     finally:
@@ -162,16 +171,28 @@ def _check_params(original: Callable[..., Any], processor: Any, params: Any) -> 
     return original(processor, params)
 
 
+def _get_computed_blocks(original: Callable[..., Any], manager: Any, request: Any) -> Any:
+    blocks, tokens, *more = original(manager, request)
+    spec = manager.kv_cache_config.kv_cache_groups[0].kv_cache_spec if tokens >= request.num_prompt_tokens else None
+    if spec is not None and getattr(spec, "cuts_read_prompts", False):
+        # ... and its prompt's last token is read, so that it is cut again.
+        tokens = (request.num_prompt_tokens - 1) // spec.block_size * spec.block_size
+        blocks = manager.truncate_computed_blocks(blocks, tokens)
+    return blocks, tokens, *more
+
+
 # ------------------------------------------------------------ plans per prompt
 
 
-def _choices(runner: Any) -> PromptChoices | None:
-    choices: PromptChoices | None = vars(runner).get(MARK)
+def _choices(runner: Any) -> PromptChoices | HeadChoices | None:
+    choices: PromptChoices | HeadChoices | None = vars(runner).get(MARK)
     return choices
 
 
 def _observe(original: Callable[..., Any], runner: Any) -> Any:
     specs, plan = original(runner), carried(runner.vllm_config)
+    if plan is not None and plan.heads is not None and _choices(runner) is None:
+        vars(runner)[MARK] = HeadChoices(plan.heads)
     if plan is not None and plan.planner is not None and _choices(runner) is None:
         observer = CosineObserver(len(plan.lanes.lanes), runner.max_num_tokens, runner.device)
         observer.attach(runner.get_model())

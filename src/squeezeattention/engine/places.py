@@ -19,16 +19,19 @@ _REMEMBERED = 8
 class Places:
     """Of R requests with H KV heads: which place of whose blocks each of a store's S slots is."""
 
-    def __init__(self, rooms: tuple[tuple[int, ...], ...], policy: EvictionPolicy, device: torch.device) -> None:
-        """``rooms``: ``[R][H]`` places of each KV head; a request's heads lie one behind the other."""
+    def __init__(
+        self, rooms: tuple[tuple[int, ...], ...], begins: tuple[int, ...], policy: EvictionPolicy, device: torch.device
+    ) -> None:
+        """``rooms``: ``[R][H]`` places of each KV head; a request's heads lie one behind the other, from place
+        ``begins[r]`` on."""
         self.rooms = rooms
         self.units = Units(rooms, device)
         """One unit for each request and KV head."""
         self._policy = policy
-        self._most = max(map(sum, rooms))
+        self._most = max(begin + sum(own) for begin, own in zip(begins, rooms, strict=True))
         unit, column = self.units.of_slot
         heads = torch.tensor(rooms, device=device)
-        begin = (heads.cumsum(1) - heads).flatten()  # [U]
+        begin = (heads.cumsum(1) - heads + torch.tensor(begins, device=device)[:, None]).flatten()  # [U]
         self._row = unit // self.units.heads  # [S]
         self._place = begin[unit] + column  # [S]
         self._noted: tuple[torch.Tensor | None, torch.Tensor | None, Ring | None, list[int | None]] | None = None
@@ -39,7 +42,7 @@ class Places:
         per_block = cache.shape[1] * cache.shape[2]
         if self._most > tables.shape[1] * per_block:
             raise CacheStateError(
-                f"a request keeps {self._most} tokens of its KV heads in a layer, and has {tables.shape[1]} blocks of "
+                f"a request keeps {self._most} tokens of its KV heads, and has {tables.shape[1]} blocks of "
                 f"{per_block}: please report this"
             )
         block = tables[self._row, torch.div(self._place, per_block, rounding_mode="floor")]
@@ -63,12 +66,12 @@ class PlacesByRoom:
 
     def __init__(self, policy: EvictionPolicy) -> None:
         self._policy = policy
-        self._known: OrderedDict[tuple[tuple[int, ...], ...], Places] = OrderedDict()
+        self._known: OrderedDict[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], Places] = OrderedDict()
 
-    def of(self, rooms: Sequence[Sequence[int]], device: torch.device) -> Places:
-        """For requests whose KV heads have so many places, ``[R][H]``."""
-        key = tuple(map(tuple, rooms))
-        found = self._known.pop(key, None) or Places(key, self._policy, device)
+    def of(self, rooms: Sequence[Sequence[int]], device: torch.device, begins: Sequence[int] | None = None) -> Places:
+        """For requests whose KV heads have so many places, ``[R][H]``, from place ``begins[r]`` on (or the first)."""
+        key = tuple(map(tuple, rooms)), (0,) * len(rooms) if begins is None else tuple(begins)
+        found = self._known.pop(key, None) or Places(*key, self._policy, device)
         self._known[key] = found
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)

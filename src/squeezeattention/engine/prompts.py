@@ -17,13 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..allocators import ALLOCATORS, Allocator, resolve_allocator
+from ..allocators import ALLOCATORS, Allocator, Probe, resolve_allocator
 from ..errors import BudgetError, ConfigError, UnsupportedFeatureError
 from ..plan import BudgetPlan, build_plan
 from .blocks import BlockPlan, LayerBlocks
 from .lanes import MOST_GROUPS, Lanes
 
-SIGNAL = "cosine"  # what an engine can measure: its attention is a closed kernel
+SIGNAL = "cosine"  # what an engine's own kernels leave to be measured: attention is closed
+REPLAY = Probe.signal  # what this library's attention sees, in the slab design
 _KEYS = {"allocator", "p", "groups"}
 RULE = "squeeze"  # where none is asked for
 
@@ -38,8 +39,8 @@ class PerPrompt:
 
     @classmethod
     def read(cls, given: object, plan: BudgetPlan) -> PerPrompt | None:
-        """From ``true`` (the allocator that the plan was made with), ``{"allocator": ..., "p": ..., "groups": ...}``,
-        or ``None`` for ``false``.
+        """From ``true`` (the allocator that the plan was made with, or one for such plans), ``{"allocator": ...,
+        "p": ..., "groups": ...}``, or ``None`` for ``false``.
 
         Raises :class:`ConfigError`, or :class:`UnsupportedFeatureError` for an allocator of another signal.
         """
@@ -54,7 +55,8 @@ class PerPrompt:
                 f"{', '.join(sorted(_KEYS))}"
             )
         planned = plan.allocator in ALLOCATORS
-        name = chosen.get("allocator", plan.allocator if planned else RULE)
+        by_heads = plan.head_budgets is not None
+        name = chosen.get("allocator", plan.allocator if planned else Probe.name if by_heads else RULE)
         if not isinstance(name, str):
             raise ConfigError(f"the allocator of per_prompt must be a name, got {name!r}")
         p = chosen.get("p", plan.p if name == plan.allocator else None)
@@ -63,13 +65,23 @@ class PerPrompt:
             raise ConfigError(f"groups of per_prompt must be a whole number >= 1, got {groups!r}")
         asked = cls(name, p, groups)
         rule = asked.rule()
-        if not rule.needs_signal or rule.signal != SIGNAL:
+        if not rule.needs_signal or rule.signal not in (SIGNAL, REPLAY):
             what = f"follows {rule.signal}" if rule.needs_signal else "is the same for all prompts"
             raise UnsupportedFeatureError(
-                f"allocator {name!r} {what}; plans per prompt in the engine follow the {SIGNAL}: say "
-                f'"per_prompt": {{"allocator": "{RULE}"}}, or leave it out'
+                f"allocator {name!r} {what}; plans per prompt in the engine follow the {SIGNAL} of layers, or what "
+                f'their KV heads look back at: say "per_prompt": {{"allocator": "{RULE}"}} or {{"allocator": '
+                f'"{Probe.name}"}}, or leave it out'
+            )
+        if asked.by_head and (p is not None or groups is not None):
+            raise ConfigError(
+                f"p and groups are of allocators that follow the {SIGNAL}, not of {name!r}: leave them out"
             )
         return asked
+
+    @property
+    def by_head(self) -> bool:
+        """Whether it divides among KV heads, by what the model looks back at when it repeats some of the prompt."""
+        return self.rule().signal == REPLAY
 
     def rule(self) -> Allocator:
         return resolve_allocator(self.allocator, p=self.p)

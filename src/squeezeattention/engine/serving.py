@@ -15,7 +15,7 @@ from ..errors import ConfigError, MissingExtraError
 from .settings import EngineSettings
 
 _OURS = ("--additional-config", "--model", "--host", "--port", "--api-key", "--block-size")
-_SLAB = ("--no-enable-prefix-caching", "--no-enable-chunked-prefill")  # what it cannot be combined with
+_NO_PREFIXES = "--no-enable-prefix-caching"
 #: Where vLLM looks for the key that clients have to send.
 API_KEY = "VLLM_API_KEY"
 _GRACE = 30.0  # seconds that the server has to end
@@ -44,8 +44,8 @@ def server_command(
         command += ["--served-model-name", name]
     if max_num_seqs is not None:
         command += ["--max-num-seqs", str(max_num_seqs)]
-    if settings.design == "slab":
-        command += [option for option in _SLAB if option not in more]
+    if settings.design == "slab" and settings.make_policy().needs_scores and _NO_PREFIXES not in more:
+        command.append(_NO_PREFIXES)  # it would be refused: those queries' attention is needed
     return [*command, *more]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..allocators import Probe
 from ..errors import ConfigError, UnsupportedFeatureError
 from ..plan import BudgetPlan
 from .blocks import BlockPlan
@@ -15,6 +16,7 @@ from .prompts import PerPrompt, PromptPlanner
 
 if TYPE_CHECKING:
     from ..policies import EvictionPolicy
+    from .head_plans import HeadPlanner
 
 PREFILLS = ("full", "windowed")
 DESIGNS = ("compact", "slab")
@@ -91,7 +93,9 @@ class EngineSettings:
                 f"policy {policy!r} scores tokens by {lack}, which the engine does not keep; use one of "
                 f"{', '.join(fine)}"
             )
-        by_head = plan.head_budgets is not None
+        per_prompt = PerPrompt.read(given.get("per_prompt"), plan)
+        looks_back = per_prompt is not None and per_prompt.by_head
+        by_head = plan.head_budgets is not None or looks_back
         design = given.get("design", "compact" if policy in SINKS and not by_head else "slab")
         if design not in DESIGNS:
             raise ConfigError(f"design must be one of {', '.join(DESIGNS)}, got {design!r}")
@@ -113,23 +117,28 @@ class EngineSettings:
         sinks = given.get("sinks", SINKS.get(policy, 0))
         if isinstance(sinks, bool) or not isinstance(sinks, int) or sinks < 0:
             raise ConfigError(f"sinks must be a whole number >= 0, got {sinks!r}")
-        per_prompt = PerPrompt.read(given.get("per_prompt"), plan)
-        if per_prompt is not None and by_head:
+        if per_prompt is not None and by_head and not looks_back:
             raise UnsupportedFeatureError(
-                "plans per prompt divide a total among layers, and this plan has budgets by KV head: leave out "
-                '"per_prompt", or make a plan with budgets by layer (--allocator squeeze)'
+                f"plans per prompt by {per_prompt.allocator!r} divide a total among layers, and this plan has budgets "
+                'by KV head: say "per_prompt": {"allocator": "probe"}, or make a plan with budgets by layer '
+                "(--allocator squeeze)"
             )
-        if per_prompt is not None and (design, prefill) != ("compact", "full"):
+        if looks_back and len(plans) > 1:
             raise UnsupportedFeatureError(
-                'plans per prompt need the compact design and "prefill": "full": a prompt is measured as a whole, then '
-                f"cut; got {design!r} and {prefill!r}"
+                f"plans per prompt by {Probe.name!r} have one total for all prompts, and {len(plans)} plans were "
+                "given: give one of them"
+            )
+        if per_prompt is not None and not looks_back and (design, prefill) != ("compact", "full"):
+            raise UnsupportedFeatureError(
+                f"plans per prompt by {per_prompt.allocator!r} need the compact design and "
+                f'"prefill": "full": a prompt is measured as a whole, then cut; got {design!r} and {prefill!r}'
             )
         return cls(plan, policy, sinks, prefill, design, per_prompt, tuple(plans[:-1]))
 
     @property
     def by_head(self) -> bool:
         """Whether KV heads have budgets of their own."""
-        return self.plan.head_budgets is not None
+        return self.plan.head_budgets is not None or (self.per_prompt is not None and self.per_prompt.by_head)
 
     @property
     def plans(self) -> ByLength[BudgetPlan]:
@@ -154,14 +163,22 @@ class EngineSettings:
         return blocks.rooms(plan or self.plan, n_heads, minimum=self.make_policy().minimum)
 
     def planner(self, block_size: int) -> PromptPlanner | None:
-        """Who divides the total for each prompt; ``None`` if all prompts have the plan's own budgets."""
-        if self.per_prompt is None:
+        """Who divides the total among layers for each prompt; ``None`` if nobody does."""
+        if self.per_prompt is None or self.per_prompt.by_head:
             return None
         return PromptPlanner.of(self.plan, self.per_prompt, block_size, sinks=self.sinks)
 
+    def head_planner(self, block_size: int) -> HeadPlanner | None:
+        """Who divides it among layers and KV heads; ``None`` if nobody does."""
+        if self.per_prompt is None or not self.per_prompt.by_head:
+            return None
+        from .head_plans import HeadPlanner
+
+        return HeadPlanner.of(self.plan, self.per_prompt, self.make_policy(), block_size)
+
     def check(self, block_size: int) -> None:
-        """Raise what :meth:`blocks` or :meth:`planner` would, before there is a model."""
-        if self.planner(block_size) is None:
+        """Raise what :meth:`blocks`, :meth:`planner` or :meth:`head_planner` would, before there is a model."""
+        if self.planner(block_size) is None and self.head_planner(block_size) is None:
             for plan in self.plans.values:
                 blocks = self.blocks_of(plan, block_size, self.plan.n_layers)
                 if plan.head_budgets is not None:
