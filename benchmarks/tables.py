@@ -401,6 +401,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "dividing": dividing,
     "repeating": repeating,
     "transfer": transfer,
+    "kinds": other_kinds,
     "summaries": summaries,
     "why": why,
     "kvpress": kvpress,
