@@ -98,7 +98,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     config = LlamaConfig.from_pretrained(args.model)
     rotary = json.loads((Path(args.model) / "config.json").read_text()).get("rope_parameters") or {}
-    config.rope_theta = rotary.get("rope_theta", config.rope_theta)  # where newer releases of transformers write it
+    if "rope_theta" in rotary:  # where newer releases of transformers write it
+        config.rope_theta = rotary["rope_theta"]
     model = LlamaForCausalLM.from_pretrained(args.model, config=config, dtype=torch.float32).eval()
     with tempfile.TemporaryDirectory() as folder:
         model.config._name_or_path = plain_tokenizer(Path(args.model), Path(folder))
