@@ -211,8 +211,7 @@ def sampling() -> Table:
     found, own = Prose("sampling"), Prose("dividing")
     titles = {
         **{f"{pieces}x{length}": f"{pieces} x {length} tokens" for pieces, length in samples.SIZES},
-        **{name: f"4 x 32, {name.replace('-', ' ')}" for name in samples.OTHERS},
-        **{f"{name}-quarter": f"4 x 32, from the {name} quarter" for name in samples.PLACES},
+        **{name: f"4 x 32, {name.replace('-', ' ')}" for name in (*samples.OTHERS, samples.LAST)},
     }
     ways = {("h2o", f"probe:signal=replay-{name}"): title for name, title in titles.items()}
     head, rows = _by_budget(found, ways)
@@ -400,6 +399,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "rules": rules,
     "dividing": dividing,
     "repeating": repeating,
+    "sampling": sampling,
     "transfer": transfer,
     "kinds": other_kinds,
     "summaries": summaries,

@@ -15,7 +15,7 @@ def naive(family, row, signal):
     with torch.no_grad():
         eager(torch.tensor([row]), past_key_values=cache)
     received = [[] for _ in cache.layers]
-    room = len(row) - signal.lead - signal.length
+    room = int(len(row) * signal.until) - signal.lead - signal.length
     for piece in range(signal.pieces):
         start = signal.lead + int(room * (piece + 0.5) / signal.pieces)
         text = row[start - signal.lead : start + signal.length]

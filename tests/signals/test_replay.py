@@ -62,7 +62,31 @@ def test_short_texts_say_nothing_and_turns_are_averaged():
     assert cache.signal.needs() == []
 
 
-@pytest.mark.parametrize("options", [{"pieces": 0}, {"length": 0}, {"lead": -1}, {"share": 0.0}, {"share": 1}])
+@pytest.mark.parametrize(("tokens", "until"), [(1000, 1.0), (1000, 0.25), (137, 0.5), (300, 0.1), (25, 0.25)])
+def test_pieces_lie_in_the_part_that_was_asked_for(tokens, until):
+    signal = Replay(pieces=4, length=20, lead=5, until=until)
+    starts = signal.starts(tokens)
+    assert len(starts) == 4
+    assert starts == sorted(starts)
+    end = max(until * tokens, signal.lead + signal.length)  # a part too short for a piece has one of the beginning
+    assert min(starts) >= signal.lead
+    assert max(starts) + signal.length <= end
+    assert len(set(starts)) == 4 or until * tokens < 2 * signal.length
+
+
+def test_needs_of_the_beginning_equal_the_naive_ones():
+    signal = Replay(pieces=3, length=17, lead=5, until=0.4)
+    (found,), whole = told(tiny_model("llama"), ROWS[:1], signal), naive("llama", ROWS[0], Replay(3, 17, 5))
+    want = naive("llama", ROWS[0], signal)
+    assert want != whole
+    for own, naively in zip(found, want, strict=True):
+        assert own == pytest.approx(naively, abs=1.01 / (3 * 17))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pieces": 0}, {"length": 0}, {"lead": -1}, {"share": 0.0}, {"share": 1}, {"until": 0.0}, {"until": 1.5}],
+)
 def test_bad_settings(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Replay(**options)

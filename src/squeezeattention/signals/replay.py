@@ -15,7 +15,8 @@ class Replay(Signal):
     While a text is read, the heads that would look things up in it are mostly asleep. When a piece of it comes again,
     they wake: each of its tokens is found at its first place by the heads that retrieve. KVzip (2505.23416) replays the
     whole text to rank its tokens; ``pieces`` of ``length`` tokens, evenly spread over the text, are enough to rank the
-    heads. Each piece is led in by ``lead`` tokens that came before it.
+    heads. Each piece is led in by ``lead`` tokens that came before it. ``until``: the share of the text, from its
+    beginning, that pieces are taken from: those near its end are found by heads, too, that look no further than there.
 
     A head's need is the share of the replayed tokens whose first place it looks at with more attention than a
     threshold, which ``share`` of all heads' and layers' replayed tokens pass; of two with the same share the one that
@@ -29,19 +30,24 @@ class Replay(Signal):
     name = "replay"
     label = "1 - replay"
 
-    def __init__(self, pieces: int = 4, length: int = 32, lead: int = 8, share: float = 0.2) -> None:
+    def __init__(
+        self, pieces: int = 4, length: int = 32, lead: int = 8, share: float = 0.2, until: float = 1.0
+    ) -> None:
         for name, value, least in (("pieces", pieces, 1), ("length", length, 1), ("lead", lead, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if not is_real(share) or not 0 < share < 1:
             raise ConfigError(f"share must be strictly between 0 and 1, got {share!r}")
+        if not is_real(until) or not 0 < until <= 1:
+            raise ConfigError(f"until must be above 0 and at most 1, got {until!r}")
         self.pieces, self.length, self.lead, self.share = pieces, length, lead, float(share)
+        self.until = float(until)
 
     def starts(self, tokens: int) -> list[int]:
         """Where the pieces of a text begin, their lead not counted; none if it is too short."""
-        room = tokens - self.lead - self.length
-        if room < 0:
+        if tokens < self.lead + self.length:
             return []
+        room = max(0, int(tokens * self.until) - self.lead - self.length)
         return [self.lead + int(room * (piece + 0.5) / self.pieces) for piece in range(self.pieces)]
 
     def start(self, n_layers: int) -> None:
