@@ -22,6 +22,7 @@ from .conftest import (
     held_blocks,
     preemptions,
     scheduler_of,
+    stepped,
     told_by_masks,
 )
 
@@ -112,6 +113,27 @@ def test_preempted_requests_go_on_as_if_nothing_had_happened(engine, model, pref
     for prompt, reply in zip(prompts, replies, strict=True):
         assert_greedy(told_by_masks(model, prompt, reply, layers, windowed=prefill == "windowed"), reply)
     assert not held_blocks(llm)
+
+
+@pytest.mark.parametrize("per_prompt", [False, True])
+def test_an_answer_is_no_prompt(engine, model, per_prompt):
+    """A request that is sent back finds its answer in the prefix cache, as a part of another prompt, whose tokens saw
+    more: it must not be taken. The end of its own prompt is read again, from where blocks are given back."""
+    llm = engine(squeeze([160] * LAYERS if per_prompt else BUDGETS, per_prompt=per_prompt), enable_prefix_caching=True)
+    (prompt,) = draw((300,), seed=27)
+    (reply,) = generate(llm, [prompt], TOKENS)
+    generate(llm, [prompt + reply], 1)
+    scheduler, replies, held = scheduler_of(llm), {}, {}
+    for step, _ in enumerate(stepped(llm, [prompt], TOKENS, replies)):
+        held[step] = [sorted(own) for own in held_blocks(llm).values()]
+        if step == TOKENS - 10:
+            request = scheduler.running.pop()
+            scheduler._preempt_request(request, 0.0)
+    assert request.num_preemptions == 1
+    assert replies[0] == reply
+    assert held[TOKENS - 4] == held[TOKENS - 12]
+    if not per_prompt:
+        assert_greedy(told_by_masks(model, prompt, reply, layers_of(BUDGETS, 4), windowed=False), reply)
 
 
 @pytest.mark.parametrize("prefill", ["full", "windowed"])

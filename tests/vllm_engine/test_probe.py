@@ -84,6 +84,16 @@ def test_tokens_equal_the_librarys(engine, model, policy):
     assert [plans[index] for index in range(len(prompts))] == told
 
 
+def test_prompts_about_as_long_as_a_piece(engine, model):
+    """None to repeat, one piece or more, read in parts of one, whole blocks or one token; and answers of one token."""
+    lengths = (1, 2, 31, 32, 33, 39, 40, 41, 64, 72, 73, 160, 161)
+    llm, prompts = engine(probe(), **{**PIECES, "max_num_batched_tokens": 16}), prompts_of(lengths, seed=36)
+    for tokens in (TOKENS, 1):
+        for prompt, reply in zip(prompts, generate(llm, prompts, tokens), strict=True):
+            assert_greedy(told_by_probe(model, "h2o", prompt, reply)[0], reply)
+    assert not held_blocks(llm)
+
+
 def test_blocks_held_are_the_plans_at_every_step(engine):
     """The same for each prompt, its own blocks while it is read, and none is left, also of one that is cancelled."""
     llm = engine(probe(), **PIECES)

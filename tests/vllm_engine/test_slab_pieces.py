@@ -142,6 +142,31 @@ def test_more_requests_than_fit(engine, model):
     assert not held_blocks(llm)
 
 
+@pytest.mark.parametrize("options", [{**PIECES, "enable_prefix_caching": True}, WHOLE], ids=["pieces", "whole"])
+def test_samples_of_one_request(engine, model, options):
+    """Each reads and cuts the prompt for itself, and is as likely as the library says; a seed says the same again."""
+    from vllm import SamplingParams
+
+    llm, (prompt,) = engine(slab("tova", HEADS), **{**PIECES, **options}), draw((150,), seed=31)
+    seed = 5 if options is WHOLE else None  # vLLM's CPU build cannot have one for a prompt that is read in pieces
+    params = SamplingParams(n=3, seed=seed, temperature=0.9, max_tokens=TOKENS, ignore_eos=True, detokenize=False,
+                            logprobs=0)  # fmt: skip
+
+    def sampled():
+        (out,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+        return [list(one.token_ids) for one in out.outputs], [one.logprobs for one in out.outputs]
+
+    replies, given = sampled()
+    assert len({*map(tuple, replies)}) == 3
+    for reply, rows in zip(replies, given, strict=True):
+        told = told_by_the_library(model, "tova", prompt, reply, HEADS).log_softmax(-1)
+        for index, token in enumerate(reply):
+            assert rows[index][token].logprob == pytest.approx(told[index, token].item(), abs=1e-3)
+    if seed is not None:
+        assert sampled()[0] == replies
+    assert not held_blocks(llm)
+
+
 class Last(Scored):
     """A policy of somebody's own that looks at several queries."""
 
