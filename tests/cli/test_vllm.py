@@ -163,7 +163,7 @@ def test_a_key_is_no_argument_of_the_server(squeeze, tmp_path, monkeypatch, give
         def __init__(self, command, env, **how):
             started.append((command, env))
 
-        def wait(self):
+        def wait(self, timeout=None):
             return 0
 
         def poll(self):

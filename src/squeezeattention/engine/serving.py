@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from types import FrameType
@@ -18,7 +20,8 @@ _OURS = ("--additional-config", "--model", "--host", "--port", "--api-key", "--b
 _NO_PREFIXES = "--no-enable-prefix-caching"
 #: Where vLLM looks for the key that clients have to send.
 API_KEY = "VLLM_API_KEY"
-_GRACE = 30.0  # seconds that the server has to end
+_GRACE = 30.0  # seconds that the server has to end ...
+_LOOK = 1.0  # ... and between two looks whether it has
 
 
 def server_command(
@@ -59,7 +62,8 @@ def check_installed() -> None:
 
 
 def run_server(command: Sequence[str], host: str, api_key: str | None = None) -> int:
-    """Run it until it ends; Ctrl-C and SIGTERM are passed on, and it may finish what it is doing. Its exit code.
+    """Run it until it ends, and return its exit code. Ctrl-C and SIGTERM are passed on, and it has half a minute to
+    finish what it is doing; a second one, or the end of that time, ends it and its processes at once.
 
     ``api_key`` goes through the environment: all users of a machine can read the arguments of a process.
     """
@@ -71,13 +75,23 @@ def run_server(command: Sequence[str], host: str, api_key: str | None = None) ->
     # A group of its own: a Ctrl-C at the terminal reaches the server once, from here.
     server = subprocess.Popen(list(command), env=environment, start_new_session=True)
 
+    asked: list[float] = []  # when it was told to end
+
     def pass_on(number: int, frame: FrameType | None) -> None:
         if server.poll() is None:
-            server.send_signal(number)
+            asked.append(time.monotonic())
+            if len(asked) == 1:
+                server.send_signal(number)
+            else:
+                _kill(server)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return server.wait()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return server.wait(_LOOK)
+            if asked and time.monotonic() - asked[0] > _GRACE:
+                _kill(server)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -86,4 +100,10 @@ def run_server(command: Sequence[str], host: str, api_key: str | None = None) ->
             try:
                 server.wait(_GRACE)
             except subprocess.TimeoutExpired:
-                server.kill()
+                _kill(server)
+
+
+def _kill(server: subprocess.Popen[bytes]) -> None:
+    """End a server and whatever it started, which is its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
