@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from ..allocators import name_or_plan
 from ..engine import BlockPlan, EngineSettings, Forecast, PromptPlanner
-from ..engine.head_plans import HeadPlanner
 from ..engine.lanes import MOST_GROUPS, lanes_of_all, lanes_without_waste
 from ..engine.prompts import RULE, PerPrompt
 from ..engine.settings import SINKS
@@ -22,6 +21,9 @@ from .inputs import check_target, load_config, load_model
 from .observing import Recipe
 from .stability import ranges
 from .texts import Texts
+
+if TYPE_CHECKING:  # it needs torch, and --help must not wait for it
+    from ..engine.head_plans import HeadPlanner
 
 app = typer.Typer(no_args_is_help=True)
 
