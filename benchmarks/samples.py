@@ -7,6 +7,7 @@ sampling`` measures them all.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from squeezeattention.signals import SIGNALS, Replay
 
@@ -27,8 +28,14 @@ class LastQuarter(Replay):
         return [begin + start for start in super().starts(tokens - begin)]
 
 
-for pieces, length in SIZES:
-    SIGNALS.register(f"replay-{pieces}x{length}", partial(Replay, pieces=pieces, length=length), replace=True)
-for name, given in OTHERS.items():
-    SIGNALS.register(f"replay-{name}", partial(Replay, **given), replace=True)  # type: ignore[arg-type]
-SIGNALS.register(f"replay-{LAST}", LastQuarter, replace=True)
+def register() -> None:
+    """Make them known by name."""
+    for pieces, length in SIZES:
+        SIGNALS.register(f"replay-{pieces}x{length}", partial(Replay, pieces=pieces, length=length))
+    for name, given in OTHERS.items():
+        SIGNALS.register(f"replay-{name}", partial(Replay, **given))  # type: ignore[arg-type]
+    SIGNALS.register(f"replay-{LAST}", LastQuarter)
+
+
+if __name__ != Path(__file__).stem:  # included; who imports it wants names alone
+    register()
