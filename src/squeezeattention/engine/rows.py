@@ -31,3 +31,9 @@ def prompt_slots(table: torch.Tensor, tokens: int, cache: torch.Tensor) -> torch
     at = torch.arange(tokens, device=table.device)
     block = table[torch.div(at, size, rounding_mode="floor")] * (heads * size)
     return block + at % size + torch.arange(heads, device=table.device)[:, None] * size
+
+
+def read_prompt(cache: torch.Tensor, lies: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values ``[1, H, N, D]`` of a prompt that lies in slots int64 ``[H, N]``: copies."""
+    keys, values = read(cache, lies.flatten(), dtype)
+    return keys.view(1, *lies.shape, -1), values.view(1, *lies.shape, -1)

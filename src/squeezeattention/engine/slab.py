@@ -39,7 +39,7 @@ from ..policies import EvictionPolicy, LayerView, Scored
 from ..policies.scored import SURE, scores_of
 from .beside import Beside
 from .places import Places, PlacesByRoom
-from .rows import prompt_slots, read, write
+from .rows import prompt_slots, read, read_prompt, write
 
 #: Tokens of a prompt -> places of each KV head.
 Rooms = Callable[[int], Sequence[int]]
@@ -192,7 +192,7 @@ class SlabLayer:
                 "step: please report this"
             )
         if start and piece.lies is not None:
-            k, v = (part.view(1, heads, stop, -1) for part in read(cache, piece.lies.flatten(), key.dtype))
+            k, v = read_prompt(cache, piece.lies, key.dtype)
         at = torch.arange(stop, device=query.device)
         visibility = Visibility(at[None, start:], at[None, None], None, fresh=not start, ragged=False, ordered=True)
         wanted = heads if self.policy.needs_scores else None
@@ -224,9 +224,7 @@ class SlabLayer:
         self._prepare(cache)
         lies = prompt_slots(table, prompt, cache)
         whole = LayerStore()
-        whole.keys, whole.values = (
-            part.view(1, len(lies), prompt, -1) for part in read(cache, lies.flatten(), cache.dtype)
-        )
+        whole.keys, whole.values = read_prompt(cache, lies, cache.dtype)
         whole.positions, whole.used = torch.arange(prompt, device=cache.device)[None, None], prompt
         whole.scores = self._uncut.pop(request)
         self._keep(whole, cache, slab, begin, rooms)
@@ -248,9 +246,7 @@ class SlabLayer:
     ) -> torch.Tensor:
         """Attention ``[k * m, Hq, D]`` of pieces that are read again: over the whole prompt, and each over its own."""
         lies, pieces = prompt_slots(given.table, given.prompt, cache), len(given.columns)
-        held_key, held_value = (
-            part.view(1, len(lies), given.prompt, -1) for part in read(cache, lies.flatten(), key.dtype)
-        )
+        held_key, held_value = read_prompt(cache, lies, key.dtype)
         q, k, v = (part.unflatten(0, (pieces, -1)).transpose(1, 2) for part in (query, key, value))
         at = torch.arange(given.prompt + q.shape[2], device=query.device)
         out, received = attend_replayed(
